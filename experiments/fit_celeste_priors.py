@@ -1,4 +1,4 @@
-"""Fit the priors of the Celeste model to Stripe-82 co-add catalogues and write ``models/celeste_priors.json``.
+"""Fit the priors of the Celeste model to Stripe-82 co-add catalogues: ``models/celeste_priors.json``.
 
 The co-add is about two magnitudes deeper than one SDSS field, so its measurements stand for truth. Only
 derived numbers are written. What is fitted to which rows (``_CUTS``):
@@ -7,8 +7,9 @@ derived numbers are written. What is fitted to which rows (``_CUTS``):
 * colours: 16 < r < 21.5. Eight Gaussians per type by *extreme deconvolution* (Bovy, Hogg & Roweis 2011,
   Ann. Appl. Stat. 5, 1657), with the flux errors of the co-add's depth (Annis et al. 2014, ApJ 794, 120).
   A flux below its error is taken as its error, uncertain by a factor e: u drop-outs stay in, as faint in u.
-* shapes: galaxies, 15 < r < 21, where Photo measures them well. Photo pins deVaucouleurs fractions to 0 and 1:
-  the Beta is fitted to intervals, so those rows say "below .01" and "above .99".
+  Ratios of adjacent bands beyond e^3.5 are failures of the measurement and left out.
+* shapes: galaxies, 15 < r < 21, where Photo measures them well. Photo pins deVaucouleurs fractions to 0 and
+  1: the Beta is fitted to intervals, so those rows say "below .01" and "above .99".
 
 Radii are Photo's: half-light, along the major axis. Galaxies beyond 8 arcsec are halos of bright stars.
 """
@@ -25,6 +26,7 @@ from astropy.table import Table, vstack
 from jaxtyping import Bool, Float
 from scipy import optimize, stats
 
+from astrozoo.data import root
 from astrozoo.errors import DataError
 
 _BANDS = "ugriz"
@@ -35,6 +37,8 @@ _RADII = (0.1, 8.0)  # accepted half-light radii [arcsec]
 _FLOOR = 0.05**2  # smallest eigenvalue of a colour covariance: 5 per cent
 _CALIBRATION_ERROR = 0.03  # of every ln flux: zero points and profile mismatch
 _COMPONENTS = 8
+_STEPS = 400
+_LARGEST_COLOUR = 3.5  # of a natural-log flux ratio of adjacent bands
 
 app = typer.Typer(add_completion=False)
 
@@ -92,7 +96,7 @@ def extreme_deconvolution(
     weight = np.full(components, 1 / components)
     mean = x[rng.choice(n, components, replace=False)]
     cov = np.repeat(np.cov(x.T)[None] / 2, components, 0)
-    for _ in range(steps):
+    for _ in range(_STEPS):
         total = cov[:, None] + noise  # [k, n, d, d]
         gain = cov[:, None] @ np.linalg.inv(total)
         off = x - mean[:, None]  # [k, n, d]
@@ -151,16 +155,13 @@ def fit(paths: list[Path], seed: int = 0) -> dict[str, object]:
     for name, chosen in types.items():
         use = rows["colour"] & chosen
         x, noise = _colours(flux[use], np.where(star, 0.0, radius)[use])
-        weight, mean, cov = extreme_deconvolution(x, noise, _COMPONENTS, seed)
+        sane = (np.abs(x) < _LARGEST_COLOUR).all(1)
+        weight, mean, cov = extreme_deconvolution(x[sane], noise[sane], _COMPONENTS, seed)
         weight = np.append(weight[:-1].round(6), 1 - weight[:-1].round(6).sum())
         colour[name] = {"weights": weight, "means": mean, "covariances": cov}
     shape = rows["shape"] & ~star
-    counts = {
-        f"{k} {t}": int((rows[k] & types[t]).sum())
-        for k in rows
-        for t in types
-        if (k, t) != ("shape", "star")
-    }
+    counts = {f"{k} {t}": int((rows[k] & types[t]).sum()) for k in ("flux", "colour") for t in types}
+    counts["shape galaxy"] = int(shape.sum())
     prior = {
         "bands": list(_BANDS),
         "reference_band": "r",
@@ -171,7 +172,7 @@ def fit(paths: list[Path], seed: int = 0) -> dict[str, object]:
         "dev_fraction": _beta(dev[shape], 0.01, 0.99),
         "axis_ratio": _beta(ratio[shape], 0.06, 0.99),
         "angle": "uniform on [0, pi)",
-        "units": "flux [nMgy]; colour k = ln(flux[k+1] / flux[k]); half-light radius along the major axis [arcsec]",
+        "units": "flux nMgy; colour k = ln(flux[k+1] / flux[k]); half-light radius along major axis [arcsec]",
         "source": f"experiments/fit_celeste_priors.py, SDSS Stripe-82 co-add catalogues (rows: {counts}); "
         f"r limits [mag] {_CUTS}; colours by extreme deconvolution, eigenvalue floor {_FLOOR:g}",
     }
@@ -180,11 +181,16 @@ def fit(paths: list[Path], seed: int = 0) -> dict[str, object]:
 
 @app.command(epilog="Example: python experiments/fit_celeste_priors.py --catalogs shared/data/sdss/catalogs")
 def main(
-    catalogs: Annotated[Path, typer.Option(help="Folder with coadd_*.fit* catalogues.")],
+    catalogs: Annotated[Path | None, typer.Option(help="Folder with coadd_*.fit* catalogues.")] = None,
     out: Annotated[Path, typer.Option(help="Where to write.")] = Path("models/celeste_priors.json"),
     seed: Annotated[int, typer.Option(help="Of the mixture's start.")] = 0,
 ) -> None:
     """Fit the priors of the Celeste model to co-add catalogues."""
+    if catalogs is None:
+        data = root()
+        if data is None:
+            raise typer.BadParameter("no local survey data (ASTROZOO_DATA): give --catalogs")
+        catalogs = data / "sdss" / "catalogs"
     prior = fit(sorted(catalogs.glob("coadd_*.fit*")), seed)
     temporary = out.with_suffix(".tmp")
     temporary.write_text(json.dumps(prior, indent=1) + "\n")
