@@ -1,0 +1,194 @@
+"""Calibrated survey images in electrons: what every image model of the zoo is given.
+
+Pixel convention, everywhere in astrozoo: ``x`` is the column and ``y`` the row, 0-based, and integer
+coordinates are the *centres* of pixels. ``array[y, x]`` is the pixel centred on ``(x, y)``. FITS headers
+count from 1; :mod:`astropy.wcs` is always called with ``origin=0``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+from astropy.wcs import WCS
+from jaxtyping import Bool, Float
+
+from astrozoo.errors import InputError
+
+__all__ = ["Field", "GaussianMixture", "Image", "Psf", "crop", "reference_image"]
+
+
+@dataclass(frozen=True)
+class GaussianMixture:
+    """A PSF as a sum of Gaussians, normalised to one.
+
+    Args:
+        weights: sum to 1.
+        means: (x, y) of each component relative to the source [px].
+        covariances: [px^2], rows and columns ordered (x, y).
+        residual: rms of (stamp - mixture) over the stamp's peak; 0 where the mixture is the definition.
+    """
+
+    weights: Float[np.ndarray, "component"]
+    means: Float[np.ndarray, "component 2"]
+    covariances: Float[np.ndarray, "component 2 2"]
+    residual: float = 0.0
+
+
+class Psf(Protocol):
+    """A point-spread function that may vary over the image."""
+
+    def stamp(self, x: float, y: float) -> Float[np.ndarray, "n n"]:
+        """The PSF at pixel (x, y), centred on the central pixel of an odd-sized stamp, summing to 1."""
+        ...
+
+    def mixture(self, x: float, y: float) -> GaussianMixture:
+        """The PSF at pixel (x, y) as a Gaussian mixture."""
+        ...
+
+
+@dataclass(frozen=True)
+class Image:
+    """One exposure in one band.
+
+    A pixel's model is ``counts ~ Poisson(sky + calibration * flux)``. Read noise of variance R enters as a
+    shifted Poisson: readers add R to both ``counts`` and ``sky``, which matches the first two moments.
+
+    Args:
+        band: filter name.
+        counts: electrons, sky included.
+        sky: electrons expected without any source (sky and read-noise variance).
+        calibration: electrons per nanomaggy.
+        valid: True where the pixel may be used.
+        saturated: True where the detector saturated (never valid).
+        wcs: celestial WCS of this array.
+        psf: point-spread function in this array's pixel coordinates.
+        name: shown in messages and reports.
+    """
+
+    band: str
+    counts: Float[np.ndarray, "y x"]
+    sky: Float[np.ndarray, "y x"]
+    calibration: Float[np.ndarray, "y x"]
+    valid: Bool[np.ndarray, "y x"]
+    saturated: Bool[np.ndarray, "y x"]
+    wcs: WCS
+    psf: Psf
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        shape = self.counts.shape
+        for label in ("sky", "calibration", "valid", "saturated"):
+            got = getattr(self, label).shape
+            if got != shape:
+                raise InputError(
+                    f"image {self.name or self.band!r}: {label}", got, f"the shape of counts, {shape}"
+                )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return self.counts.shape[0], self.counts.shape[1]
+
+    @property
+    def nanomaggies(self) -> Float[np.ndarray, "y x"]:
+        """Sky-subtracted surface brightness [nanomaggies per pixel]."""
+        return (self.counts - self.sky) / self.calibration
+
+    def crop(self, rows: slice, columns: slice) -> Image:
+        """The part of the image inside ``rows`` and ``columns`` (views, not copies)."""
+        y0, y1, _ = rows.indices(self.shape[0])
+        x0, x1, _ = columns.indices(self.shape[1])
+        if y1 <= y0 or x1 <= x0:
+            raise InputError(
+                "crop", f"rows {y0}:{y1}, cols {x0}:{x1}", f"a box that overlaps the {self.shape} image"
+            )
+        box = (slice(y0, y1), slice(x0, x1))
+        return replace(
+            self,
+            counts=self.counts[box],
+            sky=self.sky[box],
+            calibration=self.calibration[box],
+            valid=self.valid[box],
+            saturated=self.saturated[box],
+            wcs=self.wcs[box],
+            psf=_ShiftedPsf(self.psf, x0, y0),
+        )
+
+
+@dataclass(frozen=True)
+class _ShiftedPsf:
+    """A PSF seen from a cropped array whose pixel (0, 0) was (x0, y0)."""
+
+    psf: Psf
+    x0: int
+    y0: int
+
+    def stamp(self, x: float, y: float) -> Float[np.ndarray, "n n"]:
+        return self.psf.stamp(x + self.x0, y + self.y0)
+
+    def mixture(self, x: float, y: float) -> GaussianMixture:
+        return self.psf.mixture(x + self.x0, y + self.y0)
+
+
+@dataclass(frozen=True)
+class Field:
+    """Any number of images of one patch of sky: any bands, any epochs, each with its own WCS and PSF.
+
+    Args:
+        images: the exposures.
+        name: shown in catalogues and reports.
+        meta: provenance, strings only (survey, run, file names).
+    """
+
+    images: tuple[Image, ...]
+    name: str = "field"
+    meta: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise InputError(f"field {self.name!r}", "no images", "at least one image")
+
+    def __iter__(self) -> Iterator[Image]:
+        return iter(self.images)
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Band names in order of first appearance."""
+        return tuple(dict.fromkeys(image.band for image in self.images))
+
+
+def reference_image(images: Field, band: str = "r") -> Image:
+    """The first image of ``band``, or the first of all where the field has no such band."""
+    return next((image for image in images if image.band == band), images.images[0])
+
+
+def crop(images: Field, rows: slice, columns: slice, *, margin: int = 3) -> Field:
+    """Every image cut to one patch of sky.
+
+    Args:
+        images: the field.
+        rows: of the reference image (:func:`reference_image`), which is cut to exactly this box.
+        columns: likewise.
+        margin: the other images are cut to the same sky and this much more [px].
+
+    Raises:
+        InputError: the box misses the reference image, or the patch misses another image.
+    """
+    reference = reference_image(images)
+    patch = reference.crop(rows, columns)
+    height, width = patch.shape
+    corners = np.array([[0, 0, width, width], [0, height, 0, height]]) - 0.5  # outer corners, (x, y)
+    sky = patch.wcs.all_pix2world(*corners, 0)
+    cut = []
+    for image in images:
+        if image is reference:
+            cut.append(patch)
+            continue
+        x, y = image.wcs.all_world2pix(*sky, 0)
+        low = [max(0, int(np.ceil(v.min() - 0.5 - 1e-6)) - margin) for v in (y, x)]
+        high = [max(0, int(np.floor(v.max() + 0.5 + 1e-6)) + margin) for v in (y, x)]
+        cut.append(image.crop(slice(low[0], high[0]), slice(low[1], high[1])))
+    return replace(images, images=tuple(cut))
