@@ -1,0 +1,285 @@
+"""Survey fields with known truth, drawn from the Celeste model's prior and rendered by GalSim.
+
+GalSim's own profiles and a PSF that is no sum of Gaussians: the images owe nothing to the model's renderer.
+
+Shape convention: a galaxy is a circular profile of half-light radius ``radius`` squeezed across its major
+axis, so ``radius`` is the half-light radius *along the major axis*, the minor one is ``axis_ratio * radius``
+and the circularised one ``sqrt(axis_ratio) * radius``. ``angle`` is the position angle of the major axis in
+degrees, from north through east. A galaxy's flux is ``dev_fraction`` de Vaucouleurs and the rest exponential,
+both with that one shape; the de Vaucouleurs profile ends at 8 half-light radii, as in SDSS.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import galsim
+import numpy as np
+from astropy import units
+from astropy.table import Table, vstack
+from astropy.wcs import WCS
+from jaxtyping import Float
+
+from astrozoo.data.images import Field, Image
+from astrozoo.data.psf import PixelPsf
+from astrozoo.errors import InputError
+
+__all__ = ["draw_sources", "load_priors", "simulate_field"]
+
+_SCALE = 0.396  # arcsec per pixel
+_CENTRE = (10.0, 0.5)  # (ra, dec) of a field's centre [deg]
+_DEV_TRUNCATION = 8.0  # half-light radii
+_MOFFAT_BETA = 3.5
+_STAMP = 51  # side of the PSF stamps [px]
+_REACH = 32  # a source is drawn this far out, and by 8 half-light radii more [px]
+_BLEND = (2.0, 6.0)  # distance of a blended source from its partner [px]
+_TRIES = 2000  # to place a source
+_BATCHES = 200  # to draw enough sources
+
+
+@dataclass(frozen=True)
+class _Band:
+    gain: float  # electrons per nMgy
+    sky: float  # electrons per pixel
+    read: float  # read-noise variance [electrons^2 per pixel]
+    fwhm: float  # of the PSF [arcsec]
+    shear: tuple[float, float]  # of the PSF (g1, g2)
+    shift: tuple[float, float]  # of the array against that of r [px]
+    rotation: float  # [deg], on top of the field's
+
+
+# Gain, sky and read noise: medians of SDSS run 2583, camcol 2, field 136; the rest is of the size seen there.
+_SURVEY = {
+    "u": _Band(157.0, 42.6, 42.0, 1.45, (0.03, -0.02), (5.2, 6.2), 0.02),
+    "g": _Band(920.0, 312.0, 21.4, 1.35, (0.02, 0.02), (3.3, 11.2), -0.01),
+    "r": _Band(856.0, 686.0, 21.2, 1.20, (-0.02, 0.01), (0.0, 0.0), 0.0),
+    "i": _Band(685.0, 1123.0, 168.7, 1.12, (-0.01, -0.03), (-0.1, 3.1), 0.01),
+    "z": _Band(136.0, 726.0, 26.6, 1.16, (0.01, 0.03), (1.4, 6.6), -0.02),
+}
+_FIELD_ROTATION = 20.0  # position angle of the y axis [deg]
+
+
+def load_priors() -> dict[str, Any]:
+    """The Celeste model's prior, ``models/celeste_priors.json`` (experiments/fit_celeste_priors.py)."""
+    return json.loads(files("astrozoo").joinpath("models/celeste_priors.json").read_text())
+
+
+def draw_sources(
+    n: int,
+    rng: np.random.Generator,
+    *,
+    priors: Mapping[str, Any] | None = None,
+    r_range: tuple[float, float] | None = None,
+) -> Table:
+    """Types, fluxes and shapes of ``n`` sources from the prior; no positions.
+
+    Args:
+        n: number of sources.
+        rng: source of randomness.
+        priors: as :func:`load_priors`, which is the default.
+        r_range: keep sources between these r magnitudes only (drawn again until enough). Calibration tests
+            need None: with a cut, the truth no longer follows the prior.
+
+    Returns:
+        ``is_star``, ``flux_{band}`` [nMgy], ``dev_fraction``, ``radius`` [arcsec], ``axis_ratio``, ``angle``
+        [deg, north through east]; shapes of stars are NaN.
+
+    Raises:
+        InputError: the magnitude range holds next to none of the prior's sources.
+    """
+    priors = load_priors() if priors is None else priors
+    parts: list[Table] = []
+    for _ in range(_BATCHES):
+        part = _draw(max(n, 500), rng, priors)
+        if r_range is not None:
+            r_mag = 22.5 - 2.5 * np.log10(part["flux_r"])
+            part = part[(r_mag > r_range[0]) & (r_mag < r_range[1])]
+        parts.append(part)
+        if sum(map(len, parts)) >= n:
+            break
+    else:
+        raise InputError("r_range", r_range, "magnitudes that the prior reaches")
+    table = vstack(parts)[:n]
+    table["radius"].unit, table["angle"].unit = units.arcsec, units.deg
+    return table
+
+
+def _draw(n: int, rng: np.random.Generator, priors: Mapping[str, Any]) -> Table:
+    star = rng.random(n) < priors["prob_star"]
+    log_flux = np.empty((n, len(priors["bands"])))
+    reference = priors["bands"].index(priors["reference_band"])
+    for kind, rows in (("star", np.flatnonzero(star)), ("galaxy", np.flatnonzero(~star))):
+        flux, colour = priors["log_flux"][kind], priors["colour"][kind]
+        weights = np.array(colour["weights"])
+        component = rng.choice(len(weights), size=len(rows), p=weights / weights.sum())
+        noise = rng.standard_normal((len(rows), log_flux.shape[1] - 1))
+        root = np.linalg.cholesky(np.array(colour["covariances"]))
+        step = np.array(colour["means"])[component] + np.einsum("nij,nj->ni", root[component], noise)
+        chain = np.concatenate([np.zeros((len(rows), 1)), np.cumsum(step, axis=1)], axis=1)
+        brightness = rng.normal(flux["mean"], flux["sd"], len(rows))
+        log_flux[rows] = brightness[:, None] + chain - chain[:, reference, None]
+    size, dev, ratio = priors["log_radius_arcsec"], priors["dev_fraction"], priors["axis_ratio"]
+    shapes = {
+        "dev_fraction": rng.beta(dev["a"], dev["b"], n),
+        "radius": np.exp(rng.normal(size["mean"], size["sd"], n)),
+        "axis_ratio": rng.beta(ratio["a"], ratio["b"], n),
+        "angle": rng.uniform(0.0, 180.0, n),
+    }
+    table = Table({"is_star": star})
+    for j, band in enumerate(priors["bands"]):
+        table[f"flux_{band}"] = np.exp(log_flux[:, j])
+    for name, values in shapes.items():
+        table[name] = np.where(star, np.nan, values)
+    return table
+
+
+def simulate_field(
+    *,
+    n_sources: int | None = None,
+    seed: int,
+    shape: tuple[int, int] = (256, 256),
+    bands: Sequence[str] = "ugriz",
+    psf: str = "moffat",
+    priors: Mapping[str, Any] | None = None,
+    r_range: tuple[float, float] | None = None,
+    margin: float = 16.0,
+    min_separation: float = 0.0,
+    blend_fraction: float = 0.0,
+    sources: Table | None = None,
+) -> tuple[Field, Table]:
+    """One SDSS-like field (0.396 arcsec per pixel; sky, gain and calibration of a real one) and its truth.
+
+    Args:
+        n_sources: how many to draw.
+        seed: of positions, sources and noise.
+        shape: rows and columns of every image.
+        bands: any of "ugriz".
+        psf: "moffat" (beta 3.5) or "kolmogorov", slightly elliptical, a width of its own per band. The
+            images' :class:`PixelPsf` holds its exact stamp (pixel included).
+        priors: see :func:`draw_sources`.
+        r_range: see :func:`draw_sources`.
+        margin: positions keep this far from the r image's edges [px].
+        min_separation: positions keep this far from each other [px] (not those of blended pairs).
+        blend_fraction: the share of sources put 2 to 6 pixels from another one.
+        sources: draw these, with positions if they have ``x`` and ``y``, in place of new ones.
+
+    Returns:
+        The field, and :func:`draw_sources`'s table with ``ra``, ``dec`` [deg] and ``x``, ``y`` [px, 0-based,
+        pixel centres are integers] in the r band.
+
+    Raises:
+        InputError: an unknown band or PSF, neither or both of ``n_sources`` and ``sources``, or no room for
+            so many sources that far apart.
+    """
+    unknown = [band for band in bands if band not in _SURVEY]
+    if unknown or not bands:
+        raise InputError("bands", repr(bands), f"some of {''.join(_SURVEY)}")
+    if psf not in ("moffat", "kolmogorov"):
+        raise InputError("psf", psf, "'moffat' or 'kolmogorov'")
+    if (n_sources is None) == (sources is None):
+        raise InputError("n_sources and sources", "both" if sources is not None else "neither", "one of them")
+    rng = np.random.default_rng(seed)
+    if sources is None:
+        sources = draw_sources(n_sources or 0, rng, priors=priors, r_range=r_range)
+    truth = sources.copy()
+    if "x" not in truth.colnames:
+        x, y = _positions(len(truth), rng, shape, margin, min_separation, blend_fraction).T
+        truth["x"], truth["y"] = x, y
+    truth["ra"], truth["dec"] = _wcs("r", shape).pixel_to_world_values(truth["x"], truth["y"])
+    images = tuple(_render(band, truth, shape, psf, rng) for band in bands)
+    meta = {"simulator": f"GalSim {galsim.__version__}", "psf": psf, "seed": str(seed)}
+    return Field(images, name=f"simulated-{seed}", meta=meta), truth
+
+
+def _positions(
+    n: int, rng: np.random.Generator, shape: tuple[int, int], margin: float, apart: float, blends: float
+) -> Float[np.ndarray, "n 2"]:
+    low, high = np.full(2, margin), np.array(shape[::-1]) - 1 - margin
+    if (high <= low).any():
+        raise InputError("margin", f"{margin} px", f"less than half of the {shape} image")
+    xy = np.empty((0, 2))
+    paired = rng.random(n) < blends
+    for i in range(n):
+        for _ in range(_TRIES):
+            if paired[i] and i:
+                angle, distance = rng.uniform(0, 2 * np.pi), rng.uniform(*_BLEND)
+                new = xy[rng.integers(i)] + distance * np.array([np.cos(angle), np.sin(angle)])
+                free = True
+            else:
+                new = rng.uniform(low, high)
+                free = i == 0 or np.hypot(*(xy - new).T).min() >= apart
+            if free and (new >= low).all() and (new <= high).all():
+                break
+        else:
+            raise InputError("min_separation", f"{apart} px for {n} sources", f"room in a {shape} image")
+        xy = np.vstack([xy, new])
+    return xy
+
+
+def _wcs(band: str, shape: tuple[int, int]) -> WCS:
+    """A TAN WCS with east to the left when north is up, turned by the field's and the band's angle."""
+    turn = np.deg2rad(_FIELD_ROTATION + _SURVEY[band].rotation)
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+    wcs.wcs.crval = _CENTRE
+    wcs.wcs.crpix = (np.array(shape[::-1]) + 1) / 2 + _SURVEY[band].shift
+    cos, sin = np.cos(turn), np.sin(turn)
+    wcs.wcs.cd = _SCALE / 3600 * np.array([[-cos, sin], [sin, cos]])
+    wcs.wcs.set()
+    return wcs
+
+
+def _optics(band: str, psf: str) -> galsim.GSObject:
+    """The PSF of a band in pixel units, without the pixel."""
+    width, (g1, g2) = _SURVEY[band].fwhm / _SCALE, _SURVEY[band].shear
+    if psf == "moffat":
+        return galsim.Moffat(beta=_MOFFAT_BETA, fwhm=width).shear(g1=g1, g2=g2)
+    return galsim.Kolmogorov(fwhm=width).shear(g1=g1, g2=g2)
+
+
+def _profile(row: Table.Row, local: galsim.JacobianWCS) -> galsim.GSObject:
+    """A source of unit flux in pixel units; ``local`` maps pixels to (east, north) [arcsec]."""
+    if row["is_star"]:
+        return galsim.DeltaFunction()
+    radius, ratio, dev = float(row["radius"]), float(row["axis_ratio"]), float(row["dev_fraction"])
+    bulge = galsim.DeVaucouleurs(half_light_radius=radius, trunc=_DEV_TRUNCATION * radius, flux=dev)
+    disk = galsim.Exponential(half_light_radius=radius, flux=1 - dev)
+    # GalSim's shear keeps the area: the major axis has grown by 1 / sqrt(ratio).
+    turn = galsim.Shear(q=ratio, beta=(90.0 - float(row["angle"])) * galsim.degrees)
+    return local.profileToImage((bulge + disk).dilate(np.sqrt(ratio)).shear(turn)).withFlux(1.0)
+
+
+def _render(band: str, truth: Table, shape: tuple[int, int], psf: str, rng: np.random.Generator) -> Image:
+    survey, wcs, optics = _SURVEY[band], _wcs(band, shape), _optics(band, psf)
+    (a, b), (c, d) = wcs.wcs.cd * 3600
+    local = galsim.JacobianWCS(a, b, c, d)
+    canvas = galsim.ImageD(shape[1], shape[0], xmin=0, ymin=0, scale=1.0, init_value=0.0)
+    x, y = wcs.world_to_pixel_values(truth["ra"], truth["dec"])
+    for row, px, py in zip(truth, x, y, strict=True):
+        reach = _REACH if row["is_star"] else _REACH + _DEV_TRUNCATION * float(row["radius"]) / _SCALE
+        edges = (px - reach, px + reach, py - reach, py + reach)
+        box = galsim.BoundsI(*(round(edge) for edge in edges)) & canvas.bounds
+        if not box.isDefined():
+            continue
+        electrons = float(row[f"flux_{band}"]) * survey.gain
+        model = galsim.Convolve(_profile(row, local), optics).withFlux(electrons)
+        model.drawImage(canvas[box], center=galsim.PositionD(px, py), add_to_image=True)
+    expected = np.maximum(canvas.array, 0.0) + survey.sky  # FFTs ring by a millionth of the peak
+    read = survey.read
+    counts = rng.poisson(expected) + rng.normal(read, np.sqrt(read), shape)
+    stamp = optics.drawImage(nx=_STAMP, ny=_STAMP, scale=1.0, dtype=float).array
+    return Image(
+        band=band,
+        counts=counts,
+        sky=np.full(shape, survey.sky + read),
+        calibration=np.full(shape, survey.gain),
+        valid=np.ones(shape, bool),
+        saturated=np.zeros(shape, bool),
+        wcs=wcs,
+        psf=PixelPsf(stamp),
+        name=f"simulated {band}",
+    )
