@@ -11,7 +11,9 @@ derived numbers are written. What is fitted to which rows (``_CUTS``):
 * shapes: galaxies, 15 < r < 21, where Photo measures them well. Photo pins deVaucouleurs fractions to 0 and
   1: the Beta is fitted to intervals, so those rows say "below .01" and "above .99".
 
-Radii are Photo's: half-light, along the major axis. Galaxies beyond 8 arcsec are halos of bright stars.
+Photo's half-light radii are along the major axis; ours are those of the circle of equal area. Galaxies beyond
+8 arcsec are halos of bright stars. Each component of the ellipticity (astrozoo.physics.profiles) is normal, so
+-ln(axis ratio) is Rayleigh. The position's prior is no fit but a choice: one pixel about the detection.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ _ASINH_B = (1.4e-10, 0.9e-10, 1.2e-10, 1.8e-10, 7.4e-10)  # Lupton et al. 1999: 
 _DEPTH = (23.9, 25.1, 24.6, 24.1, 22.8)  # 5-sigma point-source depth of the co-add [mag], Annis et al. 2014
 _CUTS = {"flux": (15.0, 22.5), "colour": (16.0, 21.5), "shape": (15.0, 21.0)}
 _RADII = (0.1, 8.0)  # accepted half-light radii [arcsec]
+_POSITION_SD = 0.4  # arcsec, each coordinate
 _FLOOR = 0.05**2  # smallest eigenvalue of a colour covariance: 5 per cent
 _CALIBRATION_ERROR = 0.03  # of every ln flux: zero points and profile mismatch
 _COMPONENTS = 8
@@ -168,11 +171,11 @@ def fit(paths: list[Path], seed: int = 0) -> dict[str, object]:
         "prob_star": float(star[rows["flux"]].mean()),
         "log_flux": {name: _normal(np.log(flux[rows["flux"] & chosen, 2])) for name, chosen in types.items()},
         "colour": colour,
-        "log_radius_arcsec": _normal(np.log(radius[rows["flux"] & ~star])),
+        "log_radius_arcsec": _normal(np.log(radius * np.sqrt(ratio))[rows["flux"] & ~star]),
         "dev_fraction": _beta(dev[shape], 0.01, 0.99),
-        "axis_ratio": _beta(ratio[shape], 0.06, 0.99),
-        "angle": "uniform on [0, pi)",
-        "units": "flux nMgy; colour k = ln(flux[k+1] / flux[k]); half-light radius along major axis [arcsec]",
+        "ellipticity": {"sd": float(np.sqrt(np.mean(np.log(ratio[shape]) ** 2) / 2))},
+        "position_arcsec": {"sd": _POSITION_SD},
+        "units": "flux nMgy; colour k = ln(flux[k+1] / flux[k]); radius of the circle of equal area",
         "source": f"experiments/fit_celeste_priors.py, SDSS Stripe-82 co-add catalogues (rows: {counts}); "
         f"r limits [mag] {_CUTS}; colours by extreme deconvolution, eigenvalue floor {_FLOOR:g}",
     }

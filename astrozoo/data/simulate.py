@@ -2,11 +2,10 @@
 
 GalSim's own profiles and a PSF that is no sum of Gaussians: the images owe nothing to the model's renderer.
 
-Shape convention: a galaxy is a circular profile of half-light radius ``radius`` squeezed across its major
-axis, so ``radius`` is the half-light radius *along the major axis*, the minor one is ``axis_ratio * radius``
-and the circularised one ``sqrt(axis_ratio) * radius``. ``angle`` is the position angle of the major axis in
-degrees, from north through east. A galaxy's flux is ``dev_fraction`` de Vaucouleurs and the rest exponential,
-both with that one shape; the de Vaucouleurs profile ends at 8 half-light radii, as in SDSS.
+Shapes follow :mod:`astrozoo.physics.profiles`: ``radius`` is the half-light radius of the circle of equal area
+(semi-axes ``radius / sqrt(axis_ratio)`` and ``radius * sqrt(axis_ratio)``), ``angle`` the position angle of
+the major axis, from north through east. A galaxy's flux is ``dev_fraction`` de Vaucouleurs and the rest
+exponential, both with that one shape; the de Vaucouleurs profile ends at 8 half-light radii, as in SDSS.
 """
 
 from __future__ import annotations
@@ -122,12 +121,13 @@ def _draw(n: int, rng: np.random.Generator, priors: Mapping[str, Any]) -> Table:
         chain = np.concatenate([np.zeros((len(rows), 1)), np.cumsum(step, axis=1)], axis=1)
         brightness = rng.normal(flux["mean"], flux["sd"], len(rows))
         log_flux[rows] = brightness[:, None] + chain - chain[:, reference, None]
-    size, dev, ratio = priors["log_radius_arcsec"], priors["dev_fraction"], priors["axis_ratio"]
+    size, dev, roundness = priors["log_radius_arcsec"], priors["dev_fraction"], priors["ellipticity"]
+    eta = rng.normal(0.0, roundness["sd"], (2, n))
     shapes = {
         "dev_fraction": rng.beta(dev["a"], dev["b"], n),
         "radius": np.exp(rng.normal(size["mean"], size["sd"], n)),
-        "axis_ratio": rng.beta(ratio["a"], ratio["b"], n),
-        "angle": rng.uniform(0.0, 180.0, n),
+        "axis_ratio": np.exp(-np.hypot(*eta)),
+        "angle": np.degrees(np.arctan2(eta[1], eta[0])) / 2 % 180,
     }
     table = Table({"is_star": star})
     for j, band in enumerate(priors["bands"]):
@@ -248,9 +248,8 @@ def _profile(row: Table.Row, local: galsim.JacobianWCS) -> galsim.GSObject:
     radius, ratio, dev = float(row["radius"]), float(row["axis_ratio"]), float(row["dev_fraction"])
     bulge = galsim.DeVaucouleurs(half_light_radius=radius, trunc=_DEV_TRUNCATION * radius, flux=dev)
     disk = galsim.Exponential(half_light_radius=radius, flux=1 - dev)
-    # GalSim's shear keeps the area: the major axis has grown by 1 / sqrt(ratio).
     turn = galsim.Shear(q=ratio, beta=(90.0 - float(row["angle"])) * galsim.degrees)
-    return local.profileToImage((bulge + disk).dilate(np.sqrt(ratio)).shear(turn)).withFlux(1.0)
+    return local.profileToImage((bulge + disk).shear(turn)).withFlux(1.0)
 
 
 def _render(band: str, truth: Table, shape: tuple[int, int], psf: str, rng: np.random.Generator) -> Image:

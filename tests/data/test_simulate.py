@@ -44,7 +44,7 @@ def test_bands_are_offset_by_a_few_pixels_and_psfs_differ() -> None:
 
 @pytest.mark.parametrize(("angle", "ratio"), [(0.0, 0.4), (35.0, 0.6), (120.0, 0.3)])
 def test_shape_convention(angle: float, ratio: float) -> None:
-    """An exponential's variance along the major axis is 3 h^2, h = radius / 1.6783; covariances add."""
+    """An exponential's variance along the major axis is 3 h^2; h = radius / 1.6783 / sqrt(ratio)."""
     shape, radius = (121, 121), 1.5
     kinds = {
         "star": _source(1e6, star=True),
@@ -58,7 +58,7 @@ def test_shape_convention(angle: float, ratio: float) -> None:
     to_sky = image.wcs.wcs.cd * 3600  # (x, y) -> (east, north) [arcsec]
     covariance = to_sky @ (moments["galaxy"] - moments["star"]) @ to_sky.T
     value, vector = np.linalg.eigh(covariance)
-    assert value[1] == pytest.approx(3 * (radius / 1.67835) ** 2, rel=0.02)
+    assert value[1] == pytest.approx(3 * (radius / 1.67835) ** 2 / ratio, rel=0.02)
     assert np.sqrt(value[0] / value[1]) == pytest.approx(ratio, abs=0.01)
     east, north = vector[:, 1]
     off = (np.degrees(np.arctan2(east, north)) - angle + 90) % 180 - 90
