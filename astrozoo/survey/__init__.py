@@ -1,0 +1,1 @@
+"""Models run over a whole area of sky: detection, partition, scheduling and the merged catalogue."""

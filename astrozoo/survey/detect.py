@@ -1,0 +1,327 @@
+"""Sources of a field by SEP (Source Extractor) with forced photometry: a catalogue to start from and to beat.
+
+All images are brought to the pixel grid of a reference image and averaged with inverse-variance weights;
+sources are found on the mean of all bands and measured there, in one elliptical aperture, on each band's.
+
+References:
+    Bertin & Arnouts 1996, A&AS 117, 393; Barbary 2016, JOSS 1, 58 (SEP).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import sep
+from astropy.table import Table
+from jaxtyping import Bool, Float
+from scipy.ndimage import affine_transform, binary_dilation
+
+from astrozoo.data.images import Field, Image, reference_image
+from astrozoo.errors import InputError
+
+__all__ = ["detect"]
+
+_BACKGROUND_CELL = 64  # [px]
+_KRON_FACTOR = 2.5
+_MIN_RADIUS = 3.5  # [px]; SExtractor's default PHOT_AUTOPARAMS
+_STAR_SIZE = 1.2  # a source is a star if its half-light radius is below this many times the PSF's
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """Images summed on the reference grid: nanomaggies per pixel, their variance, electrons per nanomaggy."""
+
+    flux: Float[np.ndarray, "y x"]
+    variance: Float[np.ndarray, "y x"]
+    gain: float
+
+    @property
+    def empty(self) -> Bool[np.ndarray, "y x"]:
+        return ~np.isfinite(self.variance)
+
+    @property
+    def filled(self) -> Float[np.ndarray, "y x"]:
+        """The variance with a large finite number where there are no data, as SEP wants it."""
+        return np.where(self.empty, 1e6 * self.variance[~self.empty].max(), self.variance)
+
+
+def detect(field: Field, *, threshold: float = 4.0, minimum_area: int = 4, contrast: float = 0.005) -> Table:
+    """Find and measure the sources of a field.
+
+    Saturated pixels take part in detection, with the value that the survey's pipeline left there: a masked
+    core would break a bright star into pieces. Their sources are flagged.
+
+    Args:
+        field: images that overlap on the sky.
+        threshold: signal to noise, after a matched filter of the PSF's width, above which a pixel counts.
+        minimum_area: pixels above threshold that make a source.
+        contrast: flux fraction at which a part of a blend becomes a source of its own.
+
+    Returns:
+        One row per source (none found: no rows). ``ra``, ``dec`` [deg]; ``x``, ``y`` [px] in the reference
+        image (``table.meta["reference"]``); per band b ``flux_b``, ``fluxerr_b`` [nanomaggies], in the Kron
+        ellipse; ``a``, ``b`` [px], ``theta`` [rad, from +x to +y]: second moments; ``flux_radius`` [px]: the
+        half-light radius as seen; ``half_light_radius`` [arcsec]: less the PSF's, in quadrature; ``is_star``:
+        a guess by size; ``snr``: of the sum of bands in the aperture; ``edge``, ``saturated``, ``blended``.
+
+    Raises:
+        InputError: every pixel is masked, or a threshold that is not positive.
+    """
+    if not threshold > 0:
+        raise InputError("detection threshold", threshold, "a positive signal to noise")
+    if not any(image.valid.any() for image in field):
+        raise InputError(f"field {field.name!r}", "every pixel masked", "an image with valid pixels")
+    reference = reference_image(field)
+    maps = [_affine(reference, image) for image in field]
+    bands = {
+        band: _stack(
+            [(image, m) for image, m in zip(field, maps, strict=True) if image.band == band], reference
+        )
+        for band in field.bands
+    }
+    total = _combine(list(bands.values()))
+    if total.empty.all():
+        raise InputError(
+            f"field {field.name!r}", "no valid pixel on the reference image", "overlapping images"
+        )
+    psf = _mean_psf(field, maps, reference)
+    kernel = np.maximum(psf[_middle(len(psf), 4)], 0)
+    with _roomy_sep(total.flux.size):
+        found, segments = sep.extract(
+            total.flux,
+            threshold * np.sqrt(np.sum(kernel**2)) / kernel.sum(),  # in noise of an unfiltered pixel
+            var=total.filled,
+            mask=total.empty,
+            minarea=minimum_area,
+            filter_kernel=kernel,
+            filter_type="conv",  # "matched" mixes fluxes and signal-to-noise when it deblends and cleans
+            deblend_cont=contrast,
+            segmentation_map=True,
+        )
+        table = _measure(found, segments, total, bands, psf)
+    _add_sky(table, reference)
+    saturated = _saturated_map(field, maps, reference)
+    table["edge"] = _touches(segments, _near_edge(total.empty), len(table)) | ((found["flag"] & 8) > 0)
+    table["saturated"] = _touches(segments, saturated, len(table))
+    table["blended"] = (found["flag"] & 1) > 0
+    table.meta.update(field=field.name, reference=reference.name, threshold=threshold)
+    return table
+
+
+def _affine(reference: Image, image: Image) -> tuple[Float[np.ndarray, "2 2"], Float[np.ndarray, "2"]]:
+    """(matrix, offset) of the (row, column) of ``image`` as a linear function of those of ``reference``."""
+    rows, columns = reference.shape
+    y, x = (grid.ravel() for grid in np.meshgrid(np.linspace(0, rows - 1, 5), np.linspace(0, columns - 1, 5)))
+    there_x, there_y = image.wcs.all_world2pix(*reference.wcs.all_pix2world(x, y, 0), 0)
+    design = np.column_stack([y, x, np.ones_like(x)])
+    target = np.column_stack([there_y, there_x])
+    solution = np.linalg.lstsq(design, target, rcond=None)[0]
+    miss = np.abs(design @ solution - target).max()
+    if miss > 0.1:
+        what = f"WCS of {image.name or image.band} against {reference.name or reference.band}"
+        raise InputError(
+            what, f"{miss:.2g} px from linear", "images that differ by a shift, scale and rotation"
+        )
+    return solution[:2].T, solution[2]
+
+
+def _warp(array: np.ndarray, to_image: tuple[np.ndarray, np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+    """Bilinear resampling on the reference grid; zero outside."""
+    matrix, offset = to_image
+    return affine_transform(np.asarray(array, float), matrix, offset, output_shape=shape, order=1)
+
+
+def _stack(pairs: list[tuple[Image, tuple[np.ndarray, np.ndarray]]], reference: Image) -> _Stack:
+    """Inverse-variance-weighted mean of the images of one band.
+
+    Bilinear resampling lowers the variance of a pixel but correlates it with its neighbours: over an aperture
+    the two cancel, so the variance carried along is that of the original pixels.
+    """
+    weighted, weight, gain = 0.0, 0.0, 0.0
+    for image, to_image in pairs:
+        usable = image.valid | image.saturated
+        if not usable.any():
+            continue
+        flux = image.nanomaggies - _background(image)
+        inverse = np.where(usable, image.calibration**2 / image.sky, 0.0)
+        area = abs(np.linalg.det(to_image[0]))  # image pixels per reference pixel: scales flux and variance
+        weighted = weighted + _warp(inverse * np.where(usable, flux, 0), to_image, reference.shape)
+        weight = weight + _warp(inverse, to_image, reference.shape) / area
+        gain += float(np.median(image.calibration))
+    if np.ndim(weight) == 0:
+        return _Stack(np.zeros(reference.shape), np.full(reference.shape, np.inf), 1.0)
+    covered = weight > 1e-3 * weight.max()
+    flux = np.divide(weighted, weight, out=np.zeros(reference.shape), where=covered)
+    return _Stack(flux, np.divide(1, weight, out=np.full(reference.shape, np.inf), where=covered), gain)
+
+
+def _combine(stacks: list[_Stack]) -> _Stack:
+    weights = [
+        np.divide(1, stack.variance, where=~stack.empty, out=np.zeros_like(stack.flux)) for stack in stacks
+    ]
+    weight = sum(weights)
+    covered = weight > 0
+    flux = np.zeros_like(weight)
+    np.divide(sum(w * s.flux for w, s in zip(weights, stacks, strict=True)), weight, out=flux, where=covered)
+    variance = np.divide(1, weight, out=np.full_like(weight, np.inf), where=covered)
+    return _Stack(flux, variance, sum(stack.gain for stack in stacks))
+
+
+def _background(image: Image) -> Float[np.ndarray, "y x"]:
+    """What the survey's own sky left behind [nanomaggies], where it is more than noise can explain."""
+    flux = np.where(image.valid, image.nanomaggies, 0)
+    found = sep.Background(flux, mask=~image.valid, bw=_BACKGROUND_CELL, bh=_BACKGROUND_CELL)
+    noise = np.sqrt(np.median(image.sky[image.valid] / image.calibration[image.valid] ** 2))
+    return found.back() if np.abs(found.back()).max() > 0.1 * noise else np.zeros(image.shape)
+
+
+def _mean_psf(
+    field: Field, maps: list[tuple[np.ndarray, np.ndarray]], reference: Image
+) -> Float[np.ndarray, "n n"]:
+    """The PSF of the sum at the middle of the field."""
+    middle = np.array([(side - 1) / 2 for side in reference.shape])
+    stamps, weights = [], []
+    for image, (matrix, offset) in zip(field, maps, strict=True):
+        if image.valid.any():
+            y, x = matrix @ middle + offset
+            stamps.append(image.psf.stamp(float(x), float(y)))
+            weights.append(np.median((image.calibration**2 / image.sky)[image.valid]))
+    size = min(len(stamp) for stamp in stamps)
+    return np.average([stamp[_middle(len(stamp), size // 2)] for stamp in stamps], axis=0, weights=weights)
+
+
+def _middle(size: int, half: int) -> tuple[slice, slice]:
+    low = max(0, size // 2 - half)
+    return slice(low, size - low), slice(low, size - low)
+
+
+@contextmanager
+def _roomy_sep(pixels: int) -> Iterator[None]:
+    """SEP's limits raised for a crowded image, and put back."""
+    stack, objects = sep.get_extract_pixstack(), sep.get_sub_object_limit()
+    sep.set_extract_pixstack(max(stack, pixels))
+    sep.set_sub_object_limit(max(objects, 8192))
+    try:
+        yield
+    finally:
+        sep.set_extract_pixstack(stack)
+        sep.set_sub_object_limit(objects)
+
+
+def _measure(
+    found: np.ndarray,
+    segments: np.ndarray,
+    total: _Stack,
+    bands: dict[str, _Stack],
+    psf: Float[np.ndarray, "n n"],
+) -> Table:
+    """Centroids, sizes and the fluxes of every band in one Kron ellipse per source."""
+    numbers = np.arange(1, len(found) + 1, dtype=np.int32)
+    a, b, theta = (np.array(found[name]) for name in ("a", "b", "theta"))
+    b = np.maximum(np.nan_to_num(b), 0.3)
+    a = np.maximum(np.nan_to_num(a), b)
+    theta = np.clip(np.nan_to_num(theta), -np.pi / 2, np.pi / 2)
+    own = {"mask": total.empty, "segmap": segments, "seg_id": numbers}
+    seen = _half_light(psf)
+    width = np.full(len(found), seen / 1.1774)  # of the Gaussian with that half-light radius
+    x, y, _ = sep.winpos(total.flux, found["x"], found["y"], width, mask=total.empty)
+    moved = np.hypot(x - found["x"], y - found["y"]) > 1
+    x, y = np.where(moved, found["x"], x), np.where(moved, found["y"], y)
+    kron, _ = sep.kron_radius(total.flux, x, y, a, b, theta, 6.0, **own)
+    scale = _KRON_FACTOR * np.clip(np.nan_to_num(kron), 1.2, 4.0)
+    scale = np.maximum(scale, _MIN_RADIUS / np.sqrt(a * b))
+    table = Table({"x": x, "y": y})
+    for band, stack in bands.items():
+        flux, error = _aperture(stack, x, y, a, b, theta, scale, segments, numbers)
+        table[f"flux_{band}"], table[f"fluxerr_{band}"] = flux, error
+    flux, error = _aperture(total, x, y, a, b, theta, scale, segments, numbers)
+    radius, _ = sep.flux_radius(
+        total.flux, x, y, scale * a, 0.5, normflux=np.maximum(flux, 1e-12), subpix=5, **own
+    )
+    table["a"], table["b"], table["theta"] = found["a"], found["b"], theta
+    table["flux_radius"] = radius
+    table["half_light_radius"] = np.sqrt(np.maximum(radius**2 - seen**2, 0))
+    table["is_star"] = radius < _STAR_SIZE * seen
+    table["snr"] = flux / error
+    return table
+
+
+def _aperture(
+    stack: _Stack,
+    x: np.ndarray,
+    y: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    theta: np.ndarray,
+    scale: np.ndarray,
+    segments: np.ndarray,
+    numbers: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Flux and error in the ellipse ``scale * (a, b, theta)``; pixels of neighbours are left out."""
+    if stack.empty.all():
+        return np.full(len(x), np.nan), np.full(len(x), np.nan)
+    flux, error, _ = sep.sum_ellipse(
+        stack.flux,
+        x,
+        y,
+        a,
+        b,
+        theta,
+        scale,
+        var=stack.filled,
+        mask=stack.empty,
+        gain=stack.gain,
+        subpix=5,
+        segmap=segments,
+        seg_id=numbers,
+    )
+    return flux, error
+
+
+def _half_light(stamp: Float[np.ndarray, "n n"]) -> float:
+    """Radius of the circle that holds half of a stamp's flux [px]."""
+    middle = np.array([len(stamp) // 2], dtype=float)
+    reach = np.array([len(stamp) / 2])
+    radius, _ = sep.flux_radius(
+        np.ascontiguousarray(stamp),
+        middle,
+        middle,
+        reach,
+        0.5,
+        normflux=stamp.sum(keepdims=True).ravel(),
+        subpix=5,
+    )
+    return float(radius[0])
+
+
+def _add_sky(table: Table, reference: Image) -> None:
+    ra, dec = (
+        reference.wcs.all_pix2world(table["x"], table["y"], 0) if len(table) else (np.zeros(0), np.zeros(0))
+    )
+    table.add_columns([ra, dec], names=["ra", "dec"], indexes=[0, 0])
+    scale = np.sqrt(abs(np.linalg.det(reference.wcs.pixel_scale_matrix))) * 3600
+    table["half_light_radius"] *= scale
+
+
+def _saturated_map(
+    field: Field, maps: list[tuple[np.ndarray, np.ndarray]], reference: Image
+) -> Bool[np.ndarray, "y x"]:
+    found = np.zeros(reference.shape, bool)
+    for image, to_image in zip(field, maps, strict=True):
+        if image.saturated.any():
+            found |= _warp(image.saturated, to_image, reference.shape) > 0
+    return found
+
+
+def _near_edge(empty: Bool[np.ndarray, "y x"]) -> Bool[np.ndarray, "y x"]:
+    """The outermost pixels that hold data, and those beside a hole."""
+    return binary_dilation(np.pad(empty, 1, constant_values=True), np.ones((3, 3)))[1:-1, 1:-1]
+
+
+def _touches(
+    segments: np.ndarray, region: Bool[np.ndarray, "y x"], sources: int
+) -> Bool[np.ndarray, "source"]:
+    return np.bincount(segments[region], minlength=sources + 1)[1:] > 0
