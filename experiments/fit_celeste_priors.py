@@ -11,9 +11,9 @@ derived numbers are written. What is fitted to which rows (``_CUTS``):
 * shapes: galaxies, 15 < r < 21, where Photo measures them well. Photo pins deVaucouleurs fractions to 0 and
   1: the Beta is fitted to intervals, so those rows say "below .01" and "above .99".
 
-Photo's half-light radii are along the major axis; ours are those of the circle of equal area. Galaxies beyond
-8 arcsec are halos of bright stars. Each component of the ellipticity (astrozoo.physics.profiles) is normal, so
--ln(axis ratio) is Rayleigh. The position's prior is no fit but a choice: one pixel about the detection.
+Photo's half-light radii are along the major axis; ours are those of the circle of equal area. Galaxies
+beyond 8 arcsec are halos of bright stars. Each component of the ellipticity (astrozoo.physics.profiles) is
+normal, so -ln(axis ratio) is Rayleigh. The position's prior is no fit but a choice: one pixel about the detection.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def fit(paths: list[Path], seed: int = 0) -> dict[str, object]:
         weight, mean, cov = extreme_deconvolution(x[sane], noise[sane], _COMPONENTS, seed)
         weight = np.append(weight[:-1].round(6), 1 - weight[:-1].round(6).sum())
         colour[name] = {"weights": weight, "means": mean, "covariances": cov}
-    shape = rows["shape"] & ~star
+    galaxy, shape = rows["flux"] & ~star, rows["shape"] & ~star
     counts = {f"{k} {t}": int((rows[k] & types[t]).sum()) for k in ("flux", "colour") for t in types}
     counts["shape galaxy"] = int(shape.sum())
     prior = {
@@ -171,7 +171,7 @@ def fit(paths: list[Path], seed: int = 0) -> dict[str, object]:
         "prob_star": float(star[rows["flux"]].mean()),
         "log_flux": {name: _normal(np.log(flux[rows["flux"] & chosen, 2])) for name, chosen in types.items()},
         "colour": colour,
-        "log_radius_arcsec": _normal(np.log(radius * np.sqrt(ratio))[rows["flux"] & ~star]),
+        "log_radius_arcsec": _normal(np.log(radius[galaxy]) + np.log(ratio[galaxy]) / 2),
         "dev_fraction": _beta(dev[shape], 0.01, 0.99),
         "ellipticity": {"sd": float(np.sqrt(np.mean(np.log(ratio[shape]) ** 2) / 2))},
         "position_arcsec": {"sd": _POSITION_SD},

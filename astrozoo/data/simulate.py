@@ -2,9 +2,9 @@
 
 GalSim's own profiles and a PSF that is no sum of Gaussians: the images owe nothing to the model's renderer.
 
-Shapes follow :mod:`astrozoo.physics.profiles`: ``radius`` is the half-light radius of the circle of equal area
-(semi-axes ``radius / sqrt(axis_ratio)`` and ``radius * sqrt(axis_ratio)``), ``angle`` the position angle of
-the major axis, from north through east. A galaxy's flux is ``dev_fraction`` de Vaucouleurs and the rest
+Shapes follow :mod:`astrozoo.physics.profiles`: ``radius`` is the half-light radius of the circle of equal
+area (semi-axes ``radius / sqrt(axis_ratio)`` and ``radius * sqrt(axis_ratio)``), ``angle`` the position angle
+of the major axis, from north through east. A galaxy's flux is ``dev_fraction`` de Vaucouleurs and the rest
 exponential, both with that one shape; the de Vaucouleurs profile ends at 8 half-light radii, as in SDSS.
 """
 
@@ -34,7 +34,7 @@ _CENTRE = (10.0, 0.5)  # (ra, dec) of a field's centre [deg]
 _DEV_TRUNCATION = 8.0  # half-light radii
 _MOFFAT_BETA = 3.5
 _STAMP = 51  # side of the PSF stamps [px]
-_REACH = 32  # a source is drawn this far out, and by 8 half-light radii more [px]
+_REACH = 32  # a source is drawn this far out, and 8 semi-major axes more [px]
 _BLEND = (2.0, 6.0)  # distance of a blended source from its partner [px]
 _TRIES = 2000  # to place a source
 _BATCHES = 200  # to draw enough sources
@@ -259,7 +259,9 @@ def _render(band: str, truth: Table, shape: tuple[int, int], psf: str, rng: np.r
     canvas = galsim.ImageD(shape[1], shape[0], xmin=0, ymin=0, scale=1.0, init_value=0.0)
     x, y = wcs.world_to_pixel_values(truth["ra"], truth["dec"])
     for row, px, py in zip(truth, x, y, strict=True):
-        reach = _REACH if row["is_star"] else _REACH + _DEV_TRUNCATION * float(row["radius"]) / _SCALE
+        reach = float(_REACH)
+        if not row["is_star"]:
+            reach += _DEV_TRUNCATION * float(row["radius"]) / np.sqrt(float(row["axis_ratio"])) / _SCALE
         edges = (px - reach, px + reach, py - reach, py + reach)
         box = galsim.BoundsI(*(round(edge) for edge in edges)) & canvas.bounds
         if not box.isDefined():
