@@ -13,7 +13,8 @@ derived numbers are written. What is fitted to which rows (``_CUTS``):
 
 Photo's half-light radii are along the major axis; ours are those of the circle of equal area. Galaxies
 beyond 8 arcsec are halos of bright stars. Each component of the ellipticity (astrozoo.physics.profiles) is
-normal, so -ln(axis ratio) is Rayleigh. The position's prior is no fit but a choice: one pixel about the detection.
+normal, so -ln(axis ratio) is Rayleigh. The position's prior is no fit but a choice: one pixel about the
+detection.
 """
 
 from __future__ import annotations
