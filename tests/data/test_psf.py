@@ -1,0 +1,81 @@
+import galsim
+import numpy as np
+import pytest
+from astropy.io import fits
+
+from astrozoo.data.images import GaussianMixture
+from astrozoo.data.psf import EigenPsf, MixturePsf, PixelPsf, fit_mixture, mixture_stamp
+from astrozoo.data.sdss import read_field
+from astrozoo.errors import InputError
+
+MIXTURE = GaussianMixture(
+    weights=np.array([0.6, 0.3, 0.1]),
+    means=np.array([[0.02, -0.01], [-0.05, 0.1], [0.2, 0.1]]),
+    covariances=np.array([[[1.2, 0.2], [0.2, 0.9]], [[4.0, -0.5], [-0.5, 5.0]], [[20.0, 1.0], [1.0, 24.0]]]),
+)
+
+
+def test_a_mixture_is_recovered_from_its_own_stamp():
+    found = fit_mixture(mixture_stamp(MIXTURE, 61))
+    np.testing.assert_allclose(found.weights, MIXTURE.weights, atol=2e-4)
+    np.testing.assert_allclose(found.means, MIXTURE.means, atol=2e-3)
+    np.testing.assert_allclose(found.covariances, MIXTURE.covariances, rtol=5e-3, atol=5e-3)
+    assert found.residual < 1e-5
+
+
+@pytest.mark.parametrize("components", [1, 2, 3])
+def test_more_components_fit_a_moffat_better(components):
+    stamp = galsim.Moffat(beta=3.5, fwhm=3.0).drawImage(nx=41, ny=41, scale=1.0).array
+    found = fit_mixture(stamp, components)
+    assert found.weights.sum() == pytest.approx(1)
+    assert (found.weights > 0).all()
+    assert found.residual < {1: 0.02, 2: 0.003, 3: 0.0005}[components]
+
+
+@pytest.mark.parametrize("stamp", [np.ones((4, 4)), np.ones((3, 5)), -np.ones((5, 5)), np.full((5, 5), np.nan)])
+def test_a_bad_stamp_is_refused(stamp):
+    with pytest.raises(InputError, match="PSF stamp"):
+        fit_mixture(stamp)
+
+
+def test_eigen_psf_is_a_polynomial_of_position():
+    images = np.stack([mixture_stamp(MIXTURE, 21), np.eye(21)])
+    coefficients = np.zeros((2, 5, 5))
+    coefficients[0, 0, 0], coefficients[1, 1, 2] = 2.0, 0.3
+    psf = EigenPsf(images, coefficients)
+    expected = 2 * images[0] + 0.3 * 0.7005 * 0.4005**2 * images[1]
+    np.testing.assert_allclose(psf.stamp(400, 700), expected / expected.sum(), rtol=1e-12)
+
+
+def test_mixture_psf_and_pixel_psf_agree():
+    exact = MixturePsf(MIXTURE, size=61)
+    pixels = PixelPsf(exact.stamp(0, 0) * 7)
+    np.testing.assert_allclose(pixels.stamp(3, 4), exact.stamp(0, 0))
+    np.testing.assert_allclose(pixels.mixture(3, 4).weights, MIXTURE.weights, atol=1e-3)
+    assert exact.mixture(1, 2) is MIXTURE
+
+
+def test_a_grid_of_stamps_gives_the_nearest():
+    stamps = np.array([[mixture_stamp(GaussianMixture(np.ones(1), np.zeros((1, 2)), s * np.eye(2)[None]), 21)
+                        for s in (1.0, 4.0)]])  # fmt: skip
+    psf = PixelPsf(stamps, x=np.array([0.0, 100.0]), y=np.array([50.0]), components=1)
+    np.testing.assert_allclose(psf.mixture(90, 0).covariances[0], 4 * np.eye(2), atol=1e-6)
+    np.testing.assert_allclose(psf.mixture(10, 99).covariances[0], np.eye(2), atol=1e-6)
+
+
+def test_eigen_psf_equals_the_survey_s_own(sdss_folder):
+    """SDSS's read_PSF, evaluated by others: in r at row = 600.5, column = 500.5 counted from the corner."""
+    for band in "ri":
+        reference = fits.getdata(sdss_folder / f"sdss-002583-2-0136-psf-{band}.fits").astype(float)
+        psf = read_field(sdss_folder, bands=band, masks=False).images[0].psf
+        stamp = psf.stamp(500, 600)[13:38, 13:38]  # the reference is the middle of the 51x51 stamp, not normalised
+        scale = (stamp * reference).sum() / (stamp * stamp).sum()
+        assert np.abs(scale * stamp - reference).max() < 1e-6 * reference.max()
+
+
+def test_mixture_of_a_cell_serves_its_corners(sdss_folder):
+    psf = read_field(sdss_folder, bands="g", masks=False).images[0].psf
+    stamp = psf.stamp(1087, 639)
+    misfit = np.abs(mixture_stamp(psf.mixture(1087, 639), 51) - stamp).max()
+    assert misfit < 0.03 * stamp.max()
+    assert psf.mixture(1087, 639) is psf.mixture(1030, 580)
