@@ -30,13 +30,15 @@ from jaxtyping import Bool, Float
 from scipy import optimize, stats
 
 from astrozoo.data import root
-from astrozoo.errors import DataError
+from astrozoo.errors import AstrozooError, DataError
 
 _BANDS = "ugriz"
 _ASINH_B = (1.4e-10, 0.9e-10, 1.2e-10, 1.8e-10, 7.4e-10)  # Lupton et al. 1999: softening, per band
 _DEPTH = (23.9, 25.1, 24.6, 24.1, 22.8)  # 5-sigma point-source depth of the co-add [mag], Annis et al. 2014
 _CUTS = {"flux": (15.0, 22.5), "colour": (16.0, 21.5), "shape": (15.0, 21.0)}
 _RADII = (0.1, 8.0)  # accepted half-light radii [arcsec]
+# as many pure profiles as the arcsine law of Celeste's own simulations; Photo's fractions saturate with noise
+_DEV_LOGIT_SD = 2.7
 _POSITION_SD = 0.4  # arcsec, each coordinate
 _FLOOR = 0.05**2  # smallest eigenvalue of a colour covariance: 5 per cent
 _CALIBRATION_ERROR = 0.03  # of every ln flux: zero points and profile mismatch
@@ -121,19 +123,6 @@ def extreme_deconvolution(
     return weight[order], mean[order], cov[order]
 
 
-def _beta(values: Float[np.ndarray, "n"], low: float, high: float) -> dict[str, float]:
-    """Maximum-likelihood Beta where values outside [low, high] are only known to lie there."""
-    below, above = (values < low).sum(), (values > high).sum()
-    inside = values[(values >= low) & (values <= high)]
-
-    def loss(log_ab: np.ndarray) -> float:
-        beta = stats.beta(*np.exp(log_ab))
-        return -float(below * beta.logcdf(low) + above * beta.logsf(high) + beta.logpdf(inside).sum())
-
-    fit = optimize.minimize(loss, np.zeros(2), method="Nelder-Mead")
-    return dict(zip("ab", np.exp(fit.x).tolist(), strict=True))
-
-
 def _normal(log: np.ndarray) -> dict[str, float]:
     return {"mean": float(log.mean()), "sd": float(log.std(ddof=1))}
 
@@ -173,7 +162,7 @@ def fit(paths: list[Path], seed: int = 0) -> dict[str, object]:
         "log_flux": {name: _normal(np.log(flux[rows["flux"] & chosen, 2])) for name, chosen in types.items()},
         "colour": colour,
         "log_radius_arcsec": _normal(np.log(radius[galaxy]) + np.log(ratio[galaxy]) / 2),
-        "dev_fraction": _beta(dev[shape], 0.01, 0.99),
+        "dev_logit": {"sd": _DEV_LOGIT_SD},
         "ellipticity": {"sd": float(np.sqrt(np.mean(np.log(ratio[shape]) ** 2) / 2))},
         "position_arcsec": {"sd": _POSITION_SD},
         "units": "flux nMgy; colour k = ln(flux[k+1] / flux[k]); radius of the circle of equal area",
@@ -203,4 +192,7 @@ def main(
 
 
 if __name__ == "__main__":
-    app()
+    try:
+        app()
+    except AstrozooError as error:
+        raise SystemExit(f"error: {error}") from None
