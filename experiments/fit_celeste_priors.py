@@ -8,13 +8,14 @@ derived numbers are written. What is fitted to which rows (``_CUTS``):
   Ann. Appl. Stat. 5, 1657), with the flux errors of the co-add's depth (Annis et al. 2014, ApJ 794, 120).
   A flux below its error is taken as its error, uncertain by a factor e: u drop-outs stay in, as faint in u.
   Ratios of adjacent bands beyond e^3.5 are failures of the measurement and left out.
-* shapes: galaxies, 15 < r < 21, where Photo measures them well. Photo pins deVaucouleurs fractions to 0 and
-  1: the Beta is fitted to intervals, so those rows say "below .01" and "above .99".
+* radii: the rows of the flux; ellipticity: galaxies, 15 < r < 21, where Photo measures it well.
 
 Photo's half-light radii are along the major axis; ours are those of the circle of equal area. Galaxies
 beyond 8 arcsec are halos of bright stars. Each component of the ellipticity (astrozoo.physics.profiles) is
-normal, so -ln(axis ratio) is Rayleigh. The position's prior is no fit but a choice: one pixel about the
-detection.
+normal, so -ln(axis ratio) is Rayleigh.
+
+Two are choices, not fits: the position, one pixel about the detection; and the logit of the de Vaucouleurs
+fraction, because Photo's fractions are pinned to 0 and 1 by noise.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ import numpy as np
 import typer
 from astropy.table import Table, vstack
 from jaxtyping import Bool, Float
-from scipy import optimize, stats
 
 from astrozoo.data import root
 from astrozoo.errors import AstrozooError, DataError
@@ -37,8 +37,7 @@ _ASINH_B = (1.4e-10, 0.9e-10, 1.2e-10, 1.8e-10, 7.4e-10)  # Lupton et al. 1999: 
 _DEPTH = (23.9, 25.1, 24.6, 24.1, 22.8)  # 5-sigma point-source depth of the co-add [mag], Annis et al. 2014
 _CUTS = {"flux": (15.0, 22.5), "colour": (16.0, 21.5), "shape": (15.0, 21.0)}
 _RADII = (0.1, 8.0)  # accepted half-light radii [arcsec]
-# as many pure profiles as the arcsine law of Celeste's own simulations; Photo's fractions saturate with noise
-_DEV_LOGIT_SD = 2.7
+_DEV_LOGIT_SD = 2.7  # about as U-shaped as Beta(1/2, 1/2), the law of Celeste's own simulations
 _POSITION_SD = 0.4  # arcsec, each coordinate
 _FLOOR = 0.05**2  # smallest eigenvalue of a colour covariance: 5 per cent
 _CALIBRATION_ERROR = 0.03  # of every ln flux: zero points and profile mismatch

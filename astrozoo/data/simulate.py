@@ -121,10 +121,10 @@ def _draw(n: int, rng: np.random.Generator, priors: Mapping[str, Any]) -> Table:
         chain = np.concatenate([np.zeros((len(rows), 1)), np.cumsum(step, axis=1)], axis=1)
         brightness = rng.normal(flux["mean"], flux["sd"], len(rows))
         log_flux[rows] = brightness[:, None] + chain - chain[:, reference, None]
-    size, dev, roundness = priors["log_radius_arcsec"], priors["dev_fraction"], priors["ellipticity"]
+    size, dev, roundness = priors["log_radius_arcsec"], priors["dev_logit"], priors["ellipticity"]
     eta = rng.normal(0.0, roundness["sd"], (2, n))
     shapes = {
-        "dev_fraction": rng.beta(dev["a"], dev["b"], n),
+        "dev_fraction": 1 / (1 + np.exp(-rng.normal(0.0, dev["sd"], n))),
         "radius": np.exp(rng.normal(size["mean"], size["sd"], n)),
         "axis_ratio": np.exp(-np.hypot(*eta)),
         "angle": np.degrees(np.arctan2(eta[1], eta[0])) / 2 % 180,
