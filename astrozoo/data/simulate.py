@@ -5,7 +5,7 @@ GalSim's own profiles and a PSF that is no sum of Gaussians: the images owe noth
 Shapes follow :mod:`astrozoo.physics.profiles`: ``radius`` is the half-light radius of the circle of equal
 area (semi-axes ``radius / sqrt(axis_ratio)`` and ``radius * sqrt(axis_ratio)``), ``angle`` the position angle
 of the major axis, from north through east. A galaxy's flux is ``dev_fraction`` de Vaucouleurs and the rest
-exponential, both with that one shape; the de Vaucouleurs profile ends at 8 half-light radii, as in SDSS.
+exponential, both with that one shape and neither cut.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ __all__ = ["draw_sources", "load_priors", "simulate_field"]
 
 _SCALE = 0.396  # arcsec per pixel
 _CENTRE = (10.0, 0.5)  # (ra, dec) of a field's centre [deg]
-_DEV_TRUNCATION = 8.0  # half-light radii
 _MOFFAT_BETA = 3.5
 _STAMP = 51  # side of the PSF stamps [px]
-_REACH = 32  # a source is drawn this far out, and 8 semi-major axes more [px]
+_REACH = 32  # a source is drawn this far out [px], ...
+_EXTENT = 20.0  # ... and this many semi-major axes more
 _BLEND = (2.0, 6.0)  # distance of a blended source from its partner [px]
 _TRIES = 2000  # to place a source
 _BATCHES = 200  # to draw enough sources
@@ -246,7 +246,7 @@ def _profile(row: Table.Row, local: galsim.JacobianWCS) -> galsim.GSObject:
     if row["is_star"]:
         return galsim.DeltaFunction()
     radius, ratio, dev = float(row["radius"]), float(row["axis_ratio"]), float(row["dev_fraction"])
-    bulge = galsim.DeVaucouleurs(half_light_radius=radius, trunc=_DEV_TRUNCATION * radius, flux=dev)
+    bulge = galsim.DeVaucouleurs(half_light_radius=radius, flux=dev)
     disk = galsim.Exponential(half_light_radius=radius, flux=1 - dev)
     turn = galsim.Shear(q=ratio, beta=(90.0 - float(row["angle"])) * galsim.degrees)
     return local.profileToImage((bulge + disk).shear(turn)).withFlux(1.0)
@@ -261,7 +261,7 @@ def _render(band: str, truth: Table, shape: tuple[int, int], psf: str, rng: np.r
     for row, px, py in zip(truth, x, y, strict=True):
         reach = float(_REACH)
         if not row["is_star"]:
-            reach += _DEV_TRUNCATION * float(row["radius"]) / np.sqrt(float(row["axis_ratio"])) / _SCALE
+            reach += _EXTENT * float(row["radius"]) / np.sqrt(float(row["axis_ratio"])) / _SCALE
         edges = (px - reach, px + reach, py - reach, py + reach)
         box = galsim.BoundsI(*(round(edge) for edge in edges)) & canvas.bounds
         if not box.isDefined():

@@ -65,6 +65,18 @@ def test_shape_convention(angle: float, ratio: float) -> None:
     assert abs(off) < 0.5
 
 
+def test_half_of_a_de_vaucouleurs_galaxy_lies_within_its_radius() -> None:
+    """Large against the PSF, so that the PSF moves little light across the circle."""
+    radius = 6.0
+    sources = _source(
+        1e6, star=False, x=400, y=400, dev_fraction=1.0, radius=radius, axis_ratio=1.0, angle=0.0
+    )
+    field, _ = simulate_field(seed=1, shape=(801, 801), bands="r", sources=sources)
+    y, x = np.mgrid[:801, :801] - 400
+    inside = np.hypot(x, y) < radius / 0.396
+    assert field.images[0].nanomaggies[inside].sum() == pytest.approx(0.5e6, rel=0.02)
+
+
 def test_noise_has_the_mean_and_variance_of_the_model() -> None:
     field, _ = simulate_field(seed=2, shape=(200, 200), n_sources=0)
     for image in field:
