@@ -188,7 +188,8 @@ def _reading(path: Path) -> Iterator[fits.HDUList]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="File may have been truncated")
-            with fits.open(path, memmap=False, lazy_load_hdus=False) as hdus:
+            # a stream of our own: astropy leaves its file open where a header is cut short
+            with path.open("rb") as stream, fits.open(stream, memmap=False, lazy_load_hdus=False) as hdus:
                 yield hdus
     except (DataError, InputError):
         raise

@@ -56,9 +56,10 @@ def detect(field: Field, *, threshold: float = 4.0, minimum_area: int = 4, contr
 
     Args:
         field: images that overlap on the sky.
-        threshold: signal to noise, after a matched filter of the PSF's width, above which a pixel counts.
+        threshold: signal to noise, after a filter somewhat narrower than the PSF, above which a pixel counts.
         minimum_area: pixels above threshold that make a source.
-        contrast: flux fraction at which a part of a blend becomes a source of its own.
+        contrast: fraction of a blend's flux at which a part becomes a source of its own. A crowded field is
+            one blend of thousands of sources: give it 1e-6.
 
     Returns:
         One row per source (none found: no rows). ``ra``, ``dec`` [deg]; ``x``, ``y`` [px] in the reference
@@ -88,7 +89,7 @@ def detect(field: Field, *, threshold: float = 4.0, minimum_area: int = 4, contr
             f"field {field.name!r}", "no valid pixel on the reference image", "overlapping images"
         )
     psf = _mean_psf(field, maps, reference)
-    kernel = np.maximum(psf[_middle(len(psf), 4)], 0)
+    kernel = psf[_middle(len(psf), 4)] ** 2  # narrower than the PSF: 6 % less signal, closer pairs told apart
     with _roomy_sep(total.flux.size):
         found, segments = sep.extract(
             total.flux,

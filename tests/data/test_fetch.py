@@ -21,7 +21,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def archive(tmp_path, monkeypatch):
-    """A local web server with one compressed file; a registry that names it; an empty cache; no local data."""
+    """A web server with one compressed file, a registry that names it; an empty cache, no local data."""
     served, cache = tmp_path / "served", tmp_path / "cache"
     (tmp_path / "none").mkdir()
     served.mkdir()

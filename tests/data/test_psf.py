@@ -32,7 +32,9 @@ def test_more_components_fit_a_moffat_better(components):
     assert found.residual < {1: 0.02, 2: 0.003, 3: 0.0005}[components]
 
 
-@pytest.mark.parametrize("stamp", [np.ones((4, 4)), np.ones((3, 5)), -np.ones((5, 5)), np.full((5, 5), np.nan)])
+@pytest.mark.parametrize(
+    "stamp", [np.ones((4, 4)), np.ones((3, 5)), -np.ones((5, 5)), np.full((5, 5), np.nan)]
+)
 def test_a_bad_stamp_is_refused(stamp):
     with pytest.raises(InputError, match="PSF stamp"):
         fit_mixture(stamp)
@@ -68,7 +70,9 @@ def test_eigen_psf_equals_the_survey_s_own(sdss_folder):
     for band in "ri":
         reference = fits.getdata(sdss_folder / f"sdss-002583-2-0136-psf-{band}.fits").astype(float)
         psf = read_field(sdss_folder, bands=band, masks=False).images[0].psf
-        stamp = psf.stamp(500, 600)[13:38, 13:38]  # the reference is the middle of the 51x51 stamp, not normalised
+        stamp = psf.stamp(500, 600)[
+            13:38, 13:38
+        ]  # the reference is the middle of the 51x51 stamp, not normalised
         scale = (stamp * reference).sum() / (stamp * stamp).sum()
         assert np.abs(scale * stamp - reference).max() < 1e-6 * reference.max()
 
