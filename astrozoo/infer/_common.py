@@ -1,0 +1,275 @@
+"""What every backend shares: randomness, checkpoints, progress, and the making of a Result."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from astrozoo.errors import DataError, InferenceError, InputError, OutputError
+from astrozoo.types import Problem, Result, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from astrozoo.types import Objective
+
+__all__ = [
+    "Checkpoint",
+    "Report",
+    "by_chain",
+    "exact_moments",
+    "finish",
+    "generator_for",
+    "guide_draws",
+    "guide_name",
+    "noise_for",
+    "progress_bar",
+    "start_points",
+    "variational_start",
+    "worst",
+]
+
+_SAVE_EVERY = 30.0
+"""Seconds between two checkpoints."""
+
+
+def generator_for(seed: int, *stream: int) -> torch.Generator:
+    """A generator of its own for each stream (iteration, chain, purpose ...) of a seed, on the CPU."""
+    state = np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) >> 1)
+
+
+def noise_for(seed: int, *stream: int, shape: tuple[int, ...], like: Objective) -> Tensor | None:
+    """Standard normals, the same on every device; None where the last axis is empty."""
+    if shape[-1] == 0:
+        return None
+    return torch.randn(shape, generator=generator_for(seed, *stream), dtype=like.dtype).to(like.device)
+
+
+def start_points(
+    start: Any, density: Any, rows: int, seed: int, dim: int | None = None
+) -> Float[Tensor, "rows dim"]:
+    """Unconstrained starts, one per row.
+
+    Args:
+        start: None (the density's own ``initial``), a Result (its location), or ``[dim]`` or
+            ``[rows or problems, dim]`` values.
+        rows: of the whole run; a multiple of the number of problems, problem by problem.
+        dim: where it is not the density's own.
+
+    Raises:
+        InputError: if ``start`` is not of one of these shapes, or not finite.
+    """
+    if start is None:
+        return density.initial(rows, generator_for(seed, 0))
+    value = start.location if isinstance(start, Result) else start
+    z = torch.as_tensor(value, dtype=density.dtype, device=density.device)
+    z = z[None] if z.ndim == 1 else z
+    dim = density.dim if dim is None else dim
+    if z.ndim != 2 or z.shape[1] != dim or rows % len(z):
+        raise InputError("start", f"shape {tuple(z.shape)}", f"[{dim}] or [{rows}, {dim}]")
+    if not z.isfinite().all():
+        raise InputError("start", "values that are not finite", "finite unconstrained values")
+    return z.repeat_interleave(rows // len(z), 0)
+
+
+def variational_start(start: Any, elbo: Any, seed: int) -> Float[Tensor, "b p"]:
+    """Starting parameters of a guide, from latents or parameters (told apart by their length).
+
+    Raises:
+        InputError: as :func:`start_points`.
+    """
+    rows = elbo.batch or 1
+    if start is None:
+        return elbo.initial(None)
+    value = torch.as_tensor(start.location if isinstance(start, Result) else start)
+    if value.shape[-1] == elbo.dim and elbo.dim != elbo.layout.dim:
+        return start_points(value, elbo, rows, seed)
+    return elbo.initial(start_points(value, elbo, rows, seed, dim=elbo.layout.dim))
+
+
+def guide_name(guide: Any) -> str:
+    """For reports and checkpoints."""
+    return getattr(guide, "__name__", type(guide).__name__)
+
+
+class Checkpoint:
+    """Arrays in an ``.npz`` (no pickles), tied to one problem, method, seed and settings.
+
+    Raises:
+        InputError: if the file belongs to another problem, method, seed or setting.
+        DataError: if it cannot be read.
+    """
+
+    def __init__(
+        self, path: str | Path | None, problem: Problem, method: str, seed: int, **settings: Any
+    ) -> None:
+        self.path = None if path is None else Path(path)
+        self.saved_at = time.monotonic()
+        self.header: dict[str, str] = {}
+        if self.path is not None:
+            self.header = {"digest": problem.digest, "method": method, "seed": str(seed)}
+            self.header |= {name: repr(value) for name, value in settings.items()}
+
+    def load(self) -> dict[str, np.ndarray] | None:
+        """What was saved, or None if nothing was."""
+        if self.path is None or not self.path.exists():
+            return None
+        try:
+            with np.load(self.path, allow_pickle=False) as held:
+                arrays = {name: held[name] for name in held.files}
+            header = json.loads(str(arrays.pop("header")))
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(
+                str(self.path), f"an unreadable file ({error})", "a checkpoint of astrozoo"
+            ) from error
+        for name, value in self.header.items():
+            if header.get(name) != value:
+                raise InputError(f"checkpoint {self.path}", f"{name} {header.get(name)}", f"{name} {value}")
+        return arrays
+
+    def save(self, arrays: Callable[[], Mapping[str, np.ndarray]], *, now: bool = False) -> None:
+        """Write, if it is time to (or ``now``), to a temporary name first."""
+        if self.path is None or (not now and time.monotonic() - self.saved_at < _SAVE_EVERY):
+            return
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        try:
+            with partial.open("wb") as file:
+                np.savez(file, header=np.asarray(json.dumps(self.header)), **arrays())
+            partial.replace(self.path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise OutputError(f"cannot write checkpoint {self.path}: {error}") from error
+        self.saved_at = time.monotonic()
+
+
+Report = Callable[[int, str], None]
+
+
+@contextmanager
+def progress_bar(method: str, total: int, shown: bool) -> Iterator[Report]:
+    """A bar on standard error, told ``(done, text)``; nothing where that is not a terminal."""
+    if not (shown and sys.stderr.isatty()):
+        yield lambda done, text: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn(method),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda done, text: bar.update(task, completed=done, description=text)
+
+
+def worst(statuses: Sequence[Status]) -> Status:
+    """The status of a batched run."""
+    order = (Status.INTERRUPTED, Status.DIVERGED, Status.BUDGET_SPENT, Status.CONVERGED)
+    return next(status for status in order if status in statuses)
+
+
+def exact_moments(elbo: Any, w: Float[Tensor, "b p"]) -> tuple[Tensor, Tensor] | None:
+    """Mean and covariance of a guide that is an affine map of its normal noise; None for any other."""
+    e = elbo.noise_dim
+    if e > 1000:
+        return None
+    like = {"dtype": w.dtype, "device": w.device}
+    check = torch.linspace(-2, 3, e, **like)
+    probes = torch.cat((torch.zeros(1, e, **like), torch.eye(e, **like), check[None]))
+    z = elbo.unconstrained(w, probes if e else None)  # [b, e + 2, dim]
+    mean, A = z[:, 0], z[:, 1 : e + 1] - z[:, :1]
+    affine = mean + torch.einsum("bed,e->bd", A, check)
+    scale = z.abs().amax() + 1
+    if (z[:, -1] - affine).abs().max() > 1e3 * torch.finfo(w.dtype).eps * scale:
+        return None
+    return mean, A.mT @ A
+
+
+def guide_draws(
+    elbo: Any, w: Float[Tensor, "b p"], seed: int, chains: int, draws: int
+) -> tuple[dict[str, np.ndarray], Tensor, Tensor]:
+    """Draws of a fitted guide, ``{site: [chain, draw, (problem), ...]}``, its mean and its covariance.
+
+    The moments (unconstrained, ``[b, dim]`` and ``[b, dim, dim]``) are exact where the guide is Gaussian.
+    """
+    noise = noise_for(seed, 101, shape=(chains * draws, elbo.noise_dim), like=elbo)
+    sites = elbo.sample(w, noise)
+    shaped = {name: by_chain(x, chains, elbo.batch is not None) for name, x in sites.items()}
+    moments = exact_moments(elbo, w)
+    if moments is None:
+        z = elbo.unconstrained(w, noise)
+        mean = z.mean(1)
+        moments = mean, (z - mean[:, None]).mT @ (z - mean[:, None]) / max(1, z.shape[1] - 1)
+    return shaped, *moments
+
+
+def by_chain(x: Float[Tensor, "b m ..."], chains: int, batched: bool) -> np.ndarray:
+    """``[problem, chain * draw, ...]`` to ``[chain, draw, (problem), ...]``."""
+    x = x.unflatten(1, (chains, -1))
+    x = x.movedim(0, 2) if batched else x[0]
+    return x.detach().cpu().numpy()
+
+
+def finish(
+    problem: Problem,
+    objective: Any,
+    *,
+    method: str,
+    seed: int,
+    statuses: Sequence[Status],
+    began: float,
+    throw: bool,
+    stats: Mapping[str, Any] | None = None,
+    location: Tensor,
+    covariance: Tensor | None,
+    **fields: Any,
+) -> Result:
+    """The Result of a run.
+
+    Args:
+        began: ``time.monotonic()`` at its beginning.
+        throw: raise instead of returning a result that did not converge.
+
+    Raises:
+        InferenceError: if ``throw`` and the run did not converge.
+    """
+    status = worst(statuses)
+    compile_seconds = float(getattr(objective, "compile_seconds", 0.0))
+    told = {
+        "counts": dict(objective.counts),
+        "compile_seconds": compile_seconds,
+        "run_seconds": time.monotonic() - began - compile_seconds,
+        "notes": list(getattr(objective, "notes", ())),
+    }
+    told |= stats or {}
+    if throw and not status.ok:
+        raise InferenceError(f"{method} on {problem.name}: {status.value}; {told}")
+    return Result(
+        status=status,
+        statuses=() if problem.batch is None else tuple(statuses),
+        seed=seed,
+        model=problem.name,
+        method=method,
+        digest=problem.digest,
+        stats=told,
+        location=location.detach().cpu().numpy(),
+        covariance=None if covariance is None else covariance.detach().cpu().numpy(),
+        dims=dict(problem.dims),
+        coords=dict(problem.coords),
+        **fields,
+    )
