@@ -1,0 +1,317 @@
+"""The Pyro side of :mod:`astrozoo.density`: models and guides as functions of tensors, without side effects.
+
+Only this file and ``density.py`` trace models, touch Pyro's settings or make graphs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import biject_to, lowrank_multivariate_normal, multivariate_normal, normal
+
+from astrozoo.errors import CaptureError
+
+__all__ = ["Discrete", "Layout", "Model", "Scope", "Site", "Tape", "run_guide"]
+
+MAX_ASSIGNMENTS = 4096
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What holds while a model runs: dtype and device of the problem, Pyro's validation off.
+
+    Pyro's checks are control flow on data, which no graph can hold; parameters given as Python numbers
+    become tensors of the default dtype, which must be the problem's.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(self.dtype)
+        try:
+            with (
+                pyro.validation_enabled(False),
+                pyro.settings.context(module_local_params=True),
+                torch.device(self.device),
+            ):
+                yield
+        finally:
+            torch.set_default_dtype(before)
+
+    @contextmanager
+    def drawing(self, seed: int = 0) -> Iterator[None]:
+        """The same, where random draws are allowed; the global generators are put back."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with self(), torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            yield
+
+    def generator_state(self) -> Tensor:
+        """Of the global generator that distributions draw from."""
+        return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
+
+
+@dataclass(frozen=True)
+class Site:
+    """A continuous latent site of one problem, and its slice of the unconstrained vector."""
+
+    name: str
+    shape: torch.Size
+    support: Any
+    transform: Any
+    start: int
+    stop: int
+
+    @property
+    def unconstrained_shape(self) -> torch.Size:
+        """Shape of the site's unconstrained value."""
+        return torch.Size(self.transform.inverse_shape(self.shape))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the continuous latent sites of one problem lie in one unconstrained vector."""
+
+    sites: tuple[Site, ...]
+
+    @property
+    def dim(self) -> int:
+        """Length of the vector."""
+        return self.sites[-1].stop if self.sites else 0
+
+    def constrain(self, z: Float[Tensor, "*b dim"]) -> dict[str, Tensor]:
+        """Constrained values, each ``[*b, *shape]``."""
+        return {s.name: s.transform(self._part(z, s)) for s in self.sites}
+
+    def unconstrain(self, values: Mapping[str, Tensor]) -> Float[Tensor, "*b dim"]:
+        """The inverse of :meth:`constrain`."""
+        parts = []
+        for s in self.sites:
+            value = values[s.name]
+            lead = value.shape[: value.ndim - len(s.shape)]
+            parts.append(s.transform.inv(value).reshape(*lead, s.stop - s.start))
+        return torch.cat(parts, -1)
+
+    def constrain_with_jacobian(self, z: Float[Tensor, "dim"]) -> tuple[dict[str, Tensor], Tensor]:
+        """Constrained values and the log of the Jacobian's determinant, of one vector."""
+        values, total = {}, z.new_zeros(())
+        for s in self.sites:
+            part = self._part(z, s)
+            values[s.name] = s.transform(part)
+            total = total + s.transform.log_abs_det_jacobian(part, values[s.name]).sum()
+        return values, total
+
+    @staticmethod
+    def _part(z: Tensor, site: Site) -> Tensor:
+        return z[..., site.start : site.stop].reshape(z.shape[:-1] + site.unconstrained_shape)
+
+
+@dataclass(frozen=True)
+class Discrete:
+    """A discrete latent site: its finite support ``[k, *event]`` and the shape of its independent elements."""
+
+    name: str
+    support: Tensor
+    elements: torch.Size
+    plates: tuple[tuple[str, int], ...]
+    """Names and (negative) dimensions of the plates around it, outermost first."""
+
+    def assign(self, index: Tensor) -> Tensor:
+        """Values of the site for indices ``[*b, *elements]`` into its support."""
+        return self.support[index]
+
+
+class Tape:
+    """Stands in for ``torch.distributions``' standard normals: hands out a given vector, piece by piece.
+
+    Without a vector it draws, and counts what was asked for.
+    """
+
+    _modules = (normal, multivariate_normal, lowrank_multivariate_normal)
+
+    def __init__(self, noise: Tensor | None = None) -> None:
+        self.noise, self.used = noise, 0
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def __call__(self, shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+        size = math.prod(shape)
+        start, self.used = self.used, self.used + size
+        if self.noise is not None:
+            return self.noise[start : self.used].reshape(shape).to(dtype)
+        device = torch.device(device)
+        generator = self._generators.setdefault(device, torch.Generator(device).manual_seed(1))
+        return torch.randn(tuple(shape), dtype=dtype, device=device, generator=generator)
+
+    @contextmanager
+    def playing(self) -> Iterator[None]:
+        """While it holds, normal distributions draw from the tape."""
+        before = [m._standard_normal for m in self._modules]
+        for m in self._modules:
+            m._standard_normal = self  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            for m, original in zip(self._modules, before, strict=True):
+                m._standard_normal = original
+
+
+class _Give(Messenger):
+    """Asks ``give(msg)`` for the value of every latent site; None leaves the site to draw."""
+
+    def __init__(self, give: Callable[[Any], Tensor | None]) -> None:
+        super().__init__()
+        self.give = give
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            if msg["fn"].subsample_size not in (None, msg["fn"].size):
+                raise CaptureError(
+                    f"plate {msg['name']!r} draws a random subsample, which a graph would freeze: "
+                    "subsample the data and pass them as arguments instead"
+                )
+            return
+        if msg["is_observed"] or msg["value"] is not None:
+            return
+        value = self.give(msg)
+        if value is not None:
+            msg["value"], msg["done"] = value, True
+
+
+def trace(
+    f: Callable[..., Any], args: tuple[Any, ...], give: Callable[[Any], Tensor | None]
+) -> poutine.Trace:
+    """The Pyro trace of ``f(*args)`` with latent sites given by ``give``."""
+    return poutine.trace(_Give(give)(f)).get_trace(*args)
+
+
+def latent_sites(of: poutine.Trace) -> dict[str, Any]:
+    """Sample sites without an observed value (and no plates)."""
+    return {
+        n: s
+        for n, s in of.nodes.items()
+        if s["type"] == "sample" and not s["is_observed"] and not site_is_subsample(s)
+    }
+
+
+def is_discrete(msg: Any) -> bool:
+    """True at a site with a discrete support."""
+    return bool(msg["fn"].support.is_discrete)
+
+
+class Model:
+    """A Pyro model with its latent sites found and its discrete ones planned for.
+
+    Args:
+        model: the Pyro model.
+        args: arguments of one problem, from which shapes and supports are learnt.
+        scope: dtype and device.
+
+    Raises:
+        CaptureError: naming the site, if a support has no bijection onto a vector, changes from run to run,
+            or is discrete and not finite.
+    """
+
+    def __init__(self, model: Callable[..., Any], args: tuple[Any, ...], scope: Scope) -> None:
+        self.model, self.scope = model, scope
+        self.layout, self.discrete, self.prototype = self._look(args)
+        self.plan = "none"
+        if self.discrete:
+            self.plan = self._plan(args)
+
+    def _look(self, args: tuple[Any, ...]) -> tuple[Layout, tuple[Discrete, ...], poutine.Trace]:
+        sites: list[Site] = []
+        discrete: list[Discrete] = []
+
+        def give(msg: Any) -> Tensor:
+            name, fn = msg["name"], msg["fn"]
+            if is_discrete(msg):
+                found = _discrete(msg)
+                discrete.append(found)
+                return found.assign(
+                    torch.zeros(found.elements, dtype=torch.long, device=found.support.device)
+                )
+            shape = fn.batch_shape + fn.event_shape
+            try:
+                transform = biject_to(fn.support)
+                unconstrained = torch.Size(transform.inverse_shape(shape))
+            except NotImplementedError as error:
+                raise CaptureError(f"site {name!r}: no bijection from a vector to {fn.support}") from error
+            start = sites[-1].stop if sites else 0
+            sites.append(Site(name, shape, fn.support, transform, start, start + unconstrained.numel()))
+            return transform(torch.rand(unconstrained) * 2 - 1)
+
+        with self.scope.drawing():
+            found = trace(self.model, args, give)
+        return Layout(tuple(sites)), tuple(discrete), found
+
+    def run(self, values: Mapping[str, Tensor], args: tuple[Any, ...]) -> poutine.Trace:
+        """The trace with every latent site given, its log probabilities computed."""
+        found = trace(self.model, args, lambda msg: values[msg["name"]])
+        found.compute_log_prob()
+        return found
+
+    def log_prob(self, values: Mapping[str, Tensor], args: tuple[Any, ...]) -> Tensor:
+        """log p of the given values; discrete sites that are not given are summed over."""
+        if all(d.name in values for d in self.discrete):
+            return total(self.run(values, args))
+        return self.marginal(values, args)
+
+    def marginal(self, values: Mapping[str, Tensor], args: tuple[Any, ...]) -> Tensor:
+        """log of the sum of p over all values of the discrete sites."""
+        raise NotImplementedError
+
+    def _plan(self, args: tuple[Any, ...]) -> str:
+        raise NotImplementedError
+
+
+def total(of: poutine.Trace) -> Tensor:
+    """Sum of the log probabilities of a trace's sites."""
+    return sum(
+        (s["log_prob_sum"] for s in of.nodes.values() if s["type"] == "sample" and not site_is_subsample(s)),
+        torch.zeros(()),
+    )
+
+
+def _discrete(msg: Any) -> Discrete:
+    name, fn = msg["name"], msg["fn"]
+    base = fn
+    while hasattr(base, "base_dist") and not base.has_enumerate_support:
+        base = base.base_dist
+    event_dim = len(base.event_shape)
+    try:
+        support = base.enumerate_support(expand=False)
+    except NotImplementedError as error:
+        raise CaptureError(f"site {name!r}: its support {fn.support} is discrete and not finite") from error
+    shape = fn.batch_shape + fn.event_shape
+    elements = shape[: len(shape) - event_dim]
+    support = support.reshape(support.shape[0], *support.shape[support.ndim - event_dim :])
+    frames = sorted((f for f in msg["cond_indep_stack"] if f.vectorized), key=lambda f: f.dim)
+    return Discrete(name, support, elements, tuple((f.name, f.dim) for f in frames))
+
+
+def run_guide(
+    guide: torch.nn.Module,
+    parameters: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    tape: Tape,
+    give: Callable[[Any], Tensor | None] = lambda msg: None,
+) -> poutine.Trace:
+    """The trace of a guide with the given parameters, its normals read from ``tape``."""
+    with tape.playing():
+        found = trace(lambda *a: torch.func.functional_call(guide, dict(parameters), a), args, give)
+    found.compute_log_prob()
+    return found
