@@ -1,0 +1,372 @@
+"""The nouns shared by every room: :class:`Problem`, :class:`Objective`, :class:`Status`, :class:`Result`."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import importlib
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from astrozoo.errors import DataError, InputError, OutputError, UnknownNameError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["Objective", "Problem", "Result", "Status", "environment"]
+
+
+class Status(enum.StrEnum):
+    """How a run ended. A value, never an exception (unless the caller asks for ``throw=True``)."""
+
+    CONVERGED = "converged"
+    BUDGET_SPENT = "budget spent"
+    DIVERGED = "diverged"
+    INTERRUPTED = "interrupted"
+
+    @property
+    def ok(self) -> bool:
+        """True where the result may be used as it is."""
+        return self is Status.CONVERGED
+
+
+class Objective(Protocol):
+    """A scalar function of a flat vector, to be maximised: a log density, an ELBO, or a model's own.
+
+    Every method takes a whole batch of vectors. With ``batch is None`` they are any number of vectors of
+    one problem (chains, starts); otherwise row ``i`` belongs to independent problem ``i``.
+    ``noise`` is ``[draws, noise_dim]`` of standard normals, shared by all rows, and None where
+    ``noise_dim`` is 0; values are means over its draws.
+    """
+
+    dim: int
+    noise_dim: int
+    batch: int | None
+    dtype: torch.dtype
+    device: torch.device
+    counts: dict[str, int]
+    """Evaluations so far, per row and per draw: "value", "gradient", "hvp", "hessian"."""
+
+    def values(self, w: Float[Tensor, "b p"], noise: Tensor | None = None) -> Float[Tensor, "b m"]:
+        """The function for each draw (one column where there is no noise)."""
+        ...
+
+    def value_and_grad(
+        self, w: Float[Tensor, "b p"], noise: Tensor | None = None
+    ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b p"]]:
+        """Mean over draws, and its gradient."""
+        ...
+
+    def value_grad_hessian(
+        self, w: Float[Tensor, "b p"], noise: Tensor | None = None
+    ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b p"], Float[Tensor, "b p p"]]:
+        """Mean over draws, its gradient and its exact Hessian."""
+        ...
+
+    def hvp(
+        self, w: Float[Tensor, "b p"], noise: Tensor | None, v: Float[Tensor, "b p"]
+    ) -> Float[Tensor, "b p"]:
+        """The Hessian (of the mean over draws) times ``v``."""
+        ...
+
+    def take(self, rows: Tensor) -> Objective:
+        """The objective of some of the independent problems; of one problem, itself."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A Pyro model with its data: all that a backend needs to know.
+
+    Args:
+        model: a Pyro model, called as ``model(*args)``. Data come in as arguments, never by closure.
+        args: its arguments; tensors, or (named) tuples, lists and dicts of them.
+        name: shown in reports.
+        batch: None, or the number of independent problems that every tensor of ``args`` holds along
+            its leading axis. The model is written for one of them.
+        data_plates: plates over conditionally independent data (what may be minibatched or sharded).
+        start: constrained starting values of some or all latent sites (with the leading axis if batched).
+        dims: names of the axes of each site, for labelled results.
+        coords: values along those named axes.
+        guides: guides made for this model: name -> factory(problem) -> Pyro guide module.
+        objectives: objectives in place of the Monte-Carlo ELBO: name -> factory(problem, guide) -> pure
+            function of (flat guide parameters, ``*args``) returning a scalar to be maximised.
+            Factories may be given as "module:attribute", imported when asked for.
+
+    Raises:
+        InputError: if tensors are of several floating dtypes or devices, or not ``batch`` long.
+    """
+
+    model: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+    name: str = "model"
+    batch: int | None = None
+    data_plates: tuple[str, ...] = ()
+    start: Mapping[str, Tensor] = field(default_factory=dict)
+    dims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    coords: Mapping[str, Any] = field(default_factory=dict)
+    guides: Mapping[str, Callable[[Problem], Any] | str] = field(default_factory=dict)
+    objectives: Mapping[str, Callable[..., Callable[..., Tensor]] | str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not callable(self.model):
+            raise InputError("model", type(self.model).__name__, "a Pyro model (a callable)")
+        floats = {t.dtype for t in self.tensors if t.is_floating_point()}
+        if len(floats) > 1:
+            raise InputError("args", f"dtypes {sorted(map(str, floats))}", "one floating dtype")
+        devices = {t.device for t in self.tensors}
+        if len(devices) > 1:
+            raise InputError("args", f"devices {sorted(map(str, devices))}", "one device")
+        if self.batch is not None:
+            for t in self.tensors:
+                if t.ndim == 0 or t.shape[0] != self.batch:
+                    raise InputError("args", f"a tensor of shape {tuple(t.shape)}", f"a leading axis of {self.batch}")
+
+    def factory(self, kind: str, name: str) -> Callable[..., Any]:
+        """The factory of one of this problem's "guides" or "objectives".
+
+        Raises:
+            UnknownNameError: if it has none of that name.
+        """
+        known = getattr(self, kind)
+        if name not in known:
+            raise UnknownNameError(kind.removesuffix("s"), name, known)
+        found = known[name]
+        if isinstance(found, str):
+            module, _, attribute = found.partition(":")
+            found = getattr(importlib.import_module(module), attribute)
+        return found
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors of ``args``, in pytree order."""
+        return [leaf for leaf in pytree.tree_leaves(self.args) if isinstance(leaf, Tensor)]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the data; float64 where there are none."""
+        return next((t.dtype for t in self.tensors if t.is_floating_point()), torch.float64)
+
+    @property
+    def device(self) -> torch.device:
+        """That of the data; the CPU where there are none."""
+        return next((t.device for t in self.tensors), torch.device("cpu"))
+
+    @property
+    def digest(self) -> str:
+        """A hash of the model's name and settings and of all data: what a checkpoint is checked against."""
+        h = hashlib.sha256()
+        h.update(f"{self.name}|{self.batch}|{self.data_plates}|{_describe(self.model)}".encode())
+        for leaf in pytree.tree_leaves(self.args):
+            if isinstance(leaf, Tensor):
+                h.update(f"{tuple(leaf.shape)}{leaf.dtype}".encode())
+                h.update(leaf.detach().cpu().contiguous().numpy().tobytes())
+            else:
+                h.update(repr(leaf).encode())
+        return h.hexdigest()[:16]
+
+    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Problem:
+        """The same problem with its data in another floating dtype or on another device."""
+
+        def move(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None)
+
+        fields = {f: getattr(self, f) for f in self.__dataclass_fields__}
+        fields["args"] = pytree.tree_map(move, self.args)
+        fields["start"] = {name: move(value) for name, value in self.start.items()}
+        return Problem(**fields)
+
+
+def _describe(model: Any) -> str:
+    if hasattr(model, "__dataclass_fields__"):
+        return f"{type(model).__qualname__}{sorted((k, repr(v)) for k, v in asdict(model).items())}"
+    code = getattr(model, "__code__", None)
+    return f"{getattr(model, '__qualname__', type(model).__qualname__)}{code.co_code.hex() if code else ''}"
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine, recorded with every result."""
+
+    def found(name: str) -> str:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return "not installed"
+
+    versions = {name: found(name) for name in ("astrozoo", "torch", "pyro-ppl", "arviz", "numpy")}
+    return {
+        **versions,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": str(torch.get_num_threads()),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What every backend returns.
+
+    Args:
+        draws: posterior draws, constrained: ``{site: [chain, draw, ...]}``; in a batched problem
+            ``[chain, draw, problem, ...]``.
+        sample_stats: per draw: ``{name: [chain, draw, ...]}`` (diverging, energy, acceptance_rate ...).
+        trace: per iteration: ``{name: [iteration, ...]}`` (elbo, radius, gradient norm ...).
+        stats: scalars and short strings: counts of evaluations, compile and run seconds, notes.
+        status: of the run; of a batched run, the worst.
+        statuses: one status per independent problem.
+        location: mean or mode in unconstrained space, ``[problem, dim]``.
+        covariance: in unconstrained space, ``[problem, dim, dim]``, or None.
+    """
+
+    draws: dict[str, np.ndarray]
+    status: Status
+    seed: int
+    model: str
+    method: str
+    guide: str = ""
+    digest: str = ""
+    sample_stats: dict[str, np.ndarray] = field(default_factory=dict)
+    trace: dict[str, np.ndarray] = field(default_factory=dict)
+    stats: dict[str, Any] = field(default_factory=dict)
+    statuses: tuple[Status, ...] = ()
+    location: np.ndarray | None = None
+    covariance: np.ndarray | None = None
+    observed: dict[str, np.ndarray] = field(default_factory=dict)
+    dims: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    coords: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=environment)
+
+    def groups(self) -> dict[str, xr.Dataset]:
+        """The result as labelled data sets by ArviZ group name, plus ``trace`` and ``approximation``."""
+        import xarray as xr
+
+        sampled = ("chain", "draw") if not self.statuses else ("chain", "draw", "problem")
+        out = {
+            "posterior": self._dataset(self.draws, sampled),
+            "sample_stats": self._dataset(self.sample_stats, sampled),
+            "observed_data": self._dataset(self.observed, ()),
+            "trace": self._dataset(self.trace, ("iteration",)),
+        }
+        if self.location is not None:
+            held = {"location": (("problem", "coordinate"), self.location)}
+            if self.covariance is not None:
+                held["covariance"] = (("problem", "coordinate", "coordinate_"), self.covariance)
+            out["approximation"] = xr.Dataset(held)
+        return {name: data for name, data in out.items() if data.data_vars}
+
+    def _dataset(self, arrays: Mapping[str, np.ndarray], leading: tuple[str, ...]) -> xr.Dataset:
+        import xarray as xr
+
+        held = {}
+        for name, array in arrays.items():
+            lead = leading[: array.ndim]
+            rest = array.ndim - len(lead)
+            named = tuple(self.dims.get(name, ()))[:rest]
+            named += tuple(f"{name}_dim_{i}" for i in range(len(named), rest))
+            held[name] = (lead + named, array)
+        data = xr.Dataset(held)
+        used = {k: v for k, v in self.coords.items() if k in data.dims and len(v) == data.sizes[k]}
+        for axis in ("chain", "draw", "problem", "iteration"):
+            if axis in data.dims and axis not in used:
+                used[axis] = np.arange(data.sizes[axis])
+        return data.assign_coords(used)
+
+    def to_arviz(self) -> Any:
+        """As ``arviz.InferenceData`` (ArviZ 0.x) or ``xarray.DataTree`` (ArviZ 1.x)."""
+        import arviz
+
+        groups = self.groups()
+        if hasattr(arviz, "InferenceData"):
+            known = {k: v for k, v in groups.items() if k not in ("trace", "approximation")}
+            return arviz.InferenceData(**known)
+        import xarray as xr
+
+        return xr.DataTree.from_dict(groups)
+
+    def save(self, path: str | Path) -> Path:
+        """Write NetCDF-4, to a temporary name first.
+
+        Raises:
+            OutputError: if it cannot be written; what stood at ``path`` is then untouched.
+        """
+        import xarray as xr
+
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.partial")
+        header = {
+            name: getattr(self, name)
+            for name in ("seed", "model", "method", "guide", "digest", "stats", "dims", "environment")
+        }
+        header |= {
+            "status": self.status.value,
+            "statuses": [s.value for s in self.statuses],
+            "coords": {k: np.asarray(v).tolist() for k, v in self.coords.items()},
+        }
+        tree = xr.DataTree.from_dict(self.groups())
+        tree.attrs["astrozoo"] = json.dumps(header, default=_plain)
+        try:
+            tree.to_netcdf(partial, engine="h5netcdf")
+            os.replace(partial, path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise OutputError(f"cannot write {path}: {error}") from error
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Result:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            DataError: if the file is missing or is not a saved result.
+        """
+        import xarray as xr
+
+        path = Path(path)
+        if not path.is_file():
+            raise DataError(str(path), "no such file", "a result saved by astrozoo")
+        try:
+            tree = xr.load_datatree(path, engine="h5netcdf")
+            header = json.loads(tree.attrs["astrozoo"])
+        except (OSError, KeyError, ValueError) as error:
+            raise DataError(str(path), f"an unreadable file ({error})", "a result saved by astrozoo") from error
+
+        def arrays(group: str) -> dict[str, np.ndarray]:
+            return {k: v.to_numpy() for k, v in tree[group].data_vars.items()} if group in tree.children else {}
+
+        held = arrays("approximation")
+        return cls(
+            draws=arrays("posterior"),
+            sample_stats=arrays("sample_stats"),
+            observed=arrays("observed_data"),
+            trace=arrays("trace"),
+            location=held.get("location"),
+            covariance=held.get("covariance"),
+            status=Status(header.pop("status")),
+            statuses=tuple(Status(s) for s in header.pop("statuses")),
+            dims={k: tuple(v) for k, v in header.pop("dims").items()},
+            **header,
+        )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Tensor):
+        return value.detach().cpu().tolist()
+    raise TypeError(f"{type(value).__name__} cannot be stored in a result's stats")

@@ -1,0 +1,337 @@
+"""Celeste: stars and galaxies from multi-band survey images (Regier et al. 2015, 2016, 2019).
+
+A source is a star or a galaxy. Given its type it has a flux in the reference band, colours, a position
+and, for a galaxy, a size, an ellipticity and a mix of two profiles. Its light, seen through each image's
+PSF, adds to the sky; a pixel is a Poisson count of electrons.
+
+The model is written for one *patch* of sky: the pixels around one source, or around a few that overlap,
+in any number of images (bands and epochs). Light of sources outside the patch's list is a part of its
+background. A survey is a batch of patches.
+
+References:
+    Regier et al. 2019, Annals of Applied Statistics 13, 1884 (model); Regier et al. 2015, ICML.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from astrozoo.physics.gaussians import MixturePsf, render
+from astrozoo.physics.profiles import galaxy_rings, ring_covariance
+from astrozoo.types import Problem
+
+__all__ = [
+    "Celeste",
+    "ColourPrior",
+    "Patch",
+    "Prior",
+    "galaxy_images",
+    "load_prior",
+    "log_band_flux",
+    "problem",
+    "simulate",
+    "star_images",
+]
+
+_SITES = ("is_star", "log_flux", "colour", "offset", "log_radius", "ellipticity", "dev_logit")
+# SDSS at its usual depth, u g r i z: electrons per nanomaggy, sky electrons per pixel, PSF core [px^2]
+_CALIBRATION = (150.0, 800.0, 900.0, 650.0, 130.0)
+_SKY = (75.0, 380.0, 700.0, 950.0, 550.0)
+_PSF_VARIANCE = (2.2, 1.9, 1.6, 1.5, 1.6)
+_PIXEL = 0.396
+
+
+class Patch(NamedTuple):
+    """Pixels of one patch of sky in ``image`` images, and the sources (``source`` of them) it is to hold.
+
+    Attributes:
+        counts: electrons.
+        background: expected electrons from all that is not among the sources: sky, read noise, neighbours.
+        mask: 1 where the pixel counts, 0 where it does not (padding too).
+        pixels: (x, y) of the pixels' centres, relative to the reference position in that image [px].
+        calibration: electrons per nanomaggy.
+        band: index of each image's band among the prior's bands.
+        jacobian: d(x, y) [px] / d(east, north) [arcsec] at the reference position.
+        psf_weights, psf_means, psf_covariances: the PSF as Gaussians ([], [px], (xx, xy, yy) [px^2]).
+        anchor: (east, north) offset of each source's prior position from the reference position [arcsec].
+    """
+
+    counts: Float[Tensor, "image pixel"]
+    background: Float[Tensor, "image pixel"]
+    mask: Float[Tensor, "image pixel"]
+    pixels: Float[Tensor, "image 2 pixel"]
+    calibration: Float[Tensor, "image"]
+    band: Int[Tensor, "image"]
+    jacobian: Float[Tensor, "image 2 2"]
+    psf_weights: Float[Tensor, "image k"]
+    psf_means: Float[Tensor, "image k 2"]
+    psf_covariances: Float[Tensor, "image k 3"]
+    anchor: Float[Tensor, "source 2"]
+
+    @property
+    def psf(self) -> MixturePsf:
+        """The three PSF tensors together."""
+        return MixturePsf(self.psf_weights, self.psf_means, self.psf_covariances)
+
+
+class ColourPrior(NamedTuple):
+    """A Gaussian mixture over ln(flux[k + 1] / flux[k])."""
+
+    weights: Float[Tensor, "m"]
+    means: Float[Tensor, "m colour"]
+    covariances: Float[Tensor, "m colour colour"]
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is believed of a source before its pixels are seen; index 0 is a galaxy, 1 a star.
+
+    Args:
+        bands: band names; colours are of adjacent ones.
+        reference: index of the band of ``log_flux``.
+        prob_star: probability of a star.
+        log_flux_mean, log_flux_sd: of ln(flux [nMgy]) in the reference band, (galaxy, star).
+        colour: mixtures, (galaxy, star).
+        log_radius_mean, log_radius_sd: of ln(half-light radius [arcsec]), see :mod:`astrozoo.physics.profiles`.
+        ellipticity_sd: of each component of the ellipticity.
+        dev_logit_sd: of the logit of the de Vaucouleurs fraction, centred on 0 (above 1.4 it is U-shaped).
+        position_sd: of each coordinate about the anchor [arcsec].
+    """
+
+    bands: tuple[str, ...]
+    reference: int
+    prob_star: float
+    log_flux_mean: tuple[float, float]
+    log_flux_sd: tuple[float, float]
+    colour: tuple[ColourPrior, ColourPrior]
+    log_radius_mean: float
+    log_radius_sd: float
+    ellipticity_sd: float
+    dev_logit_sd: float
+    position_sd: float
+
+    def to(self, like: Tensor) -> Prior:
+        """With its tensors in the dtype and on the device of ``like``."""
+        colour = tuple(ColourPrior(*(t.to(like) for t in c)) for c in self.colour)
+        return Prior(**{**self.__dict__, "colour": colour})
+
+
+@cache
+def load_prior() -> Prior:
+    """The shipped prior: five SDSS bands, fitted to Stripe-82 co-adds (``experiments/fit_celeste_priors.py``)."""
+    text = resources.files("astrozoo.models").joinpath("celeste_priors.json").read_text()
+    held = json.loads(text)
+    types = ("galaxy", "star")
+
+    def mixture(of: dict[str, Any]) -> ColourPrior:
+        return ColourPrior(
+            *(torch.tensor(of[k], dtype=torch.float64) for k in ("weights", "means", "covariances"))
+        )
+
+    return Prior(
+        bands=tuple(held["bands"]),
+        reference=held["bands"].index(held["reference_band"]),
+        prob_star=held["prob_star"],
+        log_flux_mean=tuple(held["log_flux"][t]["mean"] for t in types),
+        log_flux_sd=tuple(held["log_flux"][t]["sd"] for t in types),
+        colour=tuple(mixture(held["colour"][t]) for t in types),
+        log_radius_mean=held["log_radius_arcsec"]["mean"],
+        log_radius_sd=held["log_radius_arcsec"]["sd"],
+        ellipticity_sd=held["ellipticity"]["sd"],
+        dev_logit_sd=held["dev_logit"]["sd"],
+        position_sd=held["position_arcsec"]["sd"],
+    )
+
+
+def log_band_flux(
+    log_flux: Float[Tensor, "*b"], colour: Float[Tensor, "*b colour"], reference: int
+) -> Float[Tensor, "*b band"]:
+    """ln(flux) in every band from that in the reference band and the colours."""
+    zero = torch.zeros_like(log_flux)[..., None]
+    ladder = torch.cat((zero, torch.cumsum(colour, -1)), -1)
+    return log_flux[..., None] + ladder - ladder[..., reference : reference + 1]
+
+
+@dataclass(frozen=True, eq=False)
+class Celeste:
+    """The generative model of one patch.
+
+    Latent sites, each with a leading axis of sources: ``is_star``; ``log_flux`` [ln nMgy];
+    ``colour`` [ln ratio of adjacent bands]; ``offset`` (east, north) [arcsec]; and, relevant to galaxies
+    only, ``log_radius`` [ln arcsec], ``ellipticity``, ``dev_logit`` (logit of the de Vaucouleurs fraction).
+    """
+
+    prior: Prior
+
+    def __call__(self, patch: Patch) -> None:
+        prior = self.prior.to(patch.counts)
+        n_sources = patch.anchor.shape[-2]
+        new = patch.counts.new_tensor
+        with pyro.plate("source", n_sources):
+            is_star = pyro.sample("is_star", dist.Bernoulli(new(prior.prob_star)))
+            mean, sd = _by_type(is_star, new(prior.log_flux_mean)), _by_type(is_star, new(prior.log_flux_sd))
+            log_flux = pyro.sample("log_flux", dist.Normal(mean, sd))
+            colour = pyro.sample("colour", _colour_prior(is_star, prior))
+            offset = pyro.sample("offset", dist.Normal(patch.anchor, prior.position_sd).to_event(1))
+            log_radius = pyro.sample("log_radius", dist.Normal(new(prior.log_radius_mean), prior.log_radius_sd))
+            ellipticity = pyro.sample("ellipticity", dist.Normal(new((0.0, 0.0)), prior.ellipticity_sd).to_event(1))
+            dev_logit = pyro.sample("dev_logit", dist.Normal(new(0.0), prior.dev_logit_sd))
+        star = star_images(patch, offset)
+        galaxy = galaxy_images(patch, offset, log_radius, ellipticity, dev_logit)
+        shape = torch.where(is_star[..., None, None] > 0.5, star, galaxy)
+        flux = log_band_flux(log_flux, colour, prior.reference).exp()[..., patch.band]  # [source, image]
+        light = patch.calibration[..., None] * (flux[..., None] * shape).sum(-3)  # [image, pixel]
+        with pyro.plate("image", patch.counts.shape[-2], dim=-2), pyro.plate("pixel", patch.counts.shape[-1], dim=-1):
+            pixel = dist.Poisson(patch.background + light, validate_args=False)
+            pyro.sample("counts", pixel.mask(patch.mask > 0), obs=patch.counts)
+
+
+def star_images(patch: Patch, offset: Float[Tensor, "*s 2"]) -> Float[Tensor, "*s image pixel"]:
+    """Unit-flux images of stars at offsets [arcsec] from the reference position."""
+    mu = (patch.jacobian @ offset[..., None, :, None]).squeeze(-1)  # [s, image, 2]
+    one, zero = patch.counts.new_ones(1), patch.counts.new_zeros(1)
+    return render(patch.pixels, mu, zero.expand(3), one, zero, patch.psf)
+
+
+def galaxy_images(
+    patch: Patch,
+    offset: Float[Tensor, "*s 2"],
+    log_radius: Float[Tensor, "*s"],
+    ellipticity: Float[Tensor, "*s 2"],
+    dev_logit: Float[Tensor, "*s"],
+) -> Float[Tensor, "*s image pixel"]:
+    """Unit-flux images of galaxies at offsets [arcsec] from the reference position."""
+    groups, variances = galaxy_rings(patch.counts.dtype, patch.counts.device)
+    mu = (patch.jacobian @ offset[..., None, :, None]).squeeze(-1)  # [s, image, 2]
+    q = ring_covariance(log_radius[..., None], ellipticity[..., None, :], patch.jacobian)
+    dev_fraction = torch.sigmoid(dev_logit)[..., None]
+    amplitudes = dev_fraction * groups[0] + (1 - dev_fraction) * groups[1]
+    return render(patch.pixels, mu, q, amplitudes[..., None, :], variances, patch.psf)
+
+
+def problem(patch: Patch, *, prior: Prior | None = None) -> Problem:
+    """The Celeste problem of one patch, or of a batch of patches (a leading axis on every tensor).
+
+    Starts are the anchors, with typical fluxes and shapes.
+    """
+    prior = prior or load_prior()
+    batch = patch.counts.shape[0] if patch.counts.ndim == 3 else None
+    anchor = patch.anchor
+    one = torch.ones_like(anchor[..., 0])
+    colour = (prior.colour[0].weights @ prior.colour[0].means).to(anchor)
+    start = {
+        "log_flux": prior.log_flux_mean[0] * one,
+        "colour": colour.expand(*one.shape, -1).clone(),
+        "offset": anchor.clone(),
+        "log_radius": prior.log_radius_mean * one,
+        "ellipticity": torch.zeros_like(anchor),
+        "dev_logit": torch.zeros_like(one),
+    }
+    from_colours = [f"{a}-{b}" for a, b in pairwise(prior.bands)]
+    return Problem(
+        Celeste(prior),
+        (patch,),
+        name="celeste",
+        batch=batch,
+        data_plates=("image", "pixel"),
+        start=start,
+        dims={
+            "is_star": ("source",),
+            "log_flux": ("source",),
+            "colour": ("source", "colour"),
+            "offset": ("source", "axis"),
+            "log_radius": ("source",),
+            "ellipticity": ("source", "component"),
+            "dev_logit": ("source",),
+        },
+        coords={"colour": from_colours, "axis": ["east", "north"], "component": ["eta1", "eta2"]},
+        guides={name: f"astrozoo.guides.celeste:{name}" for name in ("structured", "mean_field", "point")},
+        objectives={"delta": "astrozoo.guides.celeste:delta_elbo"},
+    )
+
+
+def simulate(
+    seed: int = 0, *, sources: int = 1, size: int = 21, snr_floor: float = 20.0, prior: Prior | None = None
+) -> tuple[Patch, dict[str, Tensor]]:
+    """A patch drawn from the model itself, at SDSS depth: five bands, a two-Gaussian PSF.
+
+    (For images that do *not* come from the model, see :func:`astrozoo.data.simulate.simulate_field`.)
+
+    Args:
+        seed: of every draw.
+        sources: how many, near the middle of the patch.
+        size: pixels along a side.
+        snr_floor: fluxes are redrawn until a star of that flux would have this signal-to-noise in the
+            reference band.
+        prior: the shipped one by default.
+
+    Returns:
+        the patch, and the latents by site name, each with a leading axis of sources.
+    """
+    prior = prior or load_prior()
+    g = torch.Generator().manual_seed(seed)
+    float64 = torch.float64
+    grid = torch.arange(size, dtype=float64) - size // 2
+    yy, xx = torch.meshgrid(grid, grid, indexing="ij")
+    n_bands, n_pixels = len(prior.bands), size * size
+    calibration = torch.tensor(_CALIBRATION, dtype=float64)
+    sky = torch.tensor(_SKY, dtype=float64)
+    jitter = 0.3 * torch.randn(n_bands, 2, generator=g, dtype=float64)
+    width = torch.tensor(_PSF_VARIANCE, dtype=float64)[:, None, None] * torch.tensor([1.0, 3.5], dtype=float64)[:, None]
+    spread = 0.0 if sources == 1 else 2.0
+    patch = Patch(
+        counts=torch.zeros(n_bands, n_pixels, dtype=float64),
+        background=sky[:, None].expand(-1, n_pixels).clone(),
+        mask=torch.ones(n_bands, n_pixels, dtype=float64),
+        pixels=torch.stack((xx.flatten(), yy.flatten())) - jitter[:, :, None],
+        calibration=calibration,
+        band=torch.arange(n_bands),
+        jacobian=torch.tensor([[-1.0, 0.0], [0.0, 1.0]], dtype=float64).expand(n_bands, 2, 2) / _PIXEL,
+        psf_weights=torch.tensor([0.8, 0.2], dtype=float64).expand(n_bands, 2).clone(),
+        psf_means=torch.zeros(n_bands, 2, 2, dtype=float64),
+        psf_covariances=width * torch.tensor([1.0, 0.0, 1.0], dtype=float64),
+        anchor=spread * torch.randn(sources, 2, generator=g, dtype=float64),
+    )
+    noise = float(sky[prior.reference] * 4 * math.pi * _PSF_VARIANCE[prior.reference]) ** 0.5
+    floor = math.log(snr_floor * noise / float(calibration[prior.reference]))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**31, (1,), generator=g)))
+        while True:
+            trace = pyro.poutine.trace(pyro.poutine.uncondition(Celeste(prior))).get_trace(patch)
+            if bool((trace.nodes["log_flux"]["value"] > floor).all()):
+                break
+    truth = {name: trace.nodes[name]["value"] for name in _SITES}
+    return patch._replace(counts=trace.nodes["counts"]["value"]), truth
+
+
+def _by_type(is_star: Tensor, values: Float[Tensor, "2"]) -> Tensor:
+    return torch.where(is_star > 0.5, values[1], values[0])
+
+
+def _colour_prior(is_star: Tensor, prior: Prior) -> dist.MixtureSameFamily:
+    galaxy, star = prior.colour
+
+    def chosen(name: str) -> Tensor:
+        g, s = getattr(galaxy, name), getattr(star, name)
+        return torch.where(is_star.reshape(is_star.shape + (1,) * g.ndim) > 0.5, s, g)
+
+    tril = torch.where(
+        is_star[..., None, None, None] > 0.5,
+        torch.linalg.cholesky(star.covariances),
+        torch.linalg.cholesky(galaxy.covariances),
+    )
+    return dist.MixtureSameFamily(
+        dist.Categorical(chosen("weights")), dist.MultivariateNormal(chosen("means"), scale_tril=tril)
+    )
