@@ -246,12 +246,13 @@ class Model:
                 )
             shape = fn.batch_shape + fn.event_shape
             try:
-                transform = biject_to(fn.support)
+                support = _support(fn)
+                transform = biject_to(support)
                 unconstrained = torch.Size(transform.inverse_shape(shape))
             except NotImplementedError as error:
                 raise CaptureError(f"site {name!r}: no bijection from a vector to {fn.support}") from error
             start = sites[-1].stop if sites else 0
-            sites.append(Site(name, shape, fn.support, transform, start, start + unconstrained.numel()))
+            sites.append(Site(name, shape, support, transform, start, start + unconstrained.numel()))
             return transform(torch.rand(unconstrained) * 2 - 1)
 
         with self.scope.drawing():
@@ -283,6 +284,15 @@ def total(of: poutine.Trace) -> Tensor:
     return sum(
         (s["log_prob_sum"] for s in of.nodes.values() if s["type"] == "sample" and not site_is_subsample(s)),
         torch.zeros(()),
+    )
+
+
+def _support(fn: Any) -> Any:
+    """Where a distribution lives; a mixture, where its components do."""
+    return (
+        getattr(fn.support, "base_constraint", fn.support)
+        if hasattr(fn, "mixture_distribution")
+        else fn.support
     )
 
 

@@ -8,7 +8,7 @@ once. :class:`PureFunction` does the same for any pure torch function. This file
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from astrozoo._capture import Layout, Model, Scope, Site, Tape, latent_sites, run_guide, total
+from astrozoo._graph import Graph, batched, graph_size, trace_graph
 from astrozoo.errors import CaptureError, InputError
 from astrozoo.types import Problem
 
@@ -56,10 +57,17 @@ class PureFunction:
         if compile not in ("auto", "always", "never"):
             raise InputError("compile", repr(compile), '"auto", "always" or "never"')
         self.f, self.dim, self.args, self.noise_dim, self.batch = f, dim, args, noise_dim, batch
-        self.dtype, self.device = dtype, torch.device(device)
+        self.dtype, self.device, self.compile = dtype, torch.device(device), compile
         self.counts = {"value": 0, "gradient": 0, "hvp": 0, "hessian": 0}
-        self.compile_seconds = 0.0
+        self._timing = {"compile": 0.0}
         self.notes: list[str] = []
+        self._graphs: dict[tuple[str, int | None], dict[int, Graph]] = {}  # (entry, draws) -> rows -> graph
+        self._runs: dict[Any, Callable[..., Any]] = {}
+
+    @property
+    def compile_seconds(self) -> float:
+        """Spent compiling so far."""
+        return self._timing["compile"]
 
     def values(self, w: Float[Tensor, "b p"], noise: Tensor | None = None) -> Float[Tensor, "b m"]:
         """The function for each draw (one column where there is no noise)."""
@@ -88,59 +96,84 @@ class PureFunction:
         if self.batch is None:
             return self
         taken = object.__new__(type(self))
-        taken.__dict__ = {**self.__dict__, "args": rows_of(self.args, rows), "batch": len(rows)}
+        own = {"args": rows_of(self.args, rows), "batch": len(rows), "_runs": {}}
+        taken.__dict__ = {**self.__dict__, **own}
         return taken
 
     def _call(self, entry: str, w: Tensor, noise: Tensor | None, *more: Tensor) -> Any:
-        self.counts[entry] += len(w) * (1 if noise is None else len(noise))
-        leaves, spec = pytree.tree_flatten(self.args)
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        return self._entry(entry, leaves, spec)(w, *more, noise, *tensors)
+        key = (entry, w.shape, w.dtype, None if noise is None else noise.shape)
+        run = self._runs.get(key)
+        if run is None:
+            run = self._runs[key] = self._prepare(entry, w, noise)
+        self.counts[entry] += w.shape[0] * (1 if noise is None else noise.shape[0])
+        return run(w, *more) if noise is None else run(w, *more, noise)
 
-    def _entry(self, entry: str, leaves: list[Any], spec: Any) -> Callable[..., Any]:
-        """``(w [b, p], *more [b, p], noise [m, e] | None, *tensors) -> results``, of pure torch."""
+    def _prepare(self, entry: str, w: Tensor, noise: Tensor | None) -> Callable[..., Any]:
+        """Check the shapes, and find or make the graph that serves them."""
+        b = w.shape[0]
+        if w.ndim != 2 or w.shape[1] != self.dim or (self.batch is not None and b != self.batch):
+            rows = "any" if self.batch is None else self.batch
+            raise InputError("w", f"shape {tuple(w.shape)}", f"[{rows}, {self.dim}]")
+        if w.dtype != self.dtype:
+            raise InputError("w", w.dtype, str(self.dtype))
+        if (noise is None) != (self.noise_dim == 0) or (
+            noise is not None and noise.shape[1:] != (self.noise_dim,)
+        ):
+            got = None if noise is None else f"shape {tuple(noise.shape)}"
+            raise InputError("noise", got, f"[draws, {self.noise_dim}]" if self.noise_dim else "None")
+        made = self._graphs.setdefault((entry, None if noise is None else noise.shape[0]), {})
+        size = graph_size(b, set(made))
+        if size not in made:
+            made[size] = Graph(self._entry(entry), self.compile, self._report)
+        graph, tensors = made[size], self._tensors
+        if size == b:
+            return lambda *inputs: graph(*inputs, *tensors)
+        index = torch.arange(size, device=self.device).clamp(max=b - 1)
+        padded = tensors if self.batch is None else [t[index] for t in tensors]
+        vectors = 2 if entry == "hvp" else 1
+
+        def run(*inputs: Tensor) -> Any:
+            out = graph(*(x[index] for x in inputs[:vectors]), *inputs[vectors:], *padded)
+            return tuple(x[:b] for x in out) if isinstance(out, tuple | list) else out[:b]
+
+        return run
+
+    def _report(self, seconds: float, note: str | None) -> None:
+        self._timing["compile"] += seconds
+        if note is not None:
+            self.notes.append(note)
+
+    @property
+    def _tensors(self) -> list[Tensor]:
+        return [leaf for leaf in pytree.tree_leaves(self.args) if isinstance(leaf, Tensor)]
+
+    def _entry(self, entry: str) -> Callable[..., Any]:
+        leaves, spec = pytree.tree_flatten(self.args)
         static = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
+        lead = 2 if self.noise_dim else 1
 
-        def at(w: Tensor, noise: Tensor | None, tensors: tuple[Tensor, ...]) -> Tensor:
-            held = iter(tensors)
-            args = pytree.tree_unflatten(
-                [next(held) if t else s for t, s in zip(is_tensor, static, strict=True)], spec
-            )
-            return self.f(w, *args) if noise is None else self.f(w, noise, *args)
+        def flat(*inputs: Tensor) -> Tensor:
+            held = iter(inputs[lead:])
+            filled = [next(held) if t else s for t, s in zip(is_tensor, static, strict=True)]
+            return self.f(*inputs[:lead], *pytree.tree_unflatten(filled, spec))
 
-        def draws(w: Tensor, noise: Tensor | None, *tensors: Tensor) -> Tensor:
-            if noise is None:
-                return at(w, None, tensors)[None]
-            return torch.func.vmap(lambda e: at(w, e, tensors))(noise)
+        in_dims = (None if self.batch is None else 0,) * sum(is_tensor)
+        return batched(flat, entry, in_dims, noisy=self.noise_dim > 0)
 
-        def mean(w: Tensor, *rest: Any) -> Tensor:
-            return draws(w, *rest).mean()
+    def check(self) -> None:
+        """Capture the function once at its smallest size, to fail early.
 
-        def gradient(w: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-            grad, value = torch.func.grad_and_value(mean)(w, *rest)
-            return value, grad
-
-        def hessian(w: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-            def inner(x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-                value, grad = gradient(x, *rest)
-                return grad, (value, grad)
-
-            curvature, (value, grad) = torch.func.jacrev(inner, has_aux=True)(w)
-            return value, grad, curvature
-
-        def hvp(w: Tensor, v: Tensor, *rest: Any) -> Tensor:
-            return torch.func.grad(lambda x: torch.dot(gradient(x, *rest)[1], v))(w)
-
-        row = {"value": draws, "gradient": gradient, "hessian": hessian, "hvp": hvp}[entry]
-        rows = None if self.batch is None else 0
-
-        def whole(w: Tensor, *rest: Any) -> Any:
-            lead = 2 if entry == "hvp" else 1
-            in_dims = (0,) * lead + (None,) + (rows,) * sum(is_tensor)
-            return torch.func.vmap(row, in_dims=in_dims)(w, *rest)
-
-        return whole
+        Raises:
+            CaptureError: if it is not pure tensor arithmetic.
+        """
+        tensors = self._tensors if self.batch is None else [t[:1] for t in self._tensors]
+        w = torch.zeros(1, self.dim, dtype=self.dtype, device=self.device)
+        noise = (
+            [torch.zeros(1, self.noise_dim, dtype=self.dtype, device=self.device)] if self.noise_dim else []
+        )
+        with torch.no_grad():
+            trace_graph(self._entry("value"), (w, *noise, *tensors))
 
 
 def rows_of(tree: Any, rows: Any) -> Any:
@@ -255,10 +288,7 @@ class Elbo(PureFunction):
         self.draw_dim = self._look(row)
         f, noise_dim = self._elbo, self.draw_dim
         if objective != "monte_carlo":
-            if objective not in problem.objectives:
-                known = ["monte_carlo", *problem.objectives]
-                raise InputError("objective", repr(objective), f"one of {known}")
-            f, noise_dim = problem.objectives[objective](problem, self.module), 0
+            f, noise_dim = problem.factory("objectives", objective)(problem, self.module), 0
         super().__init__(
             f,
             sum(s.numel() for s in self.shapes.values()),
