@@ -48,7 +48,7 @@ class _Stack:
         return np.where(self.empty, 1e6 * self.variance[~self.empty].max(), self.variance)
 
 
-def detect(field: Field, *, threshold: float = 4.0, minimum_area: int = 4, contrast: float = 0.005) -> Table:
+def detect(field: Field, *, threshold: float = 4.0, minimum_area: int = 4, contrast: float = 1e-5) -> Table:
     """Find and measure the sources of a field.
 
     Saturated pixels take part in detection, with the value that the survey's pipeline left there: a masked
@@ -58,8 +58,8 @@ def detect(field: Field, *, threshold: float = 4.0, minimum_area: int = 4, contr
         field: images that overlap on the sky.
         threshold: signal to noise, after a filter somewhat narrower than the PSF, above which a pixel counts.
         minimum_area: pixels above threshold that make a source.
-        contrast: fraction of a blend's flux at which a part becomes a source of its own. A crowded field is
-            one blend of thousands of sources: give it 1e-6.
+        contrast: fraction of a blend's flux at which a part becomes a source of its own. SExtractor's 0.005
+            loses the neighbours of a bright star, whose wings join them to it, and all of a globular cluster.
 
     Returns:
         One row per source (none found: no rows). ``ra``, ``dec`` [deg]; ``x``, ``y`` [px] in the reference
