@@ -6,13 +6,15 @@ import enum
 import hashlib
 import importlib
 import json
-import os
 import platform
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import CodeType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -26,7 +28,7 @@ from astrozoo.errors import DataError, InputError, OutputError, UnknownNameError
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Objective", "Problem", "Result", "Status", "environment"]
+__all__ = ["Objective", "Outcome", "Page", "Problem", "Result", "Status", "environment", "load"]
 
 
 class Status(enum.StrEnum):
@@ -133,7 +135,9 @@ class Problem:
         if self.batch is not None:
             for t in self.tensors:
                 if t.ndim == 0 or t.shape[0] != self.batch:
-                    raise InputError("args", f"a tensor of shape {tuple(t.shape)}", f"a leading axis of {self.batch}")
+                    raise InputError(
+                        "args", f"a tensor of shape {tuple(t.shape)}", f"a leading axis of {self.batch}"
+                    )
 
     def factory(self, kind: str, name: str) -> Callable[..., Any]:
         """The factory of one of this problem's "guides" or "objectives".
@@ -167,15 +171,10 @@ class Problem:
 
     @property
     def digest(self) -> str:
-        """A hash of the model's name and settings and of all data: what a checkpoint is checked against."""
+        """A hash of the model, its settings and all data: what a checkpoint is checked against."""
         h = hashlib.sha256()
-        h.update(f"{self.name}|{self.batch}|{self.data_plates}|{_describe(self.model)}".encode())
-        for leaf in pytree.tree_leaves(self.args):
-            if isinstance(leaf, Tensor):
-                h.update(f"{tuple(leaf.shape)}{leaf.dtype}".encode())
-                h.update(leaf.detach().cpu().contiguous().numpy().tobytes())
-            else:
-                h.update(repr(leaf).encode())
+        for value in (self.name, self.batch, self.data_plates, self.model, self.args):
+            _hash_into(h, value)
         return h.hexdigest()[:16]
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Problem:
@@ -186,17 +185,46 @@ class Problem:
                 return leaf
             return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None)
 
-        fields = {f: getattr(self, f) for f in self.__dataclass_fields__}
-        fields["args"] = pytree.tree_map(move, self.args)
-        fields["start"] = {name: move(value) for name, value in self.start.items()}
-        return Problem(**fields)
+        start = {name: move(value) for name, value in self.start.items()}
+        return replace(self, args=pytree.tree_map(move, self.args), start=start)
 
 
-def _describe(model: Any) -> str:
-    if hasattr(model, "__dataclass_fields__"):
-        return f"{type(model).__qualname__}{sorted((k, repr(v)) for k, v in asdict(model).items())}"
-    code = getattr(model, "__code__", None)
-    return f"{getattr(model, '__qualname__', type(model).__qualname__)}{code.co_code.hex() if code else ''}"
+def _hash_into(h: Any, value: Any) -> None:
+    """Feed a value to a hash by content: the same in every process, whatever addresses objects have."""
+    h.update(f"{type(value).__qualname__}(".encode())
+    if isinstance(value, Tensor):
+        flat = value.detach().cpu().contiguous().flatten()
+        h.update(f"{tuple(value.shape)}{value.dtype}".encode() + flat.view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, np.ndarray):
+        h.update(f"{value.shape}{value.dtype}".encode() + value.tobytes())
+    elif isinstance(value, torch.nn.Module):
+        _hash_into(h, value.state_dict())
+    elif isinstance(value, Mapping):
+        for key in value:
+            _hash_into(h, (key, value[key]))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _hash_into(h, item)
+    elif isinstance(value, set | frozenset):
+        _hash_into(h, sorted(value, key=repr))
+    elif is_dataclass(value):
+        for name in fields(value):
+            _hash_into(h, getattr(value, name.name))
+    elif isinstance(value, CodeType):
+        _hash_into(h, (value.co_code, value.co_names, value.co_consts))
+    elif isinstance(value, FunctionType):
+        held = [cell.cell_contents for cell in value.__closure__ or ()]
+        settings = [item for item in held if not callable(item)]
+        _hash_into(h, (value.__qualname__, value.__code__, value.__defaults__, settings))
+    elif isinstance(value, MethodType):
+        _hash_into(h, (value.__func__, value.__self__))
+    elif isinstance(value, partial):
+        _hash_into(h, (value.func, value.args, value.keywords))
+    elif type(value).__repr__ is not object.__repr__:
+        h.update(repr(value).encode())
+    else:
+        _hash_into(h, vars(value))
+    h.update(b")")
 
 
 def environment() -> dict[str, str]:
@@ -226,7 +254,8 @@ class Result:
         draws: posterior draws, constrained: ``{site: [chain, draw, ...]}``; in a batched problem
             ``[chain, draw, problem, ...]``.
         sample_stats: per draw: ``{name: [chain, draw, ...]}`` (diverging, energy, acceptance_rate ...).
-        trace: per iteration: ``{name: [iteration, ...]}`` (elbo, radius, gradient norm ...).
+        trace: per iteration: ``{name: [iteration, problem or start]}`` (elbo, radius, gradient norm ...);
+            NaN where that problem had already finished.
         stats: scalars and short strings: counts of evaluations, compile and run seconds, notes.
         status: of the run; of a batched run, the worst.
         statuses: one status per independent problem.
@@ -261,10 +290,10 @@ class Result:
             "posterior": self._dataset(self.draws, sampled),
             "sample_stats": self._dataset(self.sample_stats, sampled),
             "observed_data": self._dataset(self.observed, ()),
-            "trace": self._dataset(self.trace, ("iteration",)),
+            "trace": self._dataset(self.trace, ("iteration", "problem" if self.statuses else "start")),
         }
         if self.location is not None:
-            held = {"location": (("problem", "coordinate"), self.location)}
+            held: dict[str, Any] = {"location": (("problem", "coordinate"), self.location)}
             if self.covariance is not None:
                 held["covariance"] = (("problem", "coordinate", "coordinate_"), self.covariance)
             out["approximation"] = xr.Dataset(held)
@@ -282,19 +311,21 @@ class Result:
             held[name] = (lead + named, array)
         data = xr.Dataset(held)
         used = {k: v for k, v in self.coords.items() if k in data.dims and len(v) == data.sizes[k]}
-        for axis in ("chain", "draw", "problem", "iteration"):
+        for axis in ("chain", "draw", "problem", "iteration", "start"):
             if axis in data.dims and axis not in used:
                 used[axis] = np.arange(data.sizes[axis])
         return data.assign_coords(used)
 
     def to_arviz(self) -> Any:
         """As ``arviz.InferenceData`` (ArviZ 0.x) or ``xarray.DataTree`` (ArviZ 1.x)."""
-        import arviz
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # 0.23 announces 1.0, once a day
+            import arviz
 
         groups = self.groups()
         if hasattr(arviz, "InferenceData"):
             known = {k: v for k, v in groups.items() if k not in ("trace", "approximation")}
-            return arviz.InferenceData(**known)
+            return arviz.InferenceData(**known)  # type: ignore[arg-type]
         import xarray as xr
 
         return xr.DataTree.from_dict(groups)
@@ -322,7 +353,7 @@ class Result:
         tree.attrs["astrozoo"] = json.dumps(header, default=_plain)
         try:
             tree.to_netcdf(partial, engine="h5netcdf")
-            os.replace(partial, path)
+            partial.replace(path)
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise OutputError(f"cannot write {path}: {error}") from error
@@ -344,10 +375,13 @@ class Result:
             tree = xr.load_datatree(path, engine="h5netcdf")
             header = json.loads(tree.attrs["astrozoo"])
         except (OSError, KeyError, ValueError) as error:
-            raise DataError(str(path), f"an unreadable file ({error})", "a result saved by astrozoo") from error
+            raise DataError(
+                str(path), f"an unreadable file ({error})", "a result saved by astrozoo"
+            ) from error
 
         def arrays(group: str) -> dict[str, np.ndarray]:
-            return {k: v.to_numpy() for k, v in tree[group].data_vars.items()} if group in tree.children else {}
+            held = tree[group].data_vars if group in tree.children else {}
+            return {str(name): variable.to_numpy() for name, variable in held.items()}
 
         held = arrays("approximation")
         return cls(
@@ -362,6 +396,42 @@ class Result:
             dims={k: tuple(v) for k, v in header.pop("dims").items()},
             **header,
         )
+
+
+def load(path: str | Path) -> Result:
+    """Read a saved result; see :meth:`Result.load`."""
+    return Result.load(path)
+
+
+@dataclass(frozen=True, eq=False)
+class Page:
+    """A section that a model adds to a report.
+
+    Args:
+        title: its heading.
+        parts: in order, each a paragraph (``str``), a table (a sequence of one mapping per row), or a figure
+            with its caption (``(matplotlib Figure, str)``).
+    """
+
+    title: str
+    parts: Sequence[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What an entry's own job hands back to ``astrozoo run``.
+
+    Args:
+        result: saved as ``posterior.nc``.
+        pages: sections for the report, before the general ones.
+        summary: scalars and short strings, added to ``summary.json`` and shown on screen.
+        files: names of the files that the job wrote into the output folder, each with a line on what it is.
+    """
+
+    result: Result
+    pages: Sequence[Page] = ()
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,55 @@
+"""astrozoo: probabilistic models of astronomical images, declared once in Pyro, inferred with anything.
+
+Importing it is quick: torch, Pyro and ArviZ are loaded when a name that needs them is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from astrozoo.registry import Entry, get, list_models
+
+if TYPE_CHECKING:
+    from astrozoo import infer
+    from astrozoo.diagnostics.report import report
+    from astrozoo.errors import AstrozooError
+    from astrozoo.types import Problem, Result, Status, load
+
+__all__ = [
+    "AstrozooError",
+    "Entry",
+    "Problem",
+    "Result",
+    "Status",
+    "get",
+    "infer",
+    "list_models",
+    "load",
+    "report",
+]
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "AstrozooError": "astrozoo.errors",
+    "Problem": "astrozoo.types",
+    "Result": "astrozoo.types",
+    "Status": "astrozoo.types",
+    "load": "astrozoo.types",
+    "report": "astrozoo.diagnostics.report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "infer":
+        return import_module("astrozoo.infer")  # a package that can be called
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from astrozoo.errors import DataError, InputError, OutputError
+from astrozoo.types import Problem, Result, Status, load
+
+
+@dataclass(frozen=True)
+class Settings:
+    weights: torch.Tensor
+    name: str = "a"
+
+    def __call__(self, x):
+        """A model."""
+
+
+def model(x):
+    """A model."""
+
+
+X = torch.arange(6.0, dtype=torch.float64).reshape(3, 2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"model": 3}, "model: got int"),
+        ({"args": (X, X.float())}, "one floating dtype"),
+        ({"args": (X,), "batch": 4}, "a leading axis of 4"),
+        ({"args": (torch.tensor(1.0),), "batch": 1}, "a leading axis of 1"),
+        ({"args": (X, X.to("meta"))}, "one device"),
+    ],
+)
+def test_a_bad_problem_is_refused(fields, said):
+    with pytest.raises(InputError, match=said):
+        Problem(**{"model": model} | fields)
+
+
+def test_dtype_and_device_follow_the_data():
+    problem = Problem(model, args=({"x": X, "n": torch.tensor(3)}, [4]), start={"a": X[0]})
+    assert problem.dtype == torch.float64
+    assert Problem(model).dtype == torch.float64
+    moved = problem.to(dtype=torch.float32)
+    assert moved.args[0]["x"].dtype == moved.start["a"].dtype == torch.float32
+    assert moved.args[0]["n"].dtype == torch.int64
+    assert moved.args[1] == [4]
+    assert moved.name == problem.name
+    assert problem.args[0]["x"].dtype == torch.float64
+
+
+def _closure(scale):
+    return lambda x: x * scale
+
+
+def test_the_digest_tells_problems_apart():
+    weights = torch.linspace(0, 1, 5000, dtype=torch.float64)
+    changed = weights.clone()
+    changed[2500] += 1e-9  # below what a printed tensor shows
+    problems = [
+        Problem(model, args=(X,)),
+        Problem(model, args=(X + 1e-12,)),
+        Problem(model, args=(X.float(),)),
+        Problem(model, args=(X.T.contiguous(),)),
+        Problem(model, args=(X,), batch=3),
+        Problem(model, args=(X,), name="other"),
+        Problem(model, args=(X,), data_plates=("data",)),
+        Problem(Settings(weights), args=(X,)),
+        Problem(Settings(changed), args=(X,)),
+        Problem(Settings(weights, "b"), args=(X,)),
+        Problem(lambda x: x + 1, args=(X,)),
+        Problem(lambda x: x + 2, args=(X,)),
+        Problem(_closure(1.0), args=(X,)),
+        Problem(_closure(2.0), args=(X,)),
+        Problem(partial(model, 1), args=(X,)),
+        Problem(partial(model, 2), args=(X,)),
+        Problem(model, args=(np.arange(5000.0),)),
+        Problem(model, args=(np.append(np.arange(4999.0), 0),)),
+    ]
+    digests = [p.digest for p in problems]
+    assert len(set(digests)) == len(digests)
+    assert digests == [p.digest for p in problems]
+
+
+def test_the_digest_is_the_same_in_every_process():
+    code = (
+        "import torch; from astrozoo.types import Problem\n"
+        "def model(x): return [y for y in x if y in {'a', 'b', 'c'}]\n"
+        "print(Problem(model, args=(torch.ones(2), {'n': 1})).digest)"
+    )
+    ran = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert ran[0] == ran[1]
+    assert len(ran[0].strip()) == 16
+
+
+def _result(**fields) -> Result:
+    rng = np.random.default_rng(0)
+    defaults = {
+        "draws": {"mu": rng.normal(size=(2, 50)), "colour": rng.normal(size=(2, 50, 3))},
+        "status": Status.CONVERGED,
+        "seed": 3,
+        "model": "m",
+        "method": "hmc",
+        "sample_stats": {"diverging": np.zeros((2, 50), bool), "energy": rng.normal(size=(2, 50))},
+        "trace": {"elbo": np.array([[-3.0], [-1.0], [np.nan]])},
+        "stats": {
+            "counts": {"gradient": 7},
+            "run_seconds": np.float64(1.5),
+            "notes": ["a"],
+            "x": torch.ones(2),
+        },
+        "location": np.zeros((1, 4)),
+        "covariance": np.eye(4)[None],
+        "observed": {"y": np.arange(5)},
+        "dims": {"colour": ("band",)},
+        "coords": {"band": ["g", "r", "i"]},
+    }
+    return Result(**defaults | fields)
+
+
+def test_a_saved_result_comes_back_whole(tmp_path):
+    result = _result()
+    path = result.save(tmp_path / "r.nc")
+    back = load(path)
+    for group in ("draws", "sample_stats", "trace", "observed"):
+        held, found = getattr(result, group), getattr(back, group)
+        assert held.keys() == found.keys()
+        for name in held:
+            np.testing.assert_array_equal(held[name], found[name])
+            assert held[name].dtype == found[name].dtype
+    np.testing.assert_array_equal(back.location, result.location)
+    np.testing.assert_array_equal(back.covariance, result.covariance)
+    assert back.status is Status.CONVERGED
+    assert back.statuses == ()
+    assert back.dims == result.dims
+    assert back.coords == result.coords
+    assert back.stats["counts"] == {"gradient": 7}
+    assert back.stats["x"] == [1.0, 1.0]
+    assert back.environment == result.environment
+    assert (back.seed, back.model, back.method) == (3, "m", "hmc")
+    assert [p.name for p in tmp_path.iterdir()] == ["r.nc"]
+
+
+def test_a_batched_result_keeps_its_problems(tmp_path):
+    draws = {"mu": np.zeros((1, 5, 2)), "colour": np.zeros((1, 5, 2, 3))}
+    batched = _result(
+        draws=draws,
+        sample_stats={},
+        trace={"elbo": np.zeros((4, 2))},
+        statuses=(Status.CONVERGED, Status.DIVERGED),
+        location=np.zeros((2, 4)),
+        covariance=None,
+    )
+    groups = batched.groups()
+    assert groups["posterior"]["mu"].dims == ("chain", "draw", "problem")
+    assert groups["posterior"]["colour"].dims == ("chain", "draw", "problem", "band")
+    assert groups["trace"]["elbo"].dims == ("iteration", "problem")
+    assert "sample_stats" not in groups
+    back = load(batched.save(tmp_path / "r.nc"))
+    assert back.statuses == batched.statuses
+    assert back.covariance is None
+
+
+def test_to_arviz_has_the_groups_and_coordinates():
+    data = _result().to_arviz()
+    assert list(data["posterior"]["colour"].coords["band"].values) == ["g", "r", "i"]
+    assert data["sample_stats"]["diverging"].shape == (2, 50)
+    assert data["observed_data"]["y"].shape == (5,)
+
+
+def test_what_cannot_be_written_or_read_says_so(tmp_path):
+    with pytest.raises(OutputError, match="cannot write"):
+        _result().save(tmp_path / "missing" / "r.nc")
+    with pytest.raises(DataError, match="no such file"):
+        load(tmp_path / "r.nc")
+    (tmp_path / "r.nc").write_bytes(b"not a result")
+    with pytest.raises(DataError, match="unreadable"):
+        load(tmp_path / "r.nc")
+
+
+def test_a_failed_save_leaves_what_stood_there(tmp_path):
+    path = _result().save(tmp_path / "r.nc")
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        _result(stats={"x": object()}).save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["r.nc"]
+
+
+def test_only_convergence_is_ok():
+    assert [s for s in Status if s.ok] == [Status.CONVERGED]
