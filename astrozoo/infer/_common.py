@@ -27,18 +27,24 @@ __all__ = [
     "Checkpoint",
     "Report",
     "by_chain",
+    "ensemble_status",
     "exact_moments",
     "finish",
     "generator_for",
     "guide_draws",
     "guide_name",
     "noise_for",
+    "noise_per_latent",
     "progress_bar",
     "start_points",
     "variational_start",
     "worst",
 ]
 
+R_HAT = 1.05
+"""Split R-hat below which chains are taken to agree."""
+_PROBED = 1000
+"""Noise coordinates of a guide up to which its shape is probed one by one."""
 _SAVE_EVERY = 30.0
 """Seconds between two checkpoints."""
 
@@ -185,19 +191,36 @@ def worst(statuses: Sequence[Status]) -> Status:
 
 def exact_moments(elbo: Any, w: Float[Tensor, "b p"]) -> tuple[Tensor, Tensor] | None:
     """Mean and covariance of a guide that is an affine map of its normal noise; None for any other."""
-    e = elbo.noise_dim
-    if e > 1000:
+    e = elbo.draw_dim
+    if e > _PROBED:
         return None
     like = {"dtype": w.dtype, "device": w.device}
-    check = torch.linspace(-2, 3, e, **like)
-    probes = torch.cat((torch.zeros(1, e, **like), torch.eye(e, **like), check[None]))
-    z = elbo.unconstrained(w, probes if e else None)  # [b, e + 2, dim]
+    check = torch.linspace(-1.0, 1.5, e, **like)
+    z = elbo.unconstrained(w, torch.cat((_probes(elbo, w), check[None])))  # [b, e + 2, dim]
     mean, A = z[:, 0], z[:, 1 : e + 1] - z[:, :1]
     affine = mean + torch.einsum("bed,e->bd", A, check)
-    scale = z.abs().amax() + 1
-    if (z[:, -1] - affine).abs().max() > 1e3 * torch.finfo(w.dtype).eps * scale:
+    # Loose, as values pass through the sites' transforms and back.
+    off = (z[:, -1] - affine).abs().max()
+    if not off <= torch.finfo(w.dtype).eps ** 0.4 * (1 + z.abs().max()):
         return None
     return mean, A.mT @ A
+
+
+def noise_per_latent(elbo: Any, w: Float[Tensor, "b p"]) -> int:
+    """The most noise coordinates that any one latent of a guide depends on: 1 mean field, dim full rank."""
+    if elbo.draw_dim > _PROBED:
+        return 1
+    shift = torch.randn(w.shape, generator=generator_for(0), dtype=w.dtype).to(w.device)
+    z = elbo.unconstrained(w + 0.01 * shift, _probes(elbo, w))
+    moved = (z[:, 1:] - z[:, :1]).abs() > torch.finfo(w.dtype).eps ** 0.5
+    return int(moved.sum(1).max()) if elbo.draw_dim else 0
+
+
+def _probes(elbo: Any, w: Tensor) -> Float[Tensor, "e+1 e"]:
+    """No noise, and each coordinate of it alone."""
+    e = elbo.draw_dim
+    like = {"dtype": w.dtype, "device": w.device}
+    return torch.cat((torch.zeros(1, e, **like), torch.eye(e, **like)))
 
 
 def guide_draws(
@@ -207,7 +230,8 @@ def guide_draws(
 
     The moments (unconstrained, ``[b, dim]`` and ``[b, dim, dim]``) are exact where the guide is Gaussian.
     """
-    noise = noise_for(seed, 101, shape=(chains * draws, elbo.noise_dim), like=elbo)
+    shape = (chains * draws, elbo.draw_dim)
+    noise = torch.randn(shape, generator=generator_for(seed, 1, 1), dtype=elbo.dtype).to(elbo.device)
     sites = elbo.sample(w, noise)
     shaped = {name: by_chain(x, chains, elbo.batch is not None) for name, x in sites.items()}
     moments = exact_moments(elbo, w)
@@ -216,6 +240,25 @@ def guide_draws(
         mean = z.mean(1)
         moments = mean, (z - mean[:, None]).mT @ (z - mean[:, None]) / max(1, z.shape[1] - 1)
     return shaped, *moments
+
+
+def ensemble_status(z: Float[Tensor, "b c n d"], diverging: Tensor) -> list[Status]:
+    """Of each problem: by the split R-hat of its unconstrained draws and its share of divergences."""
+    half = z.shape[2] // 2
+    if half < 2:
+        return [Status.BUDGET_SPENT] * len(z)
+    parts = torch.cat((z[:, :, :half], z[:, :, -half:]), 1)
+    within = parts.var(2).mean(1)
+    between = parts.mean(2).var(1)
+    r_hat = (1 - 1 / half + between / within).sqrt().amax(1)  # NaN where nothing moved
+    share = diverging.to(z.dtype).mean((1, 2))
+    out = []
+    for r, bad in zip(r_hat.tolist(), share.tolist(), strict=True):
+        settled = r < R_HAT and bad < 0.01
+        out.append(
+            Status.CONVERGED if settled else Status.DIVERGED if bad > 0.1 or r != r else Status.BUDGET_SPENT
+        )
+    return out
 
 
 def by_chain(x: Float[Tensor, "b m ..."], chains: int, batched: bool) -> np.ndarray:

@@ -18,6 +18,7 @@ from astrozoo.infer._common import (
     finish,
     guide_draws,
     guide_name,
+    noise_per_latent,
     progress_bar,
     variational_start,
 )
@@ -61,8 +62,8 @@ def trust_region(
             (fixed mode or an objective without noise), which mends the mean field's too small variances.
 
     Raises:
-        InputError: for a full-rank guide in fixed mode with no more particles than latents (the sample
-            average then has no maximum), and as :func:`maximise`.
+        InputError: for a full-rank guide in fixed mode with no more particles than latents (or a low-rank
+            one, than its rank): the sample average then has no maximum; and as :func:`maximise`.
 
     References:
         Regier, Jordan & McAuliffe, NIPS 2017; Giordano, Ingram & Broderick 2023.
@@ -74,12 +75,14 @@ def trust_region(
         raise InputError("covariance", repr(covariance), "'guide' or 'linear_response'")
     if covariance == "linear_response" and not fixed:
         raise InputError("covariance", "'linear_response' in stochastic mode", "it with mode='fixed'")
-    if mode == "fixed" and getattr(target, "full_rank", False) and particles <= target.layout.dim:
+    w0 = variational_start(start, target, seed)
+    shared = noise_per_latent(target, w0) if mode == "fixed" and target.noise_dim else 0
+    if 1 < shared >= particles:
         raise InputError(
             "particles",
-            f"{particles} fixed draws for a full-rank guide of {target.layout.dim} latents",
-            f"more than {target.layout.dim} (or mode='stochastic'): with fewer, the guide collapses onto a "
-            "plane between the draws and the sample average of the ELBO grows without bound",
+            f"{particles} fixed draws for a guide whose latents depend on {shared} noise coordinates each",
+            f"more than {shared} (or mode='stochastic'): with fewer the guide can widen without changing any "
+            "of the draws, and their average of the ELBO grows without bound",
         )
     settings = {"guide": guide_name(guide), "objective": objective, "mode": mode}
     settings |= {"particles": particles, "radius": radius, "tolerance": tolerance}
@@ -94,7 +97,7 @@ def trust_region(
 
         found = maximise(
             target,
-            variational_start(start, target, seed),
+            w0,
             seed=seed,
             draws=particles,
             mode=mode,
@@ -128,13 +131,19 @@ def trust_region(
 def _linear_response(
     target: Any, w: Float[Tensor, "b p"], hessian: Float[Tensor, "b p p"]
 ) -> Float[Tensor, "b d d"]:
-    """``J (-H)^-1 J'``, J the derivative of the guide's centre (Giordano et al. 2018, eq. 7)."""
-    origin = torch.zeros(1, target.noise_dim, dtype=w.dtype, device=w.device) if target.noise_dim else None
+    """``J (-H)^-1 J'``, J the derivative of the guide's centre (Giordano et al. 2018, eq. 7).
 
-    def centre(w: Tensor) -> Tensor:
-        return target.unconstrained(w, origin)[:, 0].sum(
-            0
-        )  # rows do not mix: the sum keeps each row's derivative
-
-    J = torch.autograd.functional.jacobian(centre, w).movedim(1, 0)  # [b, d, p]
+    J by central differences: exact where the centre is linear in the parameters, as in all stock guides.
+    """
+    origin = torch.zeros(1, target.draw_dim, dtype=w.dtype, device=w.device)
+    step = torch.finfo(w.dtype).eps ** (1 / 3)
+    columns = []
+    for i in range(w.shape[1]):
+        move = torch.zeros_like(w)
+        move[:, i] = step
+        columns.append(
+            (target.unconstrained(w + move, origin) - target.unconstrained(w - move, origin))[:, 0]
+            / (2 * step)
+        )
+    J = torch.stack(columns, 2)  # [b, d, p]
     return J @ torch.linalg.solve(-hessian, J.mT)
