@@ -20,11 +20,10 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to, lowrank_multivariate_normal, multivariate_normal, normal
 
+from astrozoo._enumerate import Discrete, Plan, find_discrete, make_plan, total
 from astrozoo.errors import CaptureError
 
-__all__ = ["Discrete", "Layout", "Model", "Scope", "Site", "Tape", "run_guide"]
-
-MAX_ASSIGNMENTS = 4096
+__all__ = ["Layout", "Model", "Scope", "Site", "Tape", "run_guide"]
 
 
 @dataclass(frozen=True)
@@ -120,21 +119,6 @@ class Layout:
         return z[..., site.start : site.stop].reshape(z.shape[:-1] + site.unconstrained_shape)
 
 
-@dataclass(frozen=True)
-class Discrete:
-    """A discrete latent site: its finite support ``[k, *event]`` and the shape of its independent elements."""
-
-    name: str
-    support: Tensor
-    elements: torch.Size
-    plates: tuple[tuple[str, int], ...]
-    """Names and (negative) dimensions of the plates around it, outermost first."""
-
-    def assign(self, index: Tensor) -> Tensor:
-        """Values of the site for indices ``[*b, *elements]`` into its support."""
-        return self.support[index]
-
-
 class Tape:
     """Stands in for ``torch.distributions``' standard normals: hands out a given vector, piece by piece.
 
@@ -217,7 +201,7 @@ class Model:
 
     Args:
         model: the Pyro model.
-        args: arguments of one problem, from which shapes and supports are learnt.
+        rows: arguments of a few of the independent problems, from which shapes and supports are learnt.
         scope: dtype and device.
 
     Raises:
@@ -225,25 +209,25 @@ class Model:
             or is discrete and not finite.
     """
 
-    def __init__(self, model: Callable[..., Any], args: tuple[Any, ...], scope: Scope) -> None:
+    def __init__(self, model: Callable[..., Any], rows: list[tuple[Any, ...]], scope: Scope) -> None:
         self.model, self.scope = model, scope
-        self.layout, self.discrete, self.prototype = self._look(args)
-        self.plan = "none"
+        self.layout, self.discrete = self._look(rows[0])
+        self._check_supports(rows)
+        self.plan = Plan()
         if self.discrete:
-            self.plan = self._plan(args)
+            with self.scope.drawing(), torch.no_grad():
+                values = self.layout.constrain(torch.rand(self.layout.dim) * 2 - 1)
+                self.plan = make_plan(self.discrete, lambda given: (self.run(values | given, rows[0]),))
 
-    def _look(self, args: tuple[Any, ...]) -> tuple[Layout, tuple[Discrete, ...], poutine.Trace]:
+    def _look(self, args: tuple[Any, ...], seed: int = 0) -> tuple[Layout, tuple[Discrete, ...]]:
         sites: list[Site] = []
         discrete: list[Discrete] = []
 
         def give(msg: Any) -> Tensor:
             name, fn = msg["name"], msg["fn"]
             if is_discrete(msg):
-                found = _discrete(msg)
-                discrete.append(found)
-                return found.assign(
-                    torch.zeros(found.elements, dtype=torch.long, device=found.support.device)
-                )
+                discrete.append(find_discrete(msg))
+                return discrete[-1].first()
             shape = fn.batch_shape + fn.event_shape
             try:
                 support = _support(fn)
@@ -255,9 +239,24 @@ class Model:
             sites.append(Site(name, shape, support, transform, start, start + unconstrained.numel()))
             return transform(torch.rand(unconstrained) * 2 - 1)
 
-        with self.scope.drawing():
-            found = trace(self.model, args, give)
-        return Layout(tuple(sites)), tuple(discrete), found
+        with self.scope.drawing(seed), torch.no_grad():
+            trace(self.model, args, give)
+        return Layout(tuple(sites)), tuple(discrete)
+
+    def _check_supports(self, rows: list[tuple[Any, ...]]) -> None:
+        """Supports must be the same for all values of other sites and all problems: the layout has one."""
+        z = torch.full((self.layout.dim,), 0.3, dtype=self.scope.dtype, device=self.scope.device)
+        expected = self.layout.constrain(z)
+        for seed, row in enumerate(rows):
+            layout, _ = self._look(row, seed + 1)
+            if [(s.name, s.shape) for s in layout.sites] != [(s.name, s.shape) for s in self.layout.sites]:
+                raise CaptureError("the model's latent sites or their shapes change from run to run")
+            for name, value in layout.constrain(z).items():
+                if not torch.equal(value, expected[name]):
+                    raise CaptureError(
+                        f"site {name!r}: its support depends on other sites or differs between problems; "
+                        "write it as a transform of a site of fixed support"
+                    )
 
     def run(self, values: Mapping[str, Tensor], args: tuple[Any, ...]) -> poutine.Trace:
         """The trace with every latent site given, its log probabilities computed."""
@@ -269,22 +268,7 @@ class Model:
         """log p of the given values; discrete sites that are not given are summed over."""
         if all(d.name in values for d in self.discrete):
             return total(self.run(values, args))
-        return self.marginal(values, args)
-
-    def marginal(self, values: Mapping[str, Tensor], args: tuple[Any, ...]) -> Tensor:
-        """log of the sum of p over all values of the discrete sites."""
-        raise NotImplementedError
-
-    def _plan(self, args: tuple[Any, ...]) -> str:
-        raise NotImplementedError
-
-
-def total(of: poutine.Trace) -> Tensor:
-    """Sum of the log probabilities of a trace's sites."""
-    return sum(
-        (s["log_prob_sum"] for s in of.nodes.values() if s["type"] == "sample" and not site_is_subsample(s)),
-        torch.zeros(()),
-    )
+        return self.plan.logsumexp(lambda assigned: self.run({**values, **assigned}, args))
 
 
 def _support(fn: Any) -> Any:
@@ -294,23 +278,6 @@ def _support(fn: Any) -> Any:
         if hasattr(fn, "mixture_distribution")
         else fn.support
     )
-
-
-def _discrete(msg: Any) -> Discrete:
-    name, fn = msg["name"], msg["fn"]
-    base = fn
-    while hasattr(base, "base_dist") and not base.has_enumerate_support:
-        base = base.base_dist
-    event_dim = len(base.event_shape)
-    try:
-        support = base.enumerate_support(expand=False)
-    except NotImplementedError as error:
-        raise CaptureError(f"site {name!r}: its support {fn.support} is discrete and not finite") from error
-    shape = fn.batch_shape + fn.event_shape
-    elements = shape[: len(shape) - event_dim]
-    support = support.reshape(support.shape[0], *support.shape[support.ndim - event_dim :])
-    frames = sorted((f for f in msg["cond_indep_stack"] if f.vectorized), key=lambda f: f.dim)
-    return Discrete(name, support, elements, tuple((f.name, f.dim) for f in frames))
 
 
 def run_guide(

@@ -12,13 +12,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, grad_and_value, jacrev, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
 
-from astrozoo.errors import CaptureError
+from astrozoo.errors import CaptureError, InputError
 
-__all__ = ["COMPILE_AFTER", "Graph", "batched", "graph_size", "trace_graph"]
+__all__ = ["COMPILE_AFTER", "PureFunction", "rows_of"]
 
 COMPILE_AFTER = 10.0
 """Seconds that one graph runs uncompiled before ``compile="auto"`` compiles it (which takes 5 to 40)."""
@@ -155,3 +157,159 @@ def _difference(got: Any, expected: Any) -> str | None:
         ):
             return f"compiled code discarded: it differs by {float((a - e).abs().max()):.2e} from the graph"
     return None
+
+
+class PureFunction:
+    """A scalar function of a flat vector, to be maximised, as an :class:`astrozoo.types.Objective`.
+
+    Args:
+        f: pure torch function ``f(w [dim], noise [noise_dim], *args) -> scalar``; ``f(w, *args)`` where
+            ``noise_dim`` is 0. It is written for one vector, one draw and one problem.
+        dim: length of ``w``.
+        args: further arguments; tensors, or tuples, lists and dicts of them.
+        noise_dim: standard normals that one draw needs.
+        batch: None, or the number of independent problems along the leading axis of all tensors of ``args``.
+        dtype, device: of ``w``.
+        compile: "auto", "always" or "never".
+
+    Raises:
+        InputError: on an unknown ``compile``.
+    """
+
+    def __init__(
+        self,
+        f: Callable[..., Tensor],
+        dim: int,
+        *,
+        args: tuple[Any, ...] = (),
+        noise_dim: int = 0,
+        batch: int | None = None,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+        compile: str = "auto",
+    ) -> None:
+        if compile not in ("auto", "always", "never"):
+            raise InputError("compile", repr(compile), '"auto", "always" or "never"')
+        self.f, self.dim, self.args, self.noise_dim, self.batch = f, dim, args, noise_dim, batch
+        self.dtype, self.device, self.compile = dtype, torch.device(device), compile
+        self.counts = {"value": 0, "gradient": 0, "hvp": 0, "hessian": 0}
+        self._timing = {"compile": 0.0}
+        self.notes: list[str] = []
+        self._graphs: dict[tuple[str, int | None], dict[int, Graph]] = {}  # (entry, draws) -> rows -> graph
+        self._runs: dict[Any, Callable[..., Any]] = {}
+
+    @property
+    def compile_seconds(self) -> float:
+        """Spent compiling so far."""
+        return self._timing["compile"]
+
+    def values(self, w: Float[Tensor, "b p"], noise: Tensor | None = None) -> Float[Tensor, "b m"]:
+        """The function for each draw (one column where there is no noise)."""
+        return self._call("value", w, noise)
+
+    def value_and_grad(
+        self, w: Float[Tensor, "b p"], noise: Tensor | None = None
+    ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b p"]]:
+        """Mean over draws, and its gradient."""
+        return self._call("gradient", w, noise)
+
+    def value_grad_hessian(
+        self, w: Float[Tensor, "b p"], noise: Tensor | None = None
+    ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b p"], Float[Tensor, "b p p"]]:
+        """Mean over draws, its gradient and its exact Hessian."""
+        return self._call("hessian", w, noise)
+
+    def hvp(
+        self, w: Float[Tensor, "b p"], noise: Tensor | None, v: Float[Tensor, "b p"]
+    ) -> Float[Tensor, "b p"]:
+        """The Hessian (of the mean over draws) times ``v``."""
+        return self._call("hvp", w, noise, v)
+
+    def take(self, rows: Tensor) -> PureFunction:
+        """The function of some of the independent problems; of one problem, itself."""
+        if self.batch is None:
+            return self
+        taken = object.__new__(type(self))
+        own = {"args": rows_of(self.args, rows), "batch": len(rows), "_runs": {}}
+        taken.__dict__ = {**self.__dict__, **own}
+        return taken
+
+    def _call(self, entry: str, w: Tensor, noise: Tensor | None, *more: Tensor) -> Any:
+        key = (entry, w.shape, w.dtype, None if noise is None else noise.shape)
+        run = self._runs.get(key)
+        if run is None:
+            run = self._runs[key] = self._prepare(entry, w, noise)
+        self.counts[entry] += w.shape[0] * (1 if noise is None else noise.shape[0])
+        return run(w, *more) if noise is None else run(w, *more, noise)
+
+    def _prepare(self, entry: str, w: Tensor, noise: Tensor | None) -> Callable[..., Any]:
+        """Check the shapes, and find or make the graph that serves them."""
+        b = w.shape[0]
+        if w.ndim != 2 or w.shape[1] != self.dim or (self.batch is not None and b != self.batch):
+            rows = "any" if self.batch is None else self.batch
+            raise InputError("w", f"shape {tuple(w.shape)}", f"[{rows}, {self.dim}]")
+        if w.dtype != self.dtype:
+            raise InputError("w", w.dtype, str(self.dtype))
+        if (noise is None) != (self.noise_dim == 0) or (
+            noise is not None and noise.shape[1:] != (self.noise_dim,)
+        ):
+            got = None if noise is None else f"shape {tuple(noise.shape)}"
+            raise InputError("noise", got, f"[draws, {self.noise_dim}]" if self.noise_dim else "None")
+        made = self._graphs.setdefault((entry, None if noise is None else noise.shape[0]), {})
+        size = graph_size(b, set(made))
+        if size not in made:
+            made[size] = Graph(self._entry(entry), self.compile, self._report)
+        graph, tensors = made[size], self._tensors
+        if size == b:
+            return lambda *inputs: graph(*inputs, *tensors)
+        index = torch.arange(size, device=self.device).clamp(max=b - 1)
+        padded = tensors if self.batch is None else [t[index] for t in tensors]
+        vectors = 2 if entry == "hvp" else 1
+
+        def run(*inputs: Tensor) -> Any:
+            out = graph(*(x[index] for x in inputs[:vectors]), *inputs[vectors:], *padded)
+            return tuple(x[:b] for x in out) if isinstance(out, tuple | list) else out[:b]
+
+        return run
+
+    def _report(self, seconds: float, note: str | None) -> None:
+        self._timing["compile"] += seconds
+        if note is not None:
+            self.notes.append(note)
+
+    @property
+    def _tensors(self) -> list[Tensor]:
+        return [leaf for leaf in pytree.tree_leaves(self.args) if isinstance(leaf, Tensor)]
+
+    def _entry(self, entry: str) -> Callable[..., Any]:
+        leaves, spec = pytree.tree_flatten(self.args)
+        static = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
+        lead = 2 if self.noise_dim else 1
+
+        def flat(*inputs: Tensor) -> Tensor:
+            held = iter(inputs[lead:])
+            filled = [next(held) if t else s for t, s in zip(is_tensor, static, strict=True)]
+            return self.f(*inputs[:lead], *pytree.tree_unflatten(filled, spec))
+
+        in_dims = (None if self.batch is None else 0,) * sum(is_tensor)
+        return batched(flat, entry, in_dims, noisy=self.noise_dim > 0)
+
+    def check(self) -> None:
+        """Capture the function once at its smallest size, to fail early.
+
+        Raises:
+            CaptureError: if it is not pure tensor arithmetic.
+        """
+        tensors = self._tensors if self.batch is None else [t[:1] for t in self._tensors]
+        w = torch.zeros(1, self.dim, dtype=self.dtype, device=self.device)
+        noise = (
+            [torch.zeros(1, self.noise_dim, dtype=self.dtype, device=self.device)] if self.noise_dim else []
+        )
+        with torch.no_grad():
+            trace_graph(self._entry("value"), (w, *noise, *tensors))
+
+
+def rows_of(tree: Any, rows: Any) -> Any:
+    """Rows (or one row) of every tensor of a tree."""
+    return pytree.tree_map(lambda leaf: leaf[rows] if isinstance(leaf, Tensor) else leaf, tree)

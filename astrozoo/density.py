@@ -2,13 +2,13 @@
 
 ``log_density(problem)`` and ``elbo(problem, guide)`` run a Pyro program once under tracing and keep its
 arithmetic: values, gradients, exact Hessians and Hessian-vector products, for a whole batch of vectors at
-once. :class:`PureFunction` does the same for any pure torch function. This file and its private helper
-``_capture.py`` are the only ones that trace, make graphs or compile.
+once. :class:`PureFunction` does the same for any pure torch function. This file and its private helpers
+(``_capture.py``, ``_enumerate.py``, ``_graph.py``) are the only ones that trace, make graphs or compile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,173 +17,20 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from astrozoo._capture import Layout, Model, Scope, Site, Tape, latent_sites, run_guide, total
-from astrozoo._graph import Graph, batched, graph_size, trace_graph
+from astrozoo._capture import Layout, Model, Scope, Site, Tape, is_discrete, latent_sites, run_guide
+from astrozoo._enumerate import Discrete, find_discrete, make_plan, total
+from astrozoo._graph import PureFunction, rows_of
 from astrozoo.errors import CaptureError, InputError
 from astrozoo.types import Problem
 
 __all__ = ["Elbo", "Layout", "LogDensity", "PureFunction", "Site", "elbo", "log_density"]
 
 
-class PureFunction:
-    """A scalar function of a flat vector, to be maximised, as an :class:`astrozoo.types.Objective`.
-
-    Args:
-        f: pure torch function ``f(w [dim], noise [noise_dim], *args) -> scalar``; ``f(w, *args)`` where
-            ``noise_dim`` is 0. It is written for one vector, one draw and one problem.
-        dim: length of ``w``.
-        args: further arguments; tensors, or tuples, lists and dicts of them.
-        noise_dim: standard normals that one draw needs.
-        batch: None, or the number of independent problems along the leading axis of all tensors of ``args``.
-        dtype, device: of ``w``.
-        compile: "auto", "always" or "never".
-
-    Raises:
-        InputError: on an unknown ``compile``.
-    """
-
-    def __init__(
-        self,
-        f: Callable[..., Tensor],
-        dim: int,
-        *,
-        args: tuple[Any, ...] = (),
-        noise_dim: int = 0,
-        batch: int | None = None,
-        dtype: torch.dtype = torch.float64,
-        device: torch.device | str = "cpu",
-        compile: str = "auto",
-    ) -> None:
-        if compile not in ("auto", "always", "never"):
-            raise InputError("compile", repr(compile), '"auto", "always" or "never"')
-        self.f, self.dim, self.args, self.noise_dim, self.batch = f, dim, args, noise_dim, batch
-        self.dtype, self.device, self.compile = dtype, torch.device(device), compile
-        self.counts = {"value": 0, "gradient": 0, "hvp": 0, "hessian": 0}
-        self._timing = {"compile": 0.0}
-        self.notes: list[str] = []
-        self._graphs: dict[tuple[str, int | None], dict[int, Graph]] = {}  # (entry, draws) -> rows -> graph
-        self._runs: dict[Any, Callable[..., Any]] = {}
-
-    @property
-    def compile_seconds(self) -> float:
-        """Spent compiling so far."""
-        return self._timing["compile"]
-
-    def values(self, w: Float[Tensor, "b p"], noise: Tensor | None = None) -> Float[Tensor, "b m"]:
-        """The function for each draw (one column where there is no noise)."""
-        return self._call("value", w, noise)
-
-    def value_and_grad(
-        self, w: Float[Tensor, "b p"], noise: Tensor | None = None
-    ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b p"]]:
-        """Mean over draws, and its gradient."""
-        return self._call("gradient", w, noise)
-
-    def value_grad_hessian(
-        self, w: Float[Tensor, "b p"], noise: Tensor | None = None
-    ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b p"], Float[Tensor, "b p p"]]:
-        """Mean over draws, its gradient and its exact Hessian."""
-        return self._call("hessian", w, noise)
-
-    def hvp(
-        self, w: Float[Tensor, "b p"], noise: Tensor | None, v: Float[Tensor, "b p"]
-    ) -> Float[Tensor, "b p"]:
-        """The Hessian (of the mean over draws) times ``v``."""
-        return self._call("hvp", w, noise, v)
-
-    def take(self, rows: Tensor) -> PureFunction:
-        """The function of some of the independent problems; of one problem, itself."""
-        if self.batch is None:
-            return self
-        taken = object.__new__(type(self))
-        own = {"args": rows_of(self.args, rows), "batch": len(rows), "_runs": {}}
-        taken.__dict__ = {**self.__dict__, **own}
-        return taken
-
-    def _call(self, entry: str, w: Tensor, noise: Tensor | None, *more: Tensor) -> Any:
-        key = (entry, w.shape, w.dtype, None if noise is None else noise.shape)
-        run = self._runs.get(key)
-        if run is None:
-            run = self._runs[key] = self._prepare(entry, w, noise)
-        self.counts[entry] += w.shape[0] * (1 if noise is None else noise.shape[0])
-        return run(w, *more) if noise is None else run(w, *more, noise)
-
-    def _prepare(self, entry: str, w: Tensor, noise: Tensor | None) -> Callable[..., Any]:
-        """Check the shapes, and find or make the graph that serves them."""
-        b = w.shape[0]
-        if w.ndim != 2 or w.shape[1] != self.dim or (self.batch is not None and b != self.batch):
-            rows = "any" if self.batch is None else self.batch
-            raise InputError("w", f"shape {tuple(w.shape)}", f"[{rows}, {self.dim}]")
-        if w.dtype != self.dtype:
-            raise InputError("w", w.dtype, str(self.dtype))
-        if (noise is None) != (self.noise_dim == 0) or (
-            noise is not None and noise.shape[1:] != (self.noise_dim,)
-        ):
-            got = None if noise is None else f"shape {tuple(noise.shape)}"
-            raise InputError("noise", got, f"[draws, {self.noise_dim}]" if self.noise_dim else "None")
-        made = self._graphs.setdefault((entry, None if noise is None else noise.shape[0]), {})
-        size = graph_size(b, set(made))
-        if size not in made:
-            made[size] = Graph(self._entry(entry), self.compile, self._report)
-        graph, tensors = made[size], self._tensors
-        if size == b:
-            return lambda *inputs: graph(*inputs, *tensors)
-        index = torch.arange(size, device=self.device).clamp(max=b - 1)
-        padded = tensors if self.batch is None else [t[index] for t in tensors]
-        vectors = 2 if entry == "hvp" else 1
-
-        def run(*inputs: Tensor) -> Any:
-            out = graph(*(x[index] for x in inputs[:vectors]), *inputs[vectors:], *padded)
-            return tuple(x[:b] for x in out) if isinstance(out, tuple | list) else out[:b]
-
-        return run
-
-    def _report(self, seconds: float, note: str | None) -> None:
-        self._timing["compile"] += seconds
-        if note is not None:
-            self.notes.append(note)
-
-    @property
-    def _tensors(self) -> list[Tensor]:
-        return [leaf for leaf in pytree.tree_leaves(self.args) if isinstance(leaf, Tensor)]
-
-    def _entry(self, entry: str) -> Callable[..., Any]:
-        leaves, spec = pytree.tree_flatten(self.args)
-        static = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
-        lead = 2 if self.noise_dim else 1
-
-        def flat(*inputs: Tensor) -> Tensor:
-            held = iter(inputs[lead:])
-            filled = [next(held) if t else s for t, s in zip(is_tensor, static, strict=True)]
-            return self.f(*inputs[:lead], *pytree.tree_unflatten(filled, spec))
-
-        in_dims = (None if self.batch is None else 0,) * sum(is_tensor)
-        return batched(flat, entry, in_dims, noisy=self.noise_dim > 0)
-
-    def check(self) -> None:
-        """Capture the function once at its smallest size, to fail early.
-
-        Raises:
-            CaptureError: if it is not pure tensor arithmetic.
-        """
-        tensors = self._tensors if self.batch is None else [t[:1] for t in self._tensors]
-        w = torch.zeros(1, self.dim, dtype=self.dtype, device=self.device)
-        noise = (
-            [torch.zeros(1, self.noise_dim, dtype=self.dtype, device=self.device)] if self.noise_dim else []
-        )
-        with torch.no_grad():
-            trace_graph(self._entry("value"), (w, *noise, *tensors))
-
-
-def rows_of(tree: Any, rows: Any) -> Any:
-    """Rows (or one row) of every tensor of a tree."""
-    return pytree.tree_map(lambda leaf: leaf[rows] if isinstance(leaf, Tensor) else leaf, tree)
-
-
-def one_row(problem: Problem) -> tuple[Any, ...]:
-    """Arguments of one problem: of the first, in a batch."""
-    return problem.args if problem.batch is None else rows_of(problem.args, 0)
+def some_rows(problem: Problem) -> list[tuple[Any, ...]]:
+    """Arguments of single problems: of the first, middle and last of a batch."""
+    if problem.batch is None:
+        return [problem.args]
+    return [rows_of(problem.args, i) for i in (0, problem.batch // 2, problem.batch - 1)]
 
 
 class LogDensity(PureFunction):
@@ -191,7 +38,7 @@ class LogDensity(PureFunction):
 
     def __init__(self, problem: Problem, compile: str = "auto") -> None:
         scope = Scope(problem.dtype, problem.device)
-        model = Model(problem.model, one_row(problem), scope)
+        model = Model(problem.model, some_rows(problem), scope)
         self.problem, self.model, self.layout = problem, model, model.layout
 
         def f(z: Tensor, *args: Any) -> Tensor:
@@ -208,6 +55,7 @@ class LogDensity(PureFunction):
             device=problem.device,
             compile=compile,
         )
+        self.check()
 
     def initial(self, b: int, generator: torch.Generator | None = None) -> Float[Tensor, "b dim"]:
         """Starts of finite density and gradient: ``problem.start`` where given, elsewhere uniform(-2, 2).
@@ -249,7 +97,7 @@ class LogDensity(PureFunction):
         with self.model.scope():
             values = self.layout.constrain(z[row])
             for d in self.model.discrete:
-                values[d.name] = d.assign(torch.zeros(d.elements, dtype=torch.long, device=self.device))
+                values[d.name] = d.first()
             nodes = self.model.run(values, args).nodes
         for name, site in nodes.items():
             if "log_prob_sum" in site and not site["log_prob_sum"].isfinite():
@@ -260,9 +108,12 @@ class LogDensity(PureFunction):
 
 
 class Elbo(PureFunction):
-    """A Monte-Carlo ELBO (or a model's own objective) of a guide's flat parameters."""
+    """A Monte-Carlo ELBO (or a model's own objective) of a guide's flat parameters.
 
-    layout: Layout
+    Discrete sites of the guide are summed over under its own probabilities (exactly); those that it lacks
+    are summed out of the model. ``layout`` is of the continuous latent sites; ``draw_dim`` is the length of
+    the noise that one draw of the guide takes (``noise_dim``, but for objectives that need no noise).
+    """
 
     def __init__(
         self,
@@ -272,9 +123,10 @@ class Elbo(PureFunction):
         compile: str = "auto",
     ) -> None:
         scope = Scope(problem.dtype, problem.device)
-        row = one_row(problem)
+        rows = some_rows(problem)
+        row = rows[0]
         self.problem, self.scope = problem, scope
-        self.model = Model(problem.model, row, scope)
+        self.model = Model(problem.model, rows, scope)
         self.layout = self.model.layout
         with scope.drawing():
             module = guide(problem)
@@ -286,6 +138,13 @@ class Elbo(PureFunction):
         self.module = module.to(dtype=problem.dtype, device=problem.device)
         self.shapes = {name: p.shape for name, p in self.module.named_parameters()}
         self.draw_dim = self._look(row)
+        if self._discrete:
+            w, noise = (
+                self.initial()[0],
+                torch.linspace(-1, 1, self.draw_dim).to(scope.dtype).to(scope.device),
+            )
+            with scope.drawing(), torch.no_grad():
+                self.plan = make_plan(self.model.discrete, lambda given: self._pair(w, noise, row, given))
         f, noise_dim = self._elbo, self.draw_dim
         if objective != "monte_carlo":
             f, noise_dim = problem.factory("objectives", objective)(problem, self.module), 0
@@ -299,6 +158,7 @@ class Elbo(PureFunction):
             device=problem.device,
             compile=compile,
         )
+        self.check()
 
     def initial(self, z0: Float[Tensor, "b dim"] | None = None) -> Float[Tensor, "b p"]:
         """Flat parameters to start from: the guide's own, or moved to ``z0`` by its method ``initial``."""
@@ -315,28 +175,33 @@ class Elbo(PureFunction):
         parts = torch.split(w, [s.numel() for s in self.shapes.values()], -1)
         return {n: p.reshape(w.shape[:-1] + s) for (n, s), p in zip(self.shapes.items(), parts, strict=True)}
 
-    def sample(self, w: Float[Tensor, "b p"], noise: Float[Tensor, "m e"]) -> dict[str, Tensor]:
-        """Draws of the guide, constrained: ``{site: [b, m, *shape]}``."""
-        return self._each(w, noise, lambda guide, args: {n: guide.nodes[n]["value"] for n in self._latents})
+    def sample(self, w: Float[Tensor, "b p"], noise: Float[Tensor, "m e"] | None) -> dict[str, Tensor]:
+        """Draws of the guide, constrained: ``{site: [b, m, *shape]}``, from ``noise [m, draw_dim]``."""
+        return self._each(w, noise, lambda guide, args: self._values(guide))
 
-    def unconstrained(self, w: Float[Tensor, "b p"], noise: Float[Tensor, "m e"]) -> Float[Tensor, "b m dim"]:
+    def unconstrained(
+        self, w: Float[Tensor, "b p"], noise: Float[Tensor, "m e"] | None
+    ) -> Float[Tensor, "b m dim"]:
         """Draws of the guide as unconstrained vectors."""
         return self.layout.unconstrain(self.sample(w, noise))
 
-    def log_ratio(self, w: Float[Tensor, "b p"], noise: Float[Tensor, "m e"]) -> Float[Tensor, "b m"]:
+    def log_ratio(self, w: Float[Tensor, "b p"], noise: Float[Tensor, "m e"] | None) -> Float[Tensor, "b m"]:
         """log p - log q of each draw."""
 
         def ratio(guide: poutine.Trace, args: tuple[Any, ...]) -> Tensor:
-            values = {n: guide.nodes[n]["value"] for n in self._latents}
-            return self.model.log_prob(values, args) - total(guide)
+            return self.model.log_prob(self._values(guide), args) - total(guide)
 
         return self._each(w, noise, ratio)
 
-    def _each(self, w: Tensor, noise: Tensor, of: Callable[[poutine.Trace, tuple[Any, ...]], Any]) -> Any:
+    def _each(
+        self, w: Tensor, noise: Tensor | None, of: Callable[[poutine.Trace, tuple[Any, ...]], Any]
+    ) -> Any:
         def one(w: Tensor, args: tuple[Any, ...], e: Tensor) -> Any:
             with self.scope():
-                return of(run_guide(self.module, self.parameters(w), args, Tape(e)), args)
+                return of(self._guide(w, e, args), args)
 
+        if noise is None:
+            noise = w.new_zeros(1, self.draw_dim)
         leaves, spec = pytree.tree_flatten(self.args)
         dims = [0 if isinstance(leaf, Tensor) and self.batch is not None else None for leaf in leaves]
         in_dims = pytree.tree_unflatten(dims, spec)
@@ -345,40 +210,81 @@ class Elbo(PureFunction):
             return torch.func.vmap(draws, in_dims=(0, in_dims if leaves else None, None))(w, self.args, noise)
 
     def _elbo(self, w: Tensor, *rest: Any) -> Tensor:
-        noise, args = (rest[0], rest[1:]) if self.draw_dim else (None, rest)
+        noise, args = (rest[0], rest[1:]) if self.draw_dim else (w.new_zeros(0), rest)
         with self.scope():
-            guide = run_guide(self.module, self.parameters(w), args, Tape(noise))
-            values = {n: guide.nodes[n]["value"] for n in self._latents}
-            return self.model.log_prob(values, args) - total(guide)
+            if self._discrete:
+                return self.plan.expectation(lambda given: self._pair(w, noise, args, given))
+            guide = self._guide(w, noise, args)
+            return self.model.log_prob(self._values(guide), args) - total(guide)
+
+    def _guide(
+        self,
+        w: Tensor,
+        noise: Tensor | None,
+        args: tuple[Any, ...],
+        given: Mapping[str, Tensor] | None = None,
+    ) -> poutine.Trace:
+        """The guide's trace; its discrete sites are ``given``, or drawn."""
+        tape = Tape(noise)
+
+        def give(msg: Any) -> Tensor | None:
+            if msg["name"] not in self._discrete:
+                return None
+            site = self._discrete[msg["name"]]
+            normals = tape((site.elements.numel(),), self.scope.dtype, self.scope.device)
+            return site.draw(msg["fn"], normals) if given is None else given[site.name]
+
+        return run_guide(self.module, self.parameters(w), args, tape, give)
+
+    def _pair(
+        self, w: Tensor, noise: Tensor | None, args: tuple[Any, ...], given: Mapping[str, Tensor]
+    ) -> tuple[poutine.Trace, poutine.Trace]:
+        guide = self._guide(w, noise, args, given)
+        return guide, self.model.run(self._values(guide), args)
+
+    def _values(self, guide: poutine.Trace) -> dict[str, Tensor]:
+        return {name: guide.nodes[name]["value"] for name in self._latents}
 
     def _look(self, row: tuple[Any, ...]) -> int:
         """Run the guide once, check its sites against the model's, and count the normals it draws."""
-        tape = Tape()
+        tape, scope = Tape(), self.scope
+        discrete = {d.name: d for d in self.model.discrete}
+        found_discrete: dict[str, Discrete] = {}
 
         def give(msg: Any) -> Tensor:
-            before = self.scope.generator_state()
-            value = msg["fn"](*msg["args"], **msg["kwargs"])
-            if not torch.equal(before, self.scope.generator_state()):
+            name, fn = msg["name"], msg["fn"]
+            if is_discrete(msg):
+                site = found_discrete[name] = find_discrete(msg)
+                tape((site.elements.numel(),), scope.dtype, scope.device)
+                return site.first()
+            before = scope.generator_state()
+            value = fn(*msg["args"], **msg["kwargs"])
+            if not torch.equal(before, scope.generator_state()):
                 raise CaptureError(
-                    f"guide site {msg['name']!r}: {type(msg['fn']).__name__} draws from other noise than "
-                    "standard normals; write it as a transform of a Normal"
+                    f"guide site {name!r}: {type(fn).__name__} draws from other noise than standard normals; "
+                    "write it as a transform of a Normal"
                 )
             return value
 
-        with self.scope.drawing(), torch.no_grad():
+        with scope.drawing(), torch.no_grad():
             found = run_guide(self.module, dict(self.module.named_parameters()), row, tape, give)
         sites = {n: s for n, s in latent_sites(found).items() if not s["infer"].get("is_auxiliary")}
-        expected = {s.name: s.shape for s in self.layout.sites}
-        missing, extra = sorted(expected.keys() - sites.keys()), sorted(sites.keys() - expected.keys())
+        shapes = {s.name: s.shape for s in self.layout.sites}
+        if found_discrete:  # all or none: a part of them would need both a sum and an expectation
+            shapes |= {name: d.first().shape for name, d in discrete.items()}
+        missing, extra = sorted(shapes.keys() - sites.keys()), sorted(sites.keys() - shapes.keys())
         if missing or extra:
             raise CaptureError(
                 f"the guide's sites are not the model's: missing {missing}, not in the model {extra}"
             )
-        for name, shape in expected.items():
+        for name, shape in shapes.items():
             if sites[name]["value"].shape != shape:
                 got = tuple(sites[name]["value"].shape)
                 raise CaptureError(f"guide site {name!r}: got shape {got}, the model's is {tuple(shape)}")
-        self._latents: tuple[str, ...] = tuple(expected)
+        for name, site in found_discrete.items():
+            if not torch.equal(site.support, discrete[name].support):
+                raise CaptureError(f"guide site {name!r}: its support is not the model's")
+        self._latents, self._discrete = tuple(shapes), found_discrete
         return tape.used
 
 
