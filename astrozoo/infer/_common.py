@@ -27,6 +27,7 @@ __all__ = [
     "Checkpoint",
     "Report",
     "by_chain",
+    "chain_starts",
     "ensemble_status",
     "exact_moments",
     "finish",
@@ -107,6 +108,13 @@ def variational_start(start: Any, elbo: Any, seed: int) -> Float[Tensor, "b p"]:
 def guide_name(guide: Any) -> str:
     """For reports and checkpoints."""
     return getattr(guide, "__name__", type(guide).__name__)
+
+
+def chain_starts(density: Any, chains: int, seed: int) -> Float[Tensor, "b c dim"]:
+    """The density's own starts, for every chain of every problem."""
+    if density.batch is None:
+        return density.initial(chains, generator_for(seed, 0))[None]
+    return torch.stack([density.initial(density.batch, generator_for(seed, 0, c)) for c in range(chains)], 1)
 
 
 class Checkpoint:

@@ -19,6 +19,7 @@ from astrozoo.errors import InputError
 from astrozoo.infer._common import (
     Checkpoint,
     by_chain,
+    chain_starts,
     ensemble_status,
     finish,
     generator_for,
@@ -255,8 +256,7 @@ def _begin(
             raise InputError("precondition", "a covariance that is not positive definite", "one that is")
     if start is not None or precondition is None:
         if start is None:
-            found = [density.initial(problems, generator_for(seed, _START, c)) for c in range(chains)]
-            q = torch.stack([z if problems > 1 else z[:1] for z in found], 1)
+            q = chain_starts(density, chains, seed)
         else:
             q = start_points(start, density, problems * chains, seed).view(problems, chains, d)
     else:
