@@ -97,7 +97,7 @@ def _check(option: str, value: Any, default: Any) -> None:
 def _factory(problem: Problem, guide: Any) -> Callable[[Problem], Any]:
     if isinstance(guide, str):
         if guide in problem.guides:
-            return problem.guides[guide]
+            return problem.factory("guides", guide)
         from astrozoo import registry
 
         if guide not in registry.GUIDES:

@@ -202,7 +202,7 @@ def exact_moments(elbo: Any, w: Float[Tensor, "b p"]) -> tuple[Tensor, Tensor] |
     e = elbo.draw_dim
     if e > _PROBED:
         return None
-    like = {"dtype": w.dtype, "device": w.device}
+    like: dict[str, Any] = {"dtype": w.dtype, "device": w.device}
     check = torch.linspace(-1.0, 1.5, e, **like)
     z = elbo.unconstrained(w, torch.cat((_probes(elbo, w), check[None])))  # [b, e + 2, dim]
     mean, A = z[:, 0], z[:, 1 : e + 1] - z[:, :1]
@@ -227,7 +227,7 @@ def noise_per_latent(elbo: Any, w: Float[Tensor, "b p"]) -> int:
 def _probes(elbo: Any, w: Tensor) -> Float[Tensor, "e+1 e"]:
     """No noise, and each coordinate of it alone."""
     e = elbo.draw_dim
-    like = {"dtype": w.dtype, "device": w.device}
+    like: dict[str, Any] = {"dtype": w.dtype, "device": w.device}
     return torch.cat((torch.zeros(1, e, **like), torch.eye(e, **like)))
 
 
@@ -301,7 +301,7 @@ def finish(
     """
     status = worst(statuses)
     compile_seconds = float(getattr(objective, "compile_seconds", 0.0))
-    told = {
+    told: dict[str, Any] = {
         "counts": dict(objective.counts),
         "compile_seconds": compile_seconds,
         "run_seconds": time.monotonic() - began - compile_seconds,

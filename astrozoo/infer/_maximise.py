@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -154,7 +154,8 @@ def maximise(
     )
     run = _Run(objective, seed, draws, objective.noise_dim == 0 or mode == "fixed", dense_limit)
     if state is None:
-        n, like = len(w0), {"dtype": w0.dtype, "device": w0.device}
+        like: dict[str, Any] = {"dtype": w0.dtype, "device": w0.device}
+        n = len(w0)
         zeros = torch.zeros(n, dtype=torch.int64, device=w0.device)
         state = TrustRegionState(
             w0.clone(), torch.full((n,), torch.nan, **like), torch.full((n,), radius, **like),
@@ -208,7 +209,7 @@ class _Run:
             return (*self._solve(g, H, state.radius[rows]), value)
         w, objective = state.w[rows], self.objective.take(rows)
         first = self.noise(state.iteration, 0, 0)
-        H = None
+        H: Tensor | None = None
         if self.dense:
             value, g, H = objective.value_grad_hessian(w, first)
         else:
@@ -262,7 +263,7 @@ def _iterate(
     """One step of every row that still runs, in groups of rows with the same number of draws."""
     active = state.active
     levels = state.level[active]
-    told = {name: torch.full_like(state.value, torch.nan) for name in _TRACED}
+    told: dict[str, Any] = {name: torch.full_like(state.value, torch.nan) for name in _TRACED}
     for level in levels.unique().tolist():
         rows = active[levels == level]
         s, predicted, value = run.model(state, rows, 2**level)

@@ -137,7 +137,7 @@ def _transition(
 ) -> dict[str, Tensor]:
     """One trajectory and its Metropolis test, the same random numbers in every problem."""
     B, C, d = state.position.shape
-    like = {"dtype": state.position.dtype, "device": "cpu"}
+    like: dict[str, Any] = {"dtype": state.position.dtype, "device": "cpu"}
     r = torch.stack(
         [
             torch.randn(d, generator=generator_for(seed, _MOMENTUM, c, state.iteration), **like)
@@ -243,7 +243,7 @@ def _begin(
 ) -> HMCState:
     """Starts, and the mass matrix of ``precondition`` or else the identity."""
     d = density.dim
-    like = {"dtype": density.dtype, "device": density.device}
+    like: dict[str, Any] = {"dtype": density.dtype, "device": density.device}
     root = torch.eye(d, **like).expand(problems, d, d)
     if precondition is not None:
         if precondition.covariance is None or precondition.covariance.shape != (problems, d, d):
@@ -316,7 +316,12 @@ def hmc(
     target = log_density(problem, compile=compile)
     problems = problem.batch or 1
     settings = _Settings(seed, warmup, draws, target_acceptance, max_steps)
-    told = {"chains": chains, "warmup": warmup, "target": target_acceptance, "max_steps": max_steps}
+    told: dict[str, Any] = {
+        "chains": chains,
+        "warmup": warmup,
+        "target": target_acceptance,
+        "max_steps": max_steps,
+    }
     saved = Checkpoint(checkpoint, problem, "hmc", seed, **told)
     held = saved.load()
     density = _Density(target, problems, chains)

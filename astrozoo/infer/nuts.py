@@ -96,7 +96,12 @@ def nuts(
         given = precondition if start is None else start
         z0 = start_points(given, target, problems * chains, seed).view(problems, chains, -1)
     root = _root(precondition, problems, target)
-    told = {"warmup": warmup, "draws": draws, "target": target_acceptance, "depth": max_tree_depth}
+    told: dict[str, Any] = {
+        "warmup": warmup,
+        "draws": draws,
+        "target": target_acceptance,
+        "depth": max_tree_depth,
+    }
     saved = Checkpoint(checkpoint, problem, "nuts", seed, **told)
     done: dict[str, Any] = saved.load() or {}
     why: Status | None = None

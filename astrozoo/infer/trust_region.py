@@ -84,7 +84,7 @@ def trust_region(
             f"more than {shared} (or mode='stochastic'): with fewer the guide can widen without changing any "
             "of the draws, and their average of the ELBO grows without bound",
         )
-    settings = {"guide": guide_name(guide), "objective": objective, "mode": mode}
+    settings: dict[str, Any] = {"guide": guide_name(guide), "objective": objective, "mode": mode}
     settings |= {"particles": particles, "radius": radius, "tolerance": tolerance}
     saved = Checkpoint(checkpoint, problem, "trust_region", seed, **settings)
     held = saved.load()

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from problems import gaussian, gaussians, poisson_gamma
+
+from astrozoo.errors import InferenceError, InputError
+from astrozoo.guides.auto import full_rank, low_rank, mean_field
+from astrozoo.infer.laplace import laplace
+from astrozoo.infer.svi import svi
+from astrozoo.infer.trust_region import trust_region
+from astrozoo.types import Status
+
+QUIET = {"compile": "never", "progress": False}
+
+
+def test_laplace_is_exact_on_a_gaussian():
+    problem, mean, covariance = gaussian(4)
+    result = laplace(problem, **QUIET)
+    assert result.status is Status.CONVERGED
+    np.testing.assert_allclose(result.location[0], mean, atol=1e-4)
+    np.testing.assert_allclose(result.covariance[0], covariance, rtol=1e-6)
+    # Draws: 1000, so a mean within 4.5 standard errors.
+    z = (result.draws["z"][0].mean(0) - mean.numpy()) / np.sqrt(np.diag(covariance) / 1000)
+    assert np.abs(z).max() < 4.5
+
+
+def test_laplace_knows_the_mode_and_the_curvature_of_a_gamma():
+    """In log rate the posterior Gamma(a, b) has its mode at log(a / b) and the curvature a."""
+    problem, posterior = poisson_gamma()
+    result = laplace(problem, **QUIET)
+    a, b = posterior.concentration.item(), posterior.rate.item()
+    np.testing.assert_allclose(result.location[0, 0], np.log(a / b), atol=1e-5)
+    np.testing.assert_allclose(result.covariance[0, 0, 0], 1 / a, rtol=1e-4)
+
+
+def test_trust_region_full_rank_recovers_a_gaussian():
+    problem, mean, covariance = gaussian(3)
+    result = trust_region(problem, full_rank, particles=128, **QUIET)
+    assert result.status is Status.CONVERGED
+    # The ELBO's gradient at the optimum is noiseless for an exact guide: far closer than 1 / sqrt(draws).
+    np.testing.assert_allclose(result.location[0], mean, atol=0.02)
+    np.testing.assert_allclose(result.covariance[0], covariance, atol=0.03)
+    assert result.stats["counts"]["hessian"] > 0
+    assert result.trace["elbo"].shape == (result.stats["iterations"], 1)
+
+
+def test_mean_field_has_the_precision_s_diagonal_and_linear_response_mends_it():
+    problem, mean, covariance = gaussian(3)
+    common = {"mode": "fixed", "particles": 200, **QUIET}
+    plain = trust_region(problem, mean_field, **common)
+    linear = trust_region(problem, mean_field, covariance="linear_response", **common)
+    narrow = 1 / torch.linalg.inv(covariance).diagonal()
+    # 200 draws: the variance has a relative error of sqrt(2 / 200) = .1, the mean of 1 / sqrt(200) SDs.
+    np.testing.assert_allclose(np.diag(plain.covariance[0]), narrow, rtol=0.4)
+    np.testing.assert_allclose(linear.covariance[0], covariance, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(plain.location[0], mean, atol=4.5 / 200**0.5 * narrow.max().sqrt())
+
+
+@pytest.mark.parametrize("guide", [full_rank, low_rank])
+def test_fixed_draws_too_few_for_the_guide_are_refused(guide):
+    problem, _, _ = gaussian(6)
+    with pytest.raises(InputError, match="grows without bound"):
+        trust_region(problem, guide, mode="fixed", particles=3, **QUIET)
+
+
+def test_svi_recovers_a_gaussian():
+    problem, mean, covariance = gaussian(2)
+    result = svi(problem, full_rank, particles=16, **QUIET)
+    assert result.status is Status.CONVERGED
+    np.testing.assert_allclose(result.location[0], mean, atol=0.05)
+    np.testing.assert_allclose(result.covariance[0], covariance, atol=0.1)
+    assert result.draws["z"].shape == (1, 1000, 2)
+
+
+@pytest.mark.parametrize("method", [svi, trust_region])
+def test_batched_rows_equal_the_same_rows_alone(method):
+    problem, _, _ = gaussians(3)
+    options = {"seed": 4, "draws": 20, "chains": 2, "particles": 8, "budget": 120, **QUIET}
+    together = method(problem, mean_field, **options)
+    assert together.draws["z"].shape == (2, 20, 3, 2)
+    assert len(together.statuses) == 3
+    alone = type(problem)(problem.model, tuple(a[1:2] for a in problem.args), name="gaussians", batch=1)
+    row = method(alone, mean_field, **options)
+    np.testing.assert_allclose(row.location[0], together.location[1], rtol=1e-9)
+    np.testing.assert_allclose(row.draws["z"][:, :, 0], together.draws["z"][:, :, 1], rtol=1e-9)
+
+
+@pytest.mark.parametrize("method", [svi, trust_region])
+def test_stopped_run_resumes_to_the_same_answer(method, tmp_path):
+    problem, _, _ = gaussian(2)
+    options = {"seed": 1, "draws": 5, **QUIET}
+    budgets = {svi: (150, 400), trust_region: (4, 200)}[method]
+    whole = method(problem, mean_field, budget=budgets[1], **options)
+    part = method(problem, mean_field, budget=budgets[0], checkpoint=tmp_path / "c.npz", **options)
+    assert part.status is Status.BUDGET_SPENT
+    rest = method(problem, mean_field, budget=budgets[1], checkpoint=tmp_path / "c.npz", **options)
+    np.testing.assert_array_equal(rest.draws["z"], whole.draws["z"])
+    np.testing.assert_array_equal(rest.trace["elbo"], whole.trace["elbo"])
+    assert [p.name for p in tmp_path.iterdir()] == ["c.npz"]
+    with pytest.raises(InputError, match="seed 1, expected seed 2"):
+        method(problem, mean_field, checkpoint=tmp_path / "c.npz", **options | {"seed": 2})
+
+
+def test_same_seed_same_draws_and_another_seed_others():
+    problem, _, _ = gaussian(2)
+    a, b, c = (trust_region(problem, mean_field, seed=s, draws=5, **QUIET).draws["z"] for s in (0, 0, 1))
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+def test_throw_and_a_bad_start():
+    problem, _, _ = gaussian(2)
+    with pytest.raises(InferenceError, match="budget spent"):
+        trust_region(problem, mean_field, budget=1, throw=True, **QUIET)
+    with pytest.raises(InputError, match=r"start: got shape \(1, 3\)"):
+        laplace(problem, start=[0.0, 0.0, 0.0], **QUIET)
