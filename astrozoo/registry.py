@@ -52,6 +52,7 @@ class Entry:
         guides: names that ``infer(..., guide=)`` takes for it; its own, and general ones of :data:`GUIDES`.
         methods: names that ``infer(..., method=)`` takes for it.
         default_guide, default_method: what ``astrozoo run`` uses when told nothing.
+        options: method -> options of ``infer`` that suit this model.
         dimensions: what the latent dimension is, in words.
         units: latent site -> unit.
         data_sets: names that ``astrozoo data fetch`` takes, of data that :meth:`read` reads.
@@ -69,6 +70,7 @@ class Entry:
     methods: tuple[str, ...] = ()
     default_guide: str = ""
     default_method: str = ""
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     dimensions: str = ""
     units: Mapping[str, str] = field(default_factory=dict)
     data_sets: tuple[str, ...] = ()
@@ -116,7 +118,7 @@ METHODS: Mapping[str, str] = {
     "hmc": "many chains of jittered Hamiltonian Monte Carlo, preconditioned by the curvature",
     "nuts": "the No-U-Turn sampler",
 }
-"""Names of inference methods, each with a line on what it is."""
+"""Inference methods, each with a line on what it is; their code is named in ``astrozoo.infer.METHODS``."""
 
 _ENTRIES = (
     Entry(
@@ -126,10 +128,11 @@ _ENTRIES = (
         citation="Regier et al. 2019, Annals of Applied Statistics 13, 1884",
         keywords=("catalogue", "photometry", "star-galaxy separation", "SDSS", "Poisson"),
         model="astrozoo.models.celeste:Celeste",
-        guides=("celeste", "mean_field"),
+        guides=("structured", "mean_field", "point"),
         methods=("trust_region", "svi", "hmc"),
-        default_guide="celeste",
+        default_guide="structured",
         default_method="trust_region",
+        options={"trust_region": {"objective": "delta"}, "svi": {"objective": "delta"}},
         dimensions="a type and 11 continuous dimensions per source; a field holds hundreds of sources",
         units={
             "is_star": "1 or 0",

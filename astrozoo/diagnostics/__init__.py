@@ -1,0 +1,1 @@
+"""What a result is worth: metrics, plots, reports, and scores of catalogues."""

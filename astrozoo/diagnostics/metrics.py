@@ -1,0 +1,187 @@
+"""Numbers that tell what a result is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from astrozoo.diagnostics.arviz import bfmi, ess, k_hat, mcse, r_hat
+from astrozoo.errors import InputError
+
+if TYPE_CHECKING:
+    from astrozoo.types import Result
+
+__all__ = ["Scalars", "compare", "diagnose", "is_chain", "scalars", "standard_errors", "summary", "z_scores"]
+
+_CHAIN_STATS = {"acceptance_rate", "diverging", "energy", "tree_depth"}
+_MOST = 1000
+"""Scalars that R-hat and ESS are computed of (7 ms each); where there are more, evenly chosen ones."""
+
+
+@dataclass(frozen=True)
+class Scalars:
+    """Draws flattened to scalars.
+
+    Attributes:
+        labels: such as ``colour[problem=2, band=g]``.
+        draws: of each.
+    """
+
+    labels: list[str]
+    draws: Float[np.ndarray, "chain draw scalar"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def some(self, most: int) -> Scalars:
+        """At most that many, evenly chosen."""
+        if len(self) <= most:
+            return self
+        kept = np.linspace(0, len(self) - 1, most).round().astype(int)
+        return Scalars([self.labels[i] for i in kept], self.draws[..., kept])
+
+
+def is_chain(result: Result) -> bool:
+    """True where draws are those of Markov chains; False where they are independent (a fitted guide's)."""
+    return bool(_CHAIN_STATS & result.sample_stats.keys())
+
+
+def scalars(result: Result, most: int | None = None) -> Scalars:
+    """The draws of a result, scalar by scalar; with ``most``, about equally many of every site."""
+    posterior = result.groups()["posterior"]
+    labels, columns = [], []
+    share = None if most is None else max(1, most // max(1, len(posterior.data_vars)))
+    for name, variable in posterior.data_vars.items():
+        axes = variable.dims[2:]
+        held = {axis: variable.coords.get(axis) for axis in axes}
+        ticks = [range(variable.sizes[a]) if held[a] is None else np.asarray(held[a]).tolist() for a in axes]
+        places = [", ".join(f"{a}={t}" for a, t in zip(axes, at, strict=True)) for at in product(*ticks)]
+        found = [f"{name}[{place}]" for place in places]
+        flat = variable.to_numpy().reshape(*variable.shape[:2], -1)
+        site = Scalars(found if axes else [str(name)], flat)
+        site = site if share is None else site.some(share)
+        labels += site.labels
+        columns.append(site.draws)
+    return Scalars(labels, np.concatenate(columns, axis=-1))
+
+
+def standard_errors(result: Result, of: Scalars) -> Float[np.ndarray, "scalar"]:
+    """Monte-Carlo standard errors of the means."""
+    if is_chain(result):
+        return mcse(of.draws)
+    chains, draws = of.draws.shape[:2]
+    return of.draws.std(axis=(0, 1)) / np.sqrt(chains * draws)
+
+
+def summary(result: Result, most: int = 60) -> list[dict[str, Any]]:
+    """Mean, SD, 90% interval and Monte-Carlo error of each scalar; of chains, ESS and R-hat too."""
+    held = scalars(result, most)
+    low, high = np.quantile(held.draws, (0.05, 0.95), axis=(0, 1))
+    columns: dict[str, Any] = {
+        "parameter": held.labels,
+        "mean": held.draws.mean((0, 1)),
+        "sd": held.draws.std((0, 1)),
+        "5%": low,
+        "95%": high,
+        "mcse": standard_errors(result, held),
+    }
+    if is_chain(result):
+        columns["ess bulk"] = ess(held.draws, "bulk")
+        columns["ess tail"] = ess(held.draws, "tail")
+        columns["r-hat"] = r_hat(held.draws)
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def diagnose(result: Result) -> dict[str, Any]:
+    """The worst of each diagnostic that the result allows; scalars, by name.
+
+    Of chains: largest R-hat, smallest ESS, divergences, smallest E-BFMI, mean acceptance. Of an approximation
+    with ``log_ratio`` (log p - log q of each draw) among its ``sample_stats``: the largest k-hat.
+    """
+    found: dict[str, Any] = {}
+    stats = result.sample_stats
+    if is_chain(result):
+        every = scalars(result)
+        held = every.some(_MOST)
+        found["largest r-hat"] = _worst(np.max, r_hat(held.draws))
+        found["smallest bulk ess"] = _worst(np.min, ess(held.draws, "bulk"))
+        found["smallest tail ess"] = _worst(np.min, ess(held.draws, "tail"))
+        if len(held) < len(every):
+            found["scalars looked at"] = f"{len(held)} of {len(every)}, evenly chosen"
+    if "diverging" in stats:
+        found["divergences"] = int(stats["diverging"].sum())
+    if "energy" in stats and stats["energy"].ndim == 2 and stats["energy"].shape[1] > 1:
+        found["smallest e-bfmi"] = float(bfmi(stats["energy"]).min())
+    if "acceptance_rate" in stats:
+        found["mean acceptance"] = float(stats["acceptance_rate"].mean())
+    if "log_ratio" in stats:
+        ratios = stats["log_ratio"].reshape(-1, *stats["log_ratio"].shape[2:])
+        found["largest k-hat"] = float(np.max(k_hat(np.moveaxis(ratios, 0, -1))))
+    return found
+
+
+def _worst(of: Any, values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(of(finite)) if finite.size else float("nan")
+
+
+def z_scores(result: Result, truth: Mapping[str, Any]) -> dict[str, Float[np.ndarray, "..."]]:
+    """(mean - truth) / SD of the sites that both have, shaped as the site.
+
+    Raises:
+        InputError: a truth is not shaped as its site.
+    """
+    found = {}
+    for name in result.draws.keys() & truth.keys():
+        draws, true = result.draws[name], np.asarray(truth[name], dtype=float)
+        if true.shape != draws.shape[2:]:
+            raise InputError(f"truth of {name!r}", f"shape {true.shape}", f"{draws.shape[2:]}")
+        spread = draws.std((0, 1))
+        off = draws.mean((0, 1)) - true
+        found[name] = np.divide(off, spread, out=np.where(off == 0, 0.0, np.inf), where=spread > 0)
+    return found
+
+
+def compare(results: Mapping[str, Result]) -> list[dict[str, Any]]:
+    """Every scalar under every method, beside a reference: the first chain-based result, else the first.
+
+    Columns: mean, sd, Monte-Carlo standard error; ``z``, the difference of means in units of its Monte-Carlo
+    error; ``shift``, the same in posterior SDs of the reference; ``sd ratio``.
+
+    Raises:
+        InputError: there are no results, or they are not of one problem.
+    """
+    if not results:
+        raise InputError("results", "none", "one or more")
+    digests = {result.digest for result in results.values()}
+    if len(digests) > 1:
+        raise InputError("results", f"digests {sorted(digests)}", "results of one problem")
+    first = next((name for name in results if is_chain(results[name])), next(iter(results)))
+    held = {name: scalars(result) for name, result in results.items()}
+    moments = {name: _moments(results[name], of) for name, of in held.items()}
+    rows = []
+    for name, of in held.items():
+        for label in of.labels:
+            if label not in moments[first]:
+                continue
+            (mean, sd, error), (mean_0, sd_0, error_0) = moments[name][label], moments[first][label]
+            both = np.hypot(error, error_0)
+            row = {"method": name, "parameter": label, "mean": mean, "sd": sd, "mcse": error}
+            row |= {"z": np.nan, "shift": np.nan, "sd ratio": np.nan}
+            if name != first:
+                row["z"] = (mean - mean_0) / both if both > 0 else np.nan
+                row["shift"] = (mean - mean_0) / sd_0 if sd_0 > 0 else np.nan
+                row["sd ratio"] = sd / sd_0 if sd_0 > 0 else np.nan
+            rows.append(row)
+    return rows
+
+
+def _moments(result: Result, of: Scalars) -> dict[str, tuple[float, float, float]]:
+    values = of.draws.mean((0, 1)), of.draws.std((0, 1)), standard_errors(result, of)
+    columns = (column.tolist() for column in values)
+    return {label: (m, s, e) for label, m, s, e in zip(of.labels, *columns, strict=True)}

@@ -1,0 +1,294 @@
+"""Self-contained HTML reports of one result, or of several side by side."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from matplotlib.figure import Figure
+
+from astrozoo.diagnostics import plots
+from astrozoo.diagnostics.metrics import Scalars, compare, diagnose, is_chain, scalars, summary
+from astrozoo.errors import InputError, OutputError
+from astrozoo.types import Page, Result, Status
+
+__all__ = ["comparison_report", "report", "write_comparison"]
+
+_ROWS = 60
+_MEANING = {
+    Status.CONVERGED: ("good", "The stopping rule of the method was met."),
+    Status.BUDGET_SPENT: ("warn", "The budget ran out first: the numbers below may still move."),
+    Status.DIVERGED: ("bad", "The run broke down: do not use these numbers."),
+    Status.INTERRUPTED: ("bad", "The run was stopped by hand: the numbers are of an unfinished run."),
+}
+
+
+def report(result: Result, path: str | Path, *, pages: Sequence[Page] = (), title: str | None = None) -> Path:
+    """Write a self-contained, printable HTML report.
+
+    Args:
+        result: of any backend. Sections are shown for what it holds.
+        path: of the file; it is replaced only when the new one is whole.
+        pages: the model's own sections, shown first.
+        title: of the page; by default the model and the method.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    found = diagnose(result)
+    sections = [*pages, _summary_page(result, found)]
+    if is_chain(result):
+        sections += _chain_pages(result)
+    if result.trace:
+        sections.append(_progress_page(result))
+    sections += [_posterior_page(result), _provenance_page(result)]
+    title = title or f"{result.model}: {result.method}" + (f" ({result.guide})" if result.guide else "")
+    return _render(path, title, _banners(result, found), sections)
+
+
+def _banners(result: Result, found: Mapping[str, Any]) -> list[dict[str, str]]:
+    kind, text = _MEANING[result.status]
+    if result.statuses:
+        counts = {s: result.statuses.count(s) for s in Status if s in result.statuses}
+        text = f"{len(result.statuses)} problems: " + ", ".join(f"{n} {s.value}" for s, n in counts.items())
+        kind = "warn" if 0 < counts.get(Status.CONVERGED, 0) < len(result.statuses) else kind
+    banners = [{"kind": kind, "head": f"{result.status.value.capitalize()}.", "text": f"{text}."}]
+    banners[0]["text"] = text if text.endswith(".") else f"{text}."
+    doubts = [
+        (found.get("largest r-hat", 1) > 1.01, "The chains disagree (R-hat above 1.01): run longer."),
+        (found.get("smallest bulk ess", 400) < 400, "Fewer than 400 effective draws: means are uncertain."),
+        (found.get("divergences", 0) > 0, "There were divergences: parts of the posterior may be missed."),
+        (found.get("smallest e-bfmi", 1) < 0.3, "E-BFMI below 0.3: the tails are explored slowly."),
+        (found.get("largest k-hat", 0) > 0.7, "k-hat above 0.7: the guide is far from the posterior."),
+    ]
+    return banners + [{"kind": "warn", "head": "Look out.", "text": text} for holds, text in doubts if holds]
+
+
+def _summary_page(result: Result, found: Mapping[str, Any]) -> Page:
+    rows = summary(result, _ROWS)
+    total = sum(math.prod(draws.shape[2:]) for draws in result.draws.values())
+    parts: list[Any] = []
+    if found:
+        parts.append([{"diagnostic": name, "value": value} for name, value in found.items()])
+    if not is_chain(result):
+        parts.append("Draws are independent ones from the fitted guide; R-hat and ESS do not apply to them.")
+    parts.append(rows)
+    if total > len(rows):
+        parts.append(f"{len(rows)} of {total} parameters are shown, about equally many of every site.")
+    return Page("Summary", parts)
+
+
+def _chain_pages(result: Result) -> list[Page]:
+    few = scalars(result, 8).some(8)
+    shown = "" if len(few) == len(scalars(result)) else " Some parameters only."
+    parts: list[Any] = [(plots.trace(few), f"Marginals and draws of each chain.{shown}")]
+    if few.draws.shape[0] > 1:
+        caption = "Ranks of each chain's draws among all: level where chains agree."
+        parts.append((plots.rank(few), caption))
+    if few.draws.shape[1] >= 8:
+        caption = "Effective sample size so far, bulk (solid) and tail (dashed): straight where chains mix."
+        parts.append((plots.ess_evolution(few.some(4)), caption))
+    energy = result.sample_stats.get("energy")
+    if energy is not None and energy.ndim == 2 and energy.shape[1] > 1:
+        parts.append((plots.energy(energy), "Energies and their changes: alike where tails are explored."))
+    return [Page("Chains", parts)]
+
+
+def _progress_page(result: Result) -> Page:
+    first = {name: values for name, values in result.trace.items() if name == "elbo"}
+    rest = {name: values for name, values in result.trace.items() if name != "elbo" and values.size}
+    caption = "The run, iteration by iteration"
+    caption += "; of independent problems, the median and the middle 90%." if result.statuses else "."
+    return Page("Progress", [(plots.elbo({**first, **rest}), caption)])
+
+
+def _posterior_page(result: Result) -> Page:
+    held = scalars(result, 40).some(40)
+    sites: dict[str, list[int]] = {}
+    for i, label in enumerate(held.labels):
+        sites.setdefault(label.partition("[")[0], []).append(i)
+    parts: list[Any] = [(plots.forest(held, sites), "Medians with 50% and 90% intervals.")]
+    varying = [i for i in range(len(held)) if np.ptp(held.draws[..., i]) > 0][:5]
+    if len(varying) > 1:
+        few = Scalars([held.labels[i] for i in varying], held.draws[..., varying])
+        diverging = result.sample_stats.get("diverging")
+        if diverging is not None and diverging.ndim != 2:
+            diverging = None
+        parts.append((plots.pair(few, diverging), "Joint draws of some parameters; divergent ones orange."))
+    return Page("Posterior", parts)
+
+
+def _provenance_page(result: Result) -> Page:
+    rows = {"method": result.method, "guide": result.guide, "seed": result.seed, "data": result.digest}
+    rows |= dict(flatten(result.stats)) | result.environment
+    return Page("Cost and provenance", [[{"what": k, "value": _short(v)} for k, v in rows.items()]])
+
+
+def flatten(stats: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested mappings as ``outer.inner`` names."""
+    found: list[tuple[str, Any]] = []
+    for name, value in stats.items():
+        found += (
+            flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
+        )
+    return found
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, list | tuple | np.ndarray):
+        size = np.size(np.asarray(value, dtype=object)) if len(value) else 0
+        if size == 0 or all(isinstance(item, str) for item in value):
+            return "; ".join(map(str, value)) or "none"
+        return ", ".join(map(_number, value)) if np.ndim(value) == 1 and size <= 6 else f"{len(value)} values"
+    return value
+
+
+def write_comparison(
+    results: Mapping[str, Result], path: str | Path, failures: Mapping[str, str] | None = None
+) -> Path:
+    """Write a CSV: a row per method and parameter (:func:`~.metrics.compare`), with the run's cost in each.
+
+    Args:
+        results: by method.
+        failures: methods that raised, with what they said: a row each.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    rows: list[dict[str, Any]] = []
+    cost = {name: _cost(result) for name, result in results.items()}
+    for row in compare(results) if results else []:
+        rows.append(row | cost[row["method"]])
+    rows += [{"method": name, "status": f"failed: {said}"} for name, said in (failures or {}).items()]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+
+    def write(partial: Path) -> None:
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    return _replace(Path(path), write)
+
+
+def comparison_report(
+    results: Mapping[str, Result], path: str | Path, failures: Mapping[str, str] | None = None
+) -> Path:
+    """Write an HTML report of several results of one problem.
+
+    Raises:
+        InputError: there is no result at all, or they are of different problems.
+        OutputError: the file cannot be written.
+    """
+    if not results:
+        raise InputError("results", "none", "at least one method that did not fail")
+    rows = compare(results)
+    held = {name: scalars(result) for name, result in results.items()}
+    labels = next(iter(held.values())).some(12).labels
+    costs = [{"method": name} | _cost(result) for name, result in results.items()]
+    apart = [row for row in rows if np.isfinite(row["shift"])]
+    worst = sorted(apart, key=lambda row: -abs(row["shift"]))[:_ROWS]
+    agreement = []
+    for name in results:
+        of = [row for row in apart if row["method"] == name]
+        if of:
+            shifts, ratios = np.abs([row["shift"] for row in of]), [row["sd ratio"] for row in of]
+            low, middle, high = np.nanquantile(ratios, (0.05, 0.5, 0.95))
+            agreement.append(
+                {"method": name, "median shift [SD]": np.median(shifts), "largest shift [SD]": shifts.max()}
+                | {"SD ratio 5%": low, "median SD ratio": middle, "SD ratio 95%": high}
+            )
+    explained = (
+        "shift: difference of the means in the reference's posterior SDs; z: the same in Monte-Carlo errors. "
+        "The reference is the first method that runs Markov chains, else the first."
+    )
+    pages = [
+        Page("Cost", [costs]),
+        Page("Agreement", [*([agreement] if agreement else []), explained]),
+        Page("Marginals", [(plots.overlay(held, labels), "Marginals of some parameters under each method.")]),
+        Page("Parameter by parameter", [worst or rows[:_ROWS], "Largest shifts first."]),
+    ]
+    banners = [
+        {
+            "kind": _MEANING[r.status][0],
+            "head": f"{name}: {r.status.value}.",
+            "text": _MEANING[r.status][1],
+        }
+        for name, r in results.items()
+    ]
+    banners += [
+        {"kind": "bad", "head": f"{name}: failed.", "text": text} for name, text in (failures or {}).items()
+    ]
+    return _render(path, f"{next(iter(results.values())).model}: {', '.join(results)}", banners, pages)
+
+
+def _cost(result: Result) -> dict[str, Any]:
+    kept = {"status": result.status.value, "guide": result.guide, "seed": result.seed}
+    for name in ("run_seconds", "compile_seconds", "iterations"):
+        kept[name.replace("_", " ")] = result.stats.get(name, math.nan)
+    return kept | {f"{name} evaluations": n for name, n in result.stats.get("counts", {}).items()}
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return f"{value:,}"
+    if not isinstance(value, float | np.floating):
+        return str(value)
+    x = float(value)
+    if math.isnan(x):
+        return "–"
+    return f"{x:.4g}" if 1e-4 <= abs(x) < 1e6 or x == 0 else f"{x:.3e}"
+
+
+def _prepared(part: Any) -> tuple[str, Any, str]:
+    """(kind, content, caption) for the template."""
+    if isinstance(part, str):
+        return "text", part, ""
+    if isinstance(part, tuple) and len(part) == 2 and isinstance(part[0], Figure):
+        return "figure", plots.encode(part[0]), part[1]
+    if isinstance(part, Sequence) and part and all(isinstance(row, Mapping) for row in part):
+        return "table", part, ""
+    raise InputError("part of a page", type(part).__name__, "a str, (Figure, caption), or rows (mappings)")
+
+
+def _render(
+    path: str | Path, title: str, banners: Sequence[Mapping[str, str]], pages: Sequence[Page]
+) -> Path:
+    env = jinja2.Environment(
+        loader=jinja2.PackageLoader("astrozoo.diagnostics", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters["number"] = _number
+    try:
+        ours = version("astrozoo")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        ours = "(a checkout)"
+    html = env.get_template("report.html.jinja").render(
+        title=title,
+        banners=banners,
+        pages=[{"title": page.title, "parts": [_prepared(part) for part in page.parts]} for page in pages],
+        version=ours,
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    return _replace(Path(path), lambda partial: partial.write_text(html, encoding="utf-8"))
+
+
+def _replace(path: Path, write: Any) -> Path:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        write(partial)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {error}") from error
+    return path
