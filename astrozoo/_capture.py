@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,14 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import biject_to, lowrank_multivariate_normal, multivariate_normal, normal
+from torch.distributions import (
+    Transform,
+    biject_to,
+    constraints,
+    lowrank_multivariate_normal,
+    multivariate_normal,
+    normal,
+)
 
 from astrozoo._enumerate import Discrete, Plan, find_discrete, make_plan, total
 from astrozoo.errors import CaptureError
@@ -45,7 +52,7 @@ class Scope:
             with (
                 pyro.validation_enabled(False),
                 pyro.settings.context(module_local_params=True),
-                torch.device(self.device),
+                torch.device(self.device) if self.device.type != "cpu" else nullcontext(),
             ):
                 yield
         finally:
@@ -125,6 +132,7 @@ class Tape:
     Without a vector it draws, and counts what was asked for.
     """
 
+    _name = "_standard_normal"
     _modules = (normal, multivariate_normal, lowrank_multivariate_normal)
 
     def __init__(self, noise: Tensor | None = None) -> None:
@@ -143,14 +151,14 @@ class Tape:
     @contextmanager
     def playing(self) -> Iterator[None]:
         """While it holds, normal distributions draw from the tape."""
-        before = [m._standard_normal for m in self._modules]
+        before = [getattr(m, self._name) for m in self._modules]
         for m in self._modules:
-            m._standard_normal = self  # type: ignore[assignment]
+            setattr(m, self._name, self)
         try:
             yield
         finally:
             for m, original in zip(self._modules, before, strict=True):
-                m._standard_normal = original
+                setattr(m, self._name, original)
 
 
 class _Give(Messenger):
@@ -230,8 +238,7 @@ class Model:
                 return discrete[-1].first()
             shape = fn.batch_shape + fn.event_shape
             try:
-                support = _support(fn)
-                transform = biject_to(support)
+                support, transform = _bijection(fn)
                 unconstrained = torch.Size(transform.inverse_shape(shape))
             except NotImplementedError as error:
                 raise CaptureError(f"site {name!r}: no bijection from a vector to {fn.support}") from error
@@ -271,13 +278,45 @@ class Model:
         return self.plan.logsumexp(lambda assigned: self.run({**values, **assigned}, args))
 
 
-def _support(fn: Any) -> Any:
-    """Where a distribution lives; a mixture, where its components do."""
-    return (
-        getattr(fn.support, "base_constraint", fn.support)
-        if hasattr(fn, "mixture_distribution")
-        else fn.support
-    )
+class _LowerCholesky(Transform):
+    """Vectors onto Cholesky factors: the strict lower triangle, then the logarithms of the diagonal."""
+
+    domain = constraints.real_vector
+    codomain = constraints.lower_cholesky
+    bijective = True
+
+    def inverse_shape(self, shape: Any) -> torch.Size:
+        n = shape[-1]
+        return torch.Size((*shape[:-2], n * (n + 1) // 2))
+
+    def forward_shape(self, shape: Any) -> torch.Size:
+        n = math.isqrt(2 * shape[-1])
+        return torch.Size((*shape[:-1], n, n))
+
+    def _call(self, x: Tensor) -> Tensor:
+        n = math.isqrt(2 * x.shape[-1])
+        row, column = torch.tril_indices(n, n, -1, device=x.device)
+        place = (row * n + column)[:, None] == torch.arange(n * n, device=x.device)  # vmap forbids writes
+        below = (x[..., : len(row)] @ place.to(x)).unflatten(-1, (n, n))
+        return below + torch.diag_embed(x[..., len(row) :].exp())
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        n = y.shape[-1]
+        row, column = torch.tril_indices(n, n, -1, device=y.device)
+        return torch.cat((y[..., row, column], y.diagonal(dim1=-2, dim2=-1).log()), -1)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return x[..., -y.shape[-1] :].sum(-1)
+
+
+def _bijection(fn: Any) -> tuple[Any, Any]:
+    """The support of a distribution, and a bijection onto it from vectors that have its dimension."""
+    support = fn.support
+    if hasattr(fn, "mixture_distribution"):  # its support only wraps that of its components
+        support = getattr(support, "base_constraint", support)
+    if support is constraints.lower_cholesky:
+        return support, _LowerCholesky()
+    return support, biject_to(support)
 
 
 def run_guide(

@@ -124,7 +124,9 @@ class Plan:
             def at(values: Values) -> tuple[Tensor, ...]:
                 guide, model = run(given | values)
                 (p_out, p_in), (q_out, q_in) = self.split(model), self.split(guide)
-                log_q = sum(_of_plates(guide.nodes[d.name], self.plates) for d in self.local)
+                log_q = sum(
+                    (_of_plates(guide.nodes[d.name], self.plates) for d in self.local), torch.zeros(())
+                )
                 return self._log_q(guide), p_out - q_out, log_q, p_in - q_in
 
             joint_q, outside, log_q, inside = vmap(at)(self.local_values())
@@ -216,8 +218,8 @@ def make_plan(discrete: tuple[Discrete, ...], run: Callable[[Values], tuple[pout
     if _assignments(discrete) > MAX_ASSIGNMENTS:
         names = ", ".join(repr(d.name) for d in discrete)
         raise CaptureError(
-            f"discrete sites {names}: {_assignments(discrete)} joint assignments (at most {MAX_ASSIGNMENTS}), and "
-            "no plate of theirs has independent elements"
+            f"discrete sites {names}: {_assignments(discrete)} joint assignments (at most {MAX_ASSIGNMENTS}), "
+            "and no plate of theirs has independent elements"
         )
     return Plan(joint=discrete)
 

@@ -63,9 +63,14 @@ def batched(
     def hvp(w: Tensor, v: Tensor, *rest: Tensor) -> Tensor:
         return grad(lambda x: torch.dot(gradient(x, *rest)[1], v))(w)
 
-    row: Callable[..., Any] = {"value": draws, "gradient": gradient, "hessian": hessian, "hvp": hvp}[entry]
+    entries: dict[str, Callable[..., Any]] = {
+        "value": draws,
+        "gradient": gradient,
+        "hessian": hessian,
+        "hvp": hvp,
+    }
     vectors = (0, 0) if entry == "hvp" else (0,)
-    return vmap(row, in_dims=vectors + (None,) * noisy + in_dims)
+    return vmap(entries[entry], in_dims=vectors + (None,) * noisy + in_dims)
 
 
 def trace_graph(f: Callable[..., Any], example: tuple[Tensor, ...]) -> torch.fx.GraphModule:
@@ -134,7 +139,7 @@ class Graph:
                 warnings.simplefilter("ignore")
                 from torch._inductor.compile_fx import compile_fx  # slow to import, and warns
 
-                compiled = compile_fx(self.run, list(inputs))  # type: ignore[arg-type]
+                compiled: Any = compile_fx(self.run, list(inputs))  # type: ignore[arg-type]
                 got = compiled(*inputs)
         except Exception as error:  # whatever a compiler may raise: the graph itself still runs
             self.report(
@@ -281,7 +286,8 @@ class PureFunction:
     def _tensors(self) -> list[Tensor]:
         return [leaf for leaf in pytree.tree_leaves(self.args) if isinstance(leaf, Tensor)]
 
-    def _entry(self, entry: str) -> Callable[..., Any]:
+    def _flat(self) -> Callable[..., Tensor]:
+        """The function with the tensors of ``args`` as a flat list."""
         leaves, spec = pytree.tree_flatten(self.args)
         static = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
@@ -292,22 +298,29 @@ class PureFunction:
             filled = [next(held) if t else s for t, s in zip(is_tensor, static, strict=True)]
             return self.f(*inputs[:lead], *pytree.tree_unflatten(filled, spec))
 
-        in_dims = (None if self.batch is None else 0,) * sum(is_tensor)
-        return batched(flat, entry, in_dims, noisy=self.noise_dim > 0)
+        return flat
+
+    def _entry(self, entry: str) -> Callable[..., Any]:
+        in_dims = (None if self.batch is None else 0,) * len(self._tensors)
+        return batched(self._flat(), entry, in_dims, noisy=self.noise_dim > 0)
 
     def check(self) -> None:
-        """Capture the function once at its smallest size, to fail early.
+        """Try the function at its smallest size, to fail early.
 
         Raises:
             CaptureError: if it is not pure tensor arithmetic.
         """
-        tensors = self._tensors if self.batch is None else [t[:1] for t in self._tensors]
+        tensors = [t[None] if self.batch is None else t[:1] for t in self._tensors]
         w = torch.zeros(1, self.dim, dtype=self.dtype, device=self.device)
         noise = (
             [torch.zeros(1, self.noise_dim, dtype=self.dtype, device=self.device)] if self.noise_dim else []
         )
         with torch.no_grad():
-            trace_graph(self._entry("value"), (w, *noise, *tensors))
+            try:  # quick, but also refuses what depends on the values of data that one graph may hold fixed
+                batched(self._flat(), "value", (0,) * len(tensors), self.noise_dim > 0)(w, *noise, *tensors)
+            except (RuntimeError, ValueError, NotImplementedError):
+                held = tensors if self.batch is not None else self._tensors
+                trace_graph(self._entry("value"), (w, *noise, *held))
 
 
 def rows_of(tree: Any, rows: Any) -> Any:

@@ -39,7 +39,7 @@ class LogDensity(PureFunction):
     def __init__(self, problem: Problem, compile: str = "auto") -> None:
         scope = Scope(problem.dtype, problem.device)
         model = Model(problem.model, some_rows(problem), scope)
-        self.problem, self.model, self.layout = problem, model, model.layout
+        self.model, self.layout, self.start = model, model.layout, dict(problem.start)
 
         def f(z: Tensor, *args: Any) -> Tensor:
             with scope():
@@ -79,15 +79,22 @@ class LogDensity(PureFunction):
                 return z
         raise self._blame(z, int(bad.nonzero()[0]))
 
+    def take(self, rows: Tensor) -> LogDensity:
+        """The density of some of the independent problems; of one problem, itself."""
+        if self.batch is None:
+            return self
+        taken: Any = super().take(rows)
+        taken.start = rows_of(self.start, rows)
+        return taken
+
     def _fixed(self, b: int) -> Tensor:
         fixed = torch.full((b, self.dim), torch.nan, dtype=self.dtype, device=self.device)
         for site in self.layout.sites:
-            if site.name in self.problem.start:
-                value = self.problem.start[site.name].to(fixed)
-                if value.shape[value.ndim - len(site.shape) :] != site.shape:
-                    raise InputError(
-                        f"start of {site.name!r}", tuple(value.shape), f"shape {tuple(site.shape)}"
-                    )
+            if site.name in self.start:
+                value = self.start[site.name].to(fixed)
+                shape = site.shape if self.batch is None else (self.batch, *site.shape)
+                if value.shape != shape:
+                    raise InputError(f"start of {site.name!r}", tuple(value.shape), f"shape {tuple(shape)}")
                 flat = site.transform.inv(value).reshape(-1, site.stop - site.start)
                 fixed[:, site.start : site.stop] = flat
         return fixed
@@ -125,24 +132,20 @@ class Elbo(PureFunction):
         scope = Scope(problem.dtype, problem.device)
         rows = some_rows(problem)
         row = rows[0]
-        self.problem, self.scope = problem, scope
+        self.scope = scope
         self.model = Model(problem.model, rows, scope)
         self.layout = self.model.layout
         with scope.drawing():
-            module = guide(problem)
+            module: Any = guide(problem)
             if not isinstance(module, nn.Module):
-                raise InputError(
-                    "guide", type(module).__name__, "a factory of Pyro guides that are torch modules"
-                )
+                raise InputError("guide", type(module).__name__, "a factory of guides that are torch modules")
             module(*row)
-        self.module = module.to(dtype=problem.dtype, device=problem.device)
+        self.module: Any = module.to(dtype=problem.dtype, device=problem.device)
         self.shapes = {name: p.shape for name, p in self.module.named_parameters()}
         self.draw_dim = self._look(row)
         if self._discrete:
-            w, noise = (
-                self.initial()[0],
-                torch.linspace(-1, 1, self.draw_dim).to(scope.dtype).to(scope.device),
-            )
+            w = torch.cat([p.detach().reshape(-1) for p in self.module.parameters()])
+            noise = torch.linspace(-1, 1, self.draw_dim, dtype=scope.dtype, device=scope.device)
             with scope.drawing(), torch.no_grad():
                 self.plan = make_plan(self.model.discrete, lambda given: self._pair(w, noise, row, given))
         f, noise_dim = self._elbo, self.draw_dim
@@ -242,7 +245,7 @@ class Elbo(PureFunction):
         guide = self._guide(w, noise, args, given)
         return guide, self.model.run(self._values(guide), args)
 
-    def _values(self, guide: poutine.Trace) -> dict[str, Tensor]:
+    def _values(self, guide: Any) -> dict[str, Tensor]:
         return {name: guide.nodes[name]["value"] for name in self._latents}
 
     def _look(self, row: tuple[Any, ...]) -> int:
