@@ -94,7 +94,7 @@ def _check(option: str, value: Any, default: Any) -> None:
         raise InputError(option, repr(value), "'auto', 'always' or 'never'")
 
 
-def _factory(problem: Problem, guide: Any) -> Callable[[Problem], Any]:
+def _factory(problem: Problem, guide: Any) -> Any:
     if isinstance(guide, str):
         if guide in problem.guides:
             return problem.factory("guides", guide)

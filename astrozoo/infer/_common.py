@@ -56,11 +56,17 @@ def generator_for(seed: int, *stream: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state) >> 1)
 
 
-def noise_for(seed: int, *stream: int, shape: tuple[int, ...], like: Objective) -> Tensor | None:
-    """Standard normals, the same on every device; None where the last axis is empty."""
-    if shape[-1] == 0:
+def noise_for(seed: int, *stream: int, draws: int, like: Objective) -> Float[Tensor, "m e"] | None:
+    """Standard normals in antithetic pairs, the same on every device; None for an objective without noise.
+
+    Half are the others negated (an odd number is rounded up), so that what is odd in the noise, such as the
+    gradient of a guide's location under a nearly normal posterior, averages out.
+    """
+    if like.noise_dim == 0:
         return None
-    return torch.randn(shape, generator=generator_for(seed, *stream), dtype=like.dtype).to(like.device)
+    shape = ((draws + 1) // 2, like.noise_dim)
+    e = torch.randn(shape, generator=generator_for(seed, *stream), dtype=like.dtype).to(like.device)
+    return torch.cat((e, -e))
 
 
 def start_points(
@@ -159,7 +165,8 @@ class Checkpoint:
         partial = self.path.with_name(f".{self.path.name}.partial")
         try:
             with partial.open("wb") as file:
-                np.savez(file, header=np.asarray(json.dumps(self.header)), **arrays())
+                held: dict[str, Any] = {**arrays(), "header": np.asarray(json.dumps(self.header))}
+                np.savez(file, **held)
             partial.replace(self.path)
         except OSError as error:
             partial.unlink(missing_ok=True)

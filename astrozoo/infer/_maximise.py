@@ -133,7 +133,8 @@ def maximise(
 
     Args:
         w0: starts.
-        draws: Monte-Carlo draws at first; Hessians always use this many, gradients and tests all.
+        draws: Monte-Carlo draws (in antithetic pairs) at first; Hessians always use this many, gradients and
+            tests all.
         callback: called after every iteration; KeyboardInterrupt anywhere ends the run with what there is.
         state: continue from here (a checkpoint) instead of from ``w0``.
 
@@ -189,10 +190,8 @@ class _Run:
 
     def noise(self, *stream: int) -> Tensor | None:
         """Of a stream of the seed; always the same one in fixed mode."""
-        o = self.objective
-        return noise_for(
-            self.seed, *((0,) if self.fixed else stream), shape=(self.draws, o.noise_dim), like=o
-        )
+        stream = (0,) if self.fixed else stream
+        return noise_for(self.seed, *stream, draws=self.draws, like=self.objective)
 
     def model(self, state: TrustRegionState, rows: Tensor, repeats: int) -> tuple[Tensor, Tensor, Tensor]:
         """Step, its promised gain and the objective: ``[b, p], [b], [b]``; NaN where derivatives are."""
@@ -203,10 +202,9 @@ class _Run:
             if len(fresh):
                 derived = self.objective.take(fresh).value_grad_hessian(state.w[fresh], self.noise(0))
                 self.known |= dict(zip(fresh.tolist(), zip(*derived, strict=True), strict=True))
-            value, g, H = (
-                torch.stack(column) for column in zip(*(self.known[r] for r in rows.tolist()), strict=True)
-            )
-            return (*self._solve(g, H, state.radius[rows]), value)
+            columns = zip(*(self.known[r] for r in rows.tolist()), strict=True)
+            value, g, curvature = (torch.stack(column) for column in columns)
+            return (*self._solve(g, curvature, state.radius[rows]), value)
         w, objective = state.w[rows], self.objective.take(rows)
         first = self.noise(state.iteration, 0, 0)
         H: Tensor | None = None
@@ -246,7 +244,9 @@ class _Run:
         difference = after - torch.cat(old, 1)
         error = torch.zeros_like(difference[:, 0])
         if not self.fixed and difference.shape[1] > 1:
-            error = difference.std(1) / difference.shape[1] ** 0.5
+            # Antithetic draws are not independent, their pairs are.
+            pairs = difference.unflatten(1, (repeats, 2, -1)).mean(2).flatten(1)
+            error = pairs.std(1) / pairs.shape[1] ** 0.5
         return difference.mean(1), error, after.mean(1)
 
     def hessian(self, state: TrustRegionState) -> Tensor:

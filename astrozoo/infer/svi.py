@@ -71,9 +71,11 @@ class AdamState:
         """A fresh start."""
         row = torch.zeros_like(w[:, 0])
         whole = torch.zeros(len(w), dtype=torch.int64, device=w.device)
-        rows = {name: row.clone() for name in ("total", "squares")}
-        whole_rows = {name: whole.clone() for name in ("stale", "reductions", "skipped", "end")}
-        vectors = {name: torch.zeros_like(w) for name in ("m", "v", "mean")}
+        rows: dict[str, Any] = {name: row.clone() for name in ("total", "squares")}
+        whole_rows: dict[str, Any] = {
+            name: whole.clone() for name in ("stale", "reductions", "skipped", "end")
+        }
+        vectors: dict[str, Any] = {name: torch.zeros_like(w) for name in ("m", "v", "mean")}
         return cls(
             w.clone(), **vectors, rate=row + rate, best=row - torch.inf, average=w, **rows, **whole_rows
         )
@@ -134,7 +136,7 @@ def ascend(
                 running,
                 state,
                 rows,
-                noise_for(seed, state.iteration, shape=(particles, objective.noise_dim), like=objective),
+                noise_for(seed, state.iteration, draws=particles, like=objective),
             )
             if state.iteration % WINDOW == 0:
                 _look(state, rows)
@@ -213,7 +215,7 @@ def svi(
         budget: the most iterations, each of ``particles`` gradients per problem.
         objective: "monte_carlo", or a name from ``problem.objectives``.
         start: unconstrained latents or flat guide parameters, ``[dim]`` or ``[problem, dim]``, or a Result.
-        particles: Monte-Carlo draws of the ELBO.
+        particles: Monte-Carlo draws of the ELBO, in antithetic pairs.
         learning_rate: of Adam, at first.
 
     Raises:

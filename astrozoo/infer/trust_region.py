@@ -57,13 +57,13 @@ def trust_region(
         objective: "monte_carlo", or a name from ``problem.objectives``.
         start: unconstrained latents or flat guide parameters, ``[dim]`` or ``[problem, dim]``, or a Result.
         mode: "stochastic" (fresh draws in each iteration) or "fixed" (draws made once).
-        particles: Monte-Carlo draws of the ELBO, at first.
+        particles: Monte-Carlo draws of the ELBO, in antithetic pairs, at first.
         covariance: what ``Result.covariance`` holds: the guide's own, or the linear-response covariance
             (fixed mode or an objective without noise), which mends the mean field's too small variances.
 
     Raises:
-        InputError: for a full-rank guide in fixed mode with no more particles than latents (or a low-rank
-            one, than its rank): the sample average then has no maximum; and as :func:`maximise`.
+        InputError: for a full-rank guide in fixed mode with fewer antithetic pairs than latents (or a
+            low-rank one, than its rank): the sample average then has no maximum; and as :func:`maximise`.
 
     References:
         Regier, Jordan & McAuliffe, NIPS 2017; Giordano, Ingram & Broderick 2023.
@@ -77,12 +77,12 @@ def trust_region(
         raise InputError("covariance", "'linear_response' in stochastic mode", "it with mode='fixed'")
     w0 = variational_start(start, target, seed)
     shared = noise_per_latent(target, w0) if mode == "fixed" and target.noise_dim else 0
-    if 1 < shared >= particles:
+    if 1 < shared > particles // 2:
         raise InputError(
             "particles",
             f"{particles} fixed draws for a guide whose latents depend on {shared} noise coordinates each",
-            f"more than {shared} (or mode='stochastic'): with fewer the guide can widen without changing any "
-            "of the draws, and their average of the ELBO grows without bound",
+            f"at least {2 * shared} (or mode='stochastic'): with fewer the guide can widen without "
+            "changing any of the draws, and their average of the ELBO grows without bound",
         )
     settings: dict[str, Any] = {"guide": guide_name(guide), "objective": objective, "mode": mode}
     settings |= {"particles": particles, "radius": radius, "tolerance": tolerance}

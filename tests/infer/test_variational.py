@@ -39,9 +39,10 @@ def test_trust_region_full_rank_recovers_a_gaussian():
     problem, mean, covariance = gaussian(3)
     result = trust_region(problem, full_rank, particles=128, **QUIET)
     assert result.status is Status.CONVERGED
-    # The ELBO's gradient at the optimum is noiseless for an exact guide: far closer than 1 / sqrt(draws).
-    np.testing.assert_allclose(result.location[0], mean, atol=0.02)
-    np.testing.assert_allclose(result.covariance[0], covariance, atol=0.03)
+    # Antithetic draws: the location's gradient is noiseless under a Gaussian. 2048 draws at the end: the
+    # covariance is good to a few times sqrt(2 / 1024).
+    np.testing.assert_allclose(result.location[0], mean, atol=1e-3)
+    np.testing.assert_allclose(result.covariance[0], covariance, atol=0.15)
     assert result.stats["counts"]["hessian"] > 0
     assert result.trace["elbo"].shape == (result.stats["iterations"], 1)
 
@@ -52,10 +53,10 @@ def test_mean_field_has_the_precision_s_diagonal_and_linear_response_mends_it():
     plain = trust_region(problem, mean_field, **common)
     linear = trust_region(problem, mean_field, covariance="linear_response", **common)
     narrow = 1 / torch.linalg.inv(covariance).diagonal()
-    # 200 draws: the variance has a relative error of sqrt(2 / 200) = .1, the mean of 1 / sqrt(200) SDs.
-    np.testing.assert_allclose(np.diag(plain.covariance[0]), narrow, rtol=0.4)
-    np.testing.assert_allclose(linear.covariance[0], covariance, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(plain.location[0], mean, atol=4.5 / 200**0.5 * narrow.max().sqrt())
+    # 100 antithetic pairs: the variance has a relative error of sqrt(2 / 100) = .14, the mean none.
+    np.testing.assert_allclose(np.diag(plain.covariance[0]), narrow, rtol=0.6)
+    np.testing.assert_allclose(linear.covariance[0], covariance, rtol=0.01, atol=1e-3)
+    np.testing.assert_allclose(plain.location[0], mean, atol=1e-3)
 
 
 @pytest.mark.parametrize("guide", [full_rank, low_rank])
