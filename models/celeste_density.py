@@ -58,7 +58,9 @@ class TypedDensity:
 
     def take(self, rows: Tensor) -> TypedDensity:
         """The density of some of the patches."""
-        return TypedDensity(Patch(*(t[rows] for t in self.patch)), self.prior, star=self.star)
+        taken = TypedDensity(Patch(*(t[rows] for t in self.patch)), self.prior, star=self.star)
+        taken.counts = self.counts
+        return taken
 
     def values(self, w: Float[Tensor, "b d"], noise: Tensor | None = None) -> Float[Tensor, "b 1"]:
         """The log density."""
@@ -68,30 +70,56 @@ class TypedDensity:
     def value_and_grad(self, w: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The log density and its gradient."""
         self.counts["gradient"] += len(w)
-        value, grad, _ = self._evaluate(w, 1)
+        value, grad = self._evaluate(w, 1)
         return value, grad
 
     def value_grad_hessian(self, w: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The log density, its gradient and its exact Hessian."""
         self.counts["hessian"] += len(w)
-        return self._evaluate(w, 2)
+        value, grad, hessian = self._evaluate(w, 2)
+        return value, grad, hessian
 
     def hvp(self, w: Tensor, noise: Tensor | None, v: Tensor) -> Tensor:
         """Hessian times vector (through the dense Hessian, which is cheap)."""
         self.counts["hvp"] += len(w)
         return (self._evaluate(w, 2)[2] @ v[..., None]).squeeze(-1)
 
-    def _evaluate(self, u: Tensor, order: int) -> tuple[Tensor, Tensor, Tensor]:
+    def electrons(self, u: Float[Tensor, "b d"]) -> Float[Tensor, "b image"]:
+        """Expected electrons of each source in each image."""
+        log_flux = (self._bands[self.patch.band] @ u[:, self.n_bending :, None]).squeeze(-1)
+        return self.patch.calibration * log_flux.exp()
+
+    def log_joint_of_images(
+        self, images: Float[Tensor, "b m image pixel"], u: Float[Tensor, "b m n d"]
+    ) -> Float[Tensor, "b m n"]:
+        """The log density at ``n`` fluxes and colours for each of ``m`` unit-flux images already rendered."""
+        patch = self.patch
+        per_band = self._bands[patch.band]  # [b, image, 1 + colour]
+        log_flux = torch.einsum("bic,bmnc->bmni", per_band, u[..., self.n_bending :])
+        scale = patch.calibration[:, None, None] * log_flux.exp()  # [b, m, n, image]
+        counted, masked = patch.mask * patch.counts, patch.mask * patch.background
+        relative = images / patch.background[:, None]
+        value = (counted * patch.background.log() - masked).sum((-2, -1))[:, None, None]
+        value = value - torch.einsum("bmni,bmi->bmn", scale, (patch.mask[:, None] * images).sum(-1))
+        terms = [
+            torch.einsum("bmip,bip->bm", torch.log1p(scale[:, :, k, :, None] * relative), counted)
+            for k in range(u.shape[2])
+        ]
+        value = value + torch.stack(terms, -1)
+        return value + self._log_prior(u) + self._constant[:, None, None]
+
+    def _evaluate(self, u: Tensor, order: int) -> list[Tensor]:
+        """Value and derivatives up to ``order``."""
         starts = range(0, len(u), _CHUNK)
         parts = [self._likelihood(u[i : i + _CHUNK], slice(i, i + _CHUNK), order) for i in starts]
-        prior = self._log_prior(u)
-        return tuple(torch.cat(p) + q for p, q in zip(zip(*parts, strict=True), prior, strict=True))  # type: ignore[return-value]
+        prior = (self._log_prior(u), *self._prior_slopes(u))[: order + 1]
+        return [torch.cat(p) + q for p, q in zip(zip(*parts, strict=True), prior, strict=True)]
 
-    def _likelihood(self, u: Tensor, rows: slice, order: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _likelihood(self, u: Tensor, rows: slice, order: int) -> tuple[Tensor, ...]:
         patch = Patch(*(t[rows] for t in self.patch))
         mu = (patch.jacobian @ u[:, None, :2, None]).squeeze(-1)  # [b, image, 2]
         per_band = self._bands[patch.band]  # [b, image, 1 + colour]
-        scale = patch.calibration * torch.exp((per_band @ u[:, self.n_bending :, None]).squeeze(-1))  # electrons
+        scale = patch.calibration * torch.exp((per_band @ u[:, self.n_bending :, None]).squeeze(-1))
         sky2px = sky_to_pixel(patch.jacobian)  # [b, image, 3, 3]
         if self.star:
             q, sky = torch.zeros_like(sky2px[..., 0]), None
@@ -106,7 +134,7 @@ class TypedDensity:
         rate = patch.background + scale[..., None] * unit
         value = (patch.mask * (patch.counts * rate.log() - rate)).sum((-2, -1)) + self._constant[rows]
         if order == 0:
-            return value, value, value
+            return (value,)
         excess = patch.mask * (patch.counts / rate - 1)  # d log p / d rate
         # tau: what each image depends on: mu (2), Q (3), dev fraction, ln flux in its band
         slopes = [scale[..., None, None] * torch.einsum("bg,bigdp->bidp", mix, images.slopes)]
@@ -117,7 +145,7 @@ class TypedDensity:
         chain = self._chain(patch, per_band, sky2px, sky, mix)  # [b, image, 7, d]
         grad = torch.einsum("bit,bitd->bd", d_tau, chain)
         if order == 1:
-            return value, grad, grad
+            return value, grad
         bend = -patch.mask * patch.counts / rate**2
         h = (slope * bend[:, :, None]) @ slope.mT  # [b, image, 7, 7]
         first, second = curvature(rings, self._groups, self._variances, excess)
@@ -146,38 +174,46 @@ class TypedDensity:
             chain[:, :, 5, 5] = (mix[:, 0] * mix[:, 1])[:, None]
         return chain
 
-    def _log_prior(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _normal_prior(self, u: Float[Tensor, "b *n d"]) -> tuple[Tensor, Tensor]:
+        """(z, 1 / sd) of all parameters but the colours, whose entries are zero."""
         prior, kind, nb = self.prior, int(self.star), self.n_bending
-        mean, sd = u.new_zeros(self.dim).expand_as(u).clone(), u.new_ones(self.dim)
-        mean[:, :2], sd[:2] = self.patch.anchor[:, 0], prior.position_sd
+        mean, inverse = u.new_zeros(len(u), self.dim), u.new_zeros(self.dim)
+        mean[:, :2], inverse[:2] = self.patch.anchor[:, 0], 1 / prior.position_sd
         if not self.star:
-            mean[:, 2], sd[2] = prior.log_radius_mean, prior.log_radius_sd
-            sd[3:5], sd[5] = prior.ellipticity_sd, prior.dev_logit_sd
-        mean[:, nb], sd[nb] = prior.log_flux_mean[kind], prior.log_flux_sd[kind]
-        normal = torch.ones_like(sd)
-        normal[nb + 1 :] = 0  # colours have a mixture
-        z = (u - mean) / sd
-        value = (normal * (-0.5 * z * z - sd.log() - 0.5 * math.log(2 * math.pi))).sum(-1)
-        grad = -normal * z / sd
-        hessian = torch.diag(-normal / sd**2).expand(len(u), -1, -1).clone()
-        c_value, c_grad, c_hessian = _mixture_jet(u[:, nb + 1 :], prior.colour[kind])
-        grad[:, nb + 1 :] += c_grad
-        hessian[:, nb + 1 :, nb + 1 :] += c_hessian
-        p = prior.prob_star if self.star else 1 - prior.prob_star
-        return value + c_value + math.log(p), grad, hessian
+            mean[:, 2], inverse[2] = prior.log_radius_mean, 1 / prior.log_radius_sd
+            inverse[3:5], inverse[5] = 1 / prior.ellipticity_sd, 1 / prior.dev_logit_sd
+        mean[:, nb], inverse[nb] = prior.log_flux_mean[kind], 1 / prior.log_flux_sd[kind]
+        mean = mean.reshape(len(u), *(1,) * (u.ndim - 2), self.dim)
+        return (u - mean) * inverse, inverse
+
+    def _log_prior(self, u: Float[Tensor, "b *n d"]) -> Float[Tensor, "b *n"]:
+        z, inverse = self._normal_prior(u)
+        used = inverse[inverse > 0]
+        norm = used.log().sum() - 0.5 * math.log(2 * math.pi) * len(used)
+        p = self.prior.prob_star if self.star else 1 - self.prior.prob_star
+        colour = _mixture_terms(u[..., self.n_bending + 1 :], self.prior.colour[int(self.star)])[0]
+        return -0.5 * (z * z).sum(-1) + norm + math.log(p) + torch.logsumexp(colour, -1)
+
+    def _prior_slopes(self, u: Float[Tensor, "b d"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d d"]]:
+        z, inverse = self._normal_prior(u)
+        grad, hessian = -z * inverse, torch.diag(-(inverse**2)).expand(len(u), -1, -1).clone()
+        colours = slice(self.n_bending + 1, None)
+        log_p, pull, precision = _mixture_terms(u[:, colours], self.prior.colour[int(self.star)])
+        share = torch.softmax(log_p, -1)
+        mean = torch.einsum("bm,bmi->bi", share, pull)
+        grad[:, colours] = mean
+        hessian[:, colours, colours] = (
+            torch.einsum("bm,bmi,bmj->bij", share, pull, pull)
+            - mean[:, :, None] * mean[:, None, :]
+            - torch.einsum("bm,mij->bij", share, precision)
+        )
+        return grad, hessian
 
 
-def _mixture_jet(
-    c: Float[Tensor, "b n"], mixture: ColourPrior
-) -> tuple[Float[Tensor, "b"], Float[Tensor, "b n"], Float[Tensor, "b n n"]]:
-    """Log density of a Gaussian mixture with its gradient and Hessian."""
+def _mixture_terms(c: Float[Tensor, "*b n"], mixture: ColourPrior) -> tuple[Tensor, Tensor, Tensor]:
+    """Log weighted density of each component, its gradient, and the precisions."""
     precision = torch.linalg.inv(mixture.covariances)
-    delta = c[:, None] - mixture.means  # [b, m, n]
-    pull = -torch.einsum("mij,bmj->bmi", precision, delta)
-    log_norm = -0.5 * (torch.logdet(mixture.covariances) + c.shape[-1] * math.log(2 * math.pi))
-    log_p = mixture.weights.log() + log_norm + 0.5 * (pull * delta).sum(-1)
-    value = torch.logsumexp(log_p, -1)
-    share = torch.exp(log_p - value[:, None])
-    grad = torch.einsum("bm,bmi->bi", share, pull)
-    outer = torch.einsum("bm,bmi,bmj->bij", share, pull, pull) - grad[:, :, None] * grad[:, None, :]
-    return value, grad, outer - torch.einsum("bm,mij->bij", share, precision)
+    delta = c[..., None, :] - mixture.means  # [*b, m, n]
+    pull = -torch.einsum("mij,...mj->...mi", precision, delta)
+    log_norm = -0.5 * torch.logdet(2 * torch.pi * mixture.covariances)
+    return mixture.weights.log() + log_norm + 0.5 * (pull * delta).sum(-1), pull, precision

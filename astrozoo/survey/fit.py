@@ -1,0 +1,339 @@
+"""Celeste over a whole field: every source a posterior, overlapping neighbours modelled together.
+
+Block coordinate ascent. The overlap graph of the sources is coloured; all sources of one colour and patch
+size are fitted in one batched trust-region call, as a star and as a galaxy, with the others' light in the
+background; then the next colour. A source is fitted again only if a neighbour's light has changed
+noticeably. When all is settled, each source's posterior is drawn.
+
+References:
+    Regier et al. 2019, Annals of Applied Statistics 13, 1884, sections 4 and 5 (Cyclades scheduling).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sep
+import torch
+from astropy.table import Table
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from astrozoo.data.images import Field
+from astrozoo.errors import InputError
+from astrozoo.infer import _common
+from astrozoo.infer._maximise import maximise
+from astrozoo.models.celeste import Patch, Prior, galaxy_images, load_prior, star_images
+from astrozoo.models.celeste_density import TypedDensity
+from astrozoo.survey.detect import detect
+from astrozoo.survey.partition import Canvas, Sources, colouring, half_sizes, neighbours
+from astrozoo.survey.posterior import draw_type, mix_types
+from astrozoo.types import Status
+
+__all__ = ["FieldFit", "fit_field"]
+
+_BATCH = 64
+_NOTICEABLE = 0.1  # [sigma] a change of a neighbour's light that calls for another fit
+_NOTICEABLE_SKY = 0.03  # [sigma of a pixel] the same for a change of the sky
+_KINDS = (("galaxy", False, 6), ("star", True, 2))
+_SKY_CELL = 128  # [px]
+
+
+@dataclass(frozen=True)
+class FieldFit:
+    """Posterior draws of every source of a field.
+
+    Args:
+        detections: where the fit began: ``ra``, ``dec`` [deg] and whatever else detection said.
+        draws: ``{site: [source, draw, ...]}``, equal weights: ``is_star``; ``offset`` (east, north) [arcsec] from
+            (ra, dec); ``log_flux`` [ln nMgy] in the reference band; ``colour`` [ln ratio of adjacent bands];
+            ``log_radius`` [ln arcsec]; ``ellipticity``; ``dev_logit``. Shapes are NaN in draws of a star.
+        model: expected electrons in each image, from sky and sources.
+        k_hat: of the importance weights; above 0.7 the posterior is not to be trusted.
+        converged: whether the trust region converged for both types, and neighbours settled.
+        chi2: of the pixels of each source's patch, per degree of freedom and band (NaN: no pixels).
+        stats: seconds by stage, sweeps, counts of evaluations.
+    """
+
+    field: Field
+    detections: Table
+    prior: Prior
+    draws: dict[str, np.ndarray]
+    model: list[np.ndarray]
+    k_hat: Float[np.ndarray, "s"]
+    converged: np.ndarray
+    chi2: Float[np.ndarray, "s band"]
+    n_pixels: Int[np.ndarray, "s"]
+    stats: dict[str, Any]
+
+
+@dataclass
+class _State:
+    """What the sweeps work on: modes, inverse curvatures and evidences of both types of every source."""
+
+    mode: dict[str, Tensor]
+    covariance: dict[str, Tensor]
+    evidence: dict[str, Tensor]
+    converged: Tensor
+    light: list[Tensor | None]
+    waiting: np.ndarray
+    sweep: int = 0
+    counts: dict[str, int] = field(default_factory=lambda: {"value": 0, "gradient": 0, "hvp": 0, "hessian": 0})
+
+
+def fit_field(
+    images: Field,
+    catalog: Table | None = None,
+    *,
+    prior: Prior | None = None,
+    seed: int = 0,
+    draws: int = 512,
+    max_sweeps: int = 8,
+    fit_sky: bool = True,
+    progress: bool = True,
+    checkpoint: Path | None = None,
+) -> FieldFit:
+    """Fit every source of a field.
+
+    Args:
+        images: the field.
+        catalog: sources to fit, with ``ra`` and ``dec`` [deg]; detected where not given. Columns that
+            :func:`astrozoo.survey.detect.detect` makes (fluxes, sizes) are used as starts if present.
+        draws: equal-weight draws per source.
+        max_sweeps: at most this many passes over the sources.
+        fit_sky: correct the images' sky by what is left after the first sweep, on a coarse mesh.
+        checkpoint: file that finished work is kept in, and taken from if it fits this field and seed.
+
+    Raises:
+        InputError: for a catalogue without positions, bands without a prior, or unusable pixels.
+    """
+    prior = prior or load_prior()
+    unknown = [b for b in images.bands if b not in prior.bands]
+    if unknown:
+        raise InputError("bands", unknown, f"bands with a prior, {', '.join(prior.bands)}")
+    if catalog is not None and not {"ra", "dec"} <= set(catalog.colnames):
+        raise InputError("catalogue", f"columns {catalog.colnames}", "at least ra and dec [deg]")
+    clock = {"detect": time.perf_counter()}
+    table = detect(images) if catalog is None else catalog
+    clock["detect"] = time.perf_counter() - clock["detect"]
+    job = _Job(images, table, prior, seed, progress)
+    started = time.perf_counter()
+    job.sweeps(max_sweeps, fit_sky)
+    clock["fit"] = time.perf_counter() - started
+    started = time.perf_counter()
+    fit = job.finish(draws)
+    clock["draw"] = time.perf_counter() - started
+    fit.stats["seconds"] = {k: round(v, 3) for k, v in clock.items()}
+    return fit
+
+
+class _Job:
+    def __init__(self, images: Field, table: Table, prior: Prior, seed: int, progress: bool) -> None:
+        self.images, self.table, self.prior, self.seed, self.progress = images, table, prior, seed, progress
+        ra, dec = np.asarray(table["ra"], float), np.asarray(table["dec"], float)
+        extent = np.asarray(table["a"], float) if "a" in table.colnames else np.full(len(table), 2.0)
+        self.sources = Sources.locate(images, ra, dec, half_sizes(extent))
+        self.canvas = Canvas(images, self.sources, prior.bands)
+        self.adjacent = neighbours(self.sources)
+        self.colour = colouring(self.adjacent)
+        self.state = self._start()
+
+    def _start(self) -> _State:
+        n, nb = len(self.sources), len(self.prior.bands)
+        state = _State({}, {}, {}, torch.zeros(n, dtype=torch.bool), [None] * n, np.ones(n, bool))
+        linear = self._start_fluxes()
+        size = torch.full((n,), self.prior.log_radius_mean, dtype=torch.float64)
+        if "half_light_radius" in self.table.colnames:
+            seen = torch.from_numpy(np.asarray(self.table["half_light_radius"], float))
+            size = torch.where(seen > 0.3, seen.clamp(max=20.0), 0.3).log()
+        zero = torch.zeros(n, 1, dtype=torch.float64)
+        shape = torch.cat((zero, zero, size[:, None], zero, zero, zero), 1)
+        state.mode = {"star": torch.cat((zero, zero, linear), 1), "galaxy": torch.cat((shape, linear), 1)}
+        for name, _, bending in _KINDS:
+            d = bending + nb
+            state.covariance[name] = torch.eye(d, dtype=torch.float64).repeat(n, 1, 1)
+            state.evidence[name] = torch.zeros(n, dtype=torch.float64)
+        return state
+
+    def _start_fluxes(self) -> Float[Tensor, "s band"]:
+        """ln flux in the reference band and colours, from the table or from the pixels; positive by force."""
+        n, bands = len(self.sources), self.prior.bands
+        mean = sum(self.prior.colour[k].weights @ self.prior.colour[k].means for k in (0, 1)) / 2
+        flux = torch.full((n, len(bands)), torch.nan, dtype=torch.float64)
+        for b, band in enumerate(bands):
+            if f"flux_{band}" in self.table.colnames:
+                flux[:, b] = torch.from_numpy(np.asarray(self.table[f"flux_{band}"], float))
+            elif band in self.images.bands:
+                flux[:, b] = self._aperture(band)
+        reference = torch.nan_to_num(flux[:, self.prior.reference], nan=1.0)
+        if bands[self.prior.reference] not in self.images.bands:
+            reference = torch.nan_to_num(flux, nan=0.0).amax(1)
+        reference = reference.clamp(min=0.3)
+        colour = mean.expand(n, -1).clone()
+        measured = flux.clamp(min=0.3).log().diff(dim=1)
+        good = (flux[:, 1:] > 1.0) & (flux[:, :-1] > 1.0)
+        colour = torch.where(good, measured.clamp(-1.5, 3.5), colour)
+        return torch.cat((reference.log()[:, None], colour), 1)
+
+    def _aperture(self, band: str) -> Float[Tensor, "s"]:
+        """Flux in a square of 11 px about each position [nMgy]."""
+        total = torch.zeros(len(self.sources), dtype=torch.float64)
+        seen = torch.zeros_like(total)
+        for half in np.unique(self.sources.half):
+            rows = np.flatnonzero(self.sources.half == half)
+            patch = self.canvas.patches(rows, torch.zeros((), dtype=torch.float64))
+            inside = (patch.pixels.abs().amax(2) <= 5.5) * patch.mask
+            for k, image in enumerate(self.images):
+                if image.band == band:
+                    excess = ((patch.counts - patch.background) * inside)[:, k].sum(-1)
+                    total[rows] += excess / patch.calibration[:, k]
+                    seen[rows] += 1
+        return total / seen.clamp(min=1)
+
+    def sweeps(self, most: int, fit_sky: bool) -> None:
+        state = self.state
+        if fit_sky and state.sweep == 0:
+            self._correct_sky()
+        with _common.progress_bar("fitting sources", len(self.sources), self.progress) as report:
+            while state.sweep < most and state.waiting.any():
+                for colour in range(int(self.colour.max(initial=-1)) + 1):
+                    due = np.flatnonzero(state.waiting & (self.colour == colour))
+                    for half in np.unique(self.sources.half[due]):
+                        rows = due[self.sources.half[due] == half]
+                        for i in range(0, len(rows), _BATCH):
+                            self._fit(rows[i : i + _BATCH])
+                            settled = int((~state.waiting).sum())
+                            report(settled, f"sweep {state.sweep + 1}")
+                if state.sweep == 0 and fit_sky:
+                    self._correct_sky()
+                state.sweep += 1
+
+    def _patch(self, rows: np.ndarray) -> tuple[Patch, Tensor]:
+        n_pixels = (2 * int(self.sources.half[rows[0]]) + 1) ** 2
+        blank = torch.zeros(len(self.images.images), n_pixels, dtype=torch.float64)
+        own = torch.stack([blank if self.state.light[i] is None else self.state.light[i] for i in rows])
+        return self.canvas.patches(rows, own), own
+
+    def _fit(self, rows: np.ndarray) -> None:
+        state = self.state
+        patch, own = self._patch(rows)
+        ok = torch.ones(len(rows), dtype=torch.bool)
+        for name, star, _ in _KINDS:
+            density = TypedDensity(patch, self.prior, star=star)
+            found = maximise(density, state.mode[name][rows], max_iterations=50, tolerance=1e-2)
+            covariance, log_det = _inverse(-found.hessian)
+            state.mode[name][rows], state.covariance[name][rows] = found.w, covariance
+            state.evidence[name][rows] = found.value + 0.5 * (density.dim * np.log(2 * np.pi) + log_det)
+            ok &= torch.tensor([s is Status.CONVERGED for s in found.statuses])
+            for key, value in density.counts.items():
+                state.counts[key] += value
+        state.converged[rows] = ok
+        light = self._light(patch, rows)
+        self.canvas.paint(rows, light - own)
+        rate = patch.background + own
+        change = (patch.mask * (light - own) ** 2 / rate).sum((-2, -1)).sqrt()
+        for k, i in enumerate(rows):
+            state.light[i] = light[k]
+            state.waiting[i] = False
+            if change[k] > _NOTICEABLE:
+                state.waiting[self.adjacent[i]] = True
+
+    def _light(self, patch: Patch, rows: np.ndarray) -> Float[Tensor, "b image p"]:
+        """Expected electrons: the two types' images at their modes, by their probabilities."""
+        state = self.state
+        p_star = torch.sigmoid(state.evidence["star"][rows] - state.evidence["galaxy"][rows])
+        total = torch.zeros_like(patch.counts)
+        for name, star, nb in _KINDS:
+            u = state.mode[name][rows]
+            density = TypedDensity(patch, self.prior, star=star)
+            image = star_images(patch, u[:, :2]) if star else galaxy_images(patch, u[:, :2], u[:, 2], u[:, 3:5], u[:, 5])
+            share = p_star if star else 1 - p_star
+            total += (share[:, None] * density.electrons(u))[..., None] * image
+        return total
+
+    def _correct_sky(self) -> None:
+        """Add to each image's sky what is left of its pixels on a coarse mesh (SEP's clipped background)."""
+        canvas = self.canvas
+        for k, image in enumerate(self.images):
+            left = canvas.unpadded(canvas.counts[k] - canvas.sky[k] - canvas.model[k], k)
+            if min(left.shape) < _SKY_CELL // 2:
+                continue
+            mesh = sep.Background(
+                np.ascontiguousarray(left), mask=~image.valid, bw=_SKY_CELL, bh=_SKY_CELL, fw=3, fh=3
+            )
+            extra = torch.from_numpy(np.pad(mesh.back(), canvas.pad, mode="edge")).flatten()
+            lowest = 0.5 * canvas.sky[k]
+            canvas.sky[k] = torch.maximum(canvas.sky[k] + extra, lowest)
+            if float(np.abs(mesh.back() / np.sqrt(image.sky)).max()) > _NOTICEABLE_SKY:
+                self.state.waiting[:] = True
+
+    def finish(self, draws: int) -> FieldFit:
+        n, nb = len(self.sources), len(self.prior.bands)
+        u = torch.full((n, draws, 6 + nb), torch.nan, dtype=torch.float64)
+        is_star = torch.zeros(n, draws, dtype=torch.float64)
+        k_hat = torch.zeros(n, dtype=torch.float64)
+        chi2 = np.full((n, len(self.images.bands)), np.nan)
+        n_pixels, done = np.zeros(n, int), 0
+        with _common.progress_bar("drawing posteriors", n, self.progress) as report:
+            for half in np.unique(self.sources.half):
+                of_size = np.flatnonzero(self.sources.half == half)
+                for i in range(0, n, _BATCH):
+                    rows = of_size[i : i + _BATCH]
+                    if not len(rows):
+                        break
+                    patch, own = self._patch(rows)
+                    typed = {}
+                    for name, star, _ in _KINDS:
+                        density = TypedDensity(patch, self.prior, star=star)
+                        typed[name] = draw_type(
+                            density, self.state.mode[name][rows], self.state.covariance[name][rows], seed=self.seed
+                        )
+                    generator = _common.generator_for(self.seed, int(rows[0]))
+                    p_star, star_draws, mixed = mix_types(typed["star"], typed["galaxy"], draws, generator)
+                    u[rows], is_star[rows] = mixed, star_draws
+                    k_hat[rows] = torch.where(p_star > 0.5, typed["star"].k_hat, typed["galaxy"].k_hat)
+                    self._goodness(patch, own, rows, chi2, n_pixels)
+                    done += len(rows)
+                    report(done, "")
+        parts = {
+            "is_star": is_star,
+            "offset": u[..., :2],
+            "log_radius": u[..., 2],
+            "ellipticity": u[..., 3:5],
+            "dev_logit": u[..., 5],
+            "log_flux": u[..., 6],
+            "colour": u[..., 7:],
+        }
+        canvas = self.canvas
+        return FieldFit(
+            field=self.images,
+            detections=self.table,
+            prior=self.prior,
+            draws={name: t.numpy() for name, t in parts.items()},
+            model=[canvas.unpadded(canvas.sky[k] + canvas.model[k], k) for k in range(len(canvas.model))],
+            k_hat=k_hat.numpy(),
+            converged=self.state.converged.numpy() & ~self.state.waiting,
+            chi2=chi2,
+            n_pixels=n_pixels,
+            stats={"sources": n, "sweeps": self.state.sweep, "evaluations": dict(self.state.counts)},
+        )
+
+    def _goodness(self, patch: Patch, own: Tensor, rows: np.ndarray, chi2: np.ndarray, n_pixels: np.ndarray) -> None:
+        rate = patch.background + own
+        terms = patch.mask * (patch.counts - rate) ** 2 / rate
+        for b, band in enumerate(self.images.bands):
+            chosen = [k for k, image in enumerate(self.images) if image.band == band]
+            used = patch.mask[:, chosen].sum((-2, -1))
+            chi2[rows, b] = torch.where(used > 0, terms[:, chosen].sum((-2, -1)) / used, torch.nan).numpy()
+        n_pixels[rows] = patch.mask.sum((-2, -1)).long().numpy()
+
+
+def _inverse(curvature: Float[Tensor, "b d d"]) -> tuple[Float[Tensor, "b d d"], Float[Tensor, "b"]]:
+    """Covariance and its log determinant; directions of no or wrong curvature get a unit variance."""
+    values, vectors = torch.linalg.eigh(curvature)
+    values = torch.where(values > 1e-2, values, torch.ones_like(values))
+    return (vectors / values[:, None]) @ vectors.mT, -values.log().sum(-1)

@@ -1,0 +1,245 @@
+"""A field cut into patches: where each source falls in each image, which pixels are its own, who overlaps whom.
+
+Active pixels are chosen by geometry (a square that grows with the source's extent on the sky), never by
+brightness, which would bias sizes and fluxes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from astrozoo.data.images import Field, Image
+from astrozoo.errors import InputError
+from astrozoo.models.celeste import Patch
+
+__all__ = ["HALF_SIZES", "Canvas", "Sources", "colouring", "half_sizes", "neighbours"]
+
+HALF_SIZES = (8, 12, 18, 27, 40)
+"""Half sizes of patches [px]: few, so that sources of many sizes go through in few batches."""
+_STEP = 1.0  # [arcsec] for derivatives of a WCS
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where sources fall in each image.
+
+    Args:
+        ra, dec: reference positions [deg].
+        xy: pixel coordinates in each image.
+        jacobian: d(x, y) [px] / d(east, north) [arcsec] there.
+        calibration: electrons per nanomaggy there.
+        half: half size of each patch [px].
+        psf_weights, psf_means, psf_covariances: each source's PSF in each image.
+    """
+
+    ra: Float[np.ndarray, "s"]
+    dec: Float[np.ndarray, "s"]
+    xy: Float[np.ndarray, "image s 2"]
+    jacobian: Float[np.ndarray, "image s 2 2"]
+    calibration: Float[np.ndarray, "image s"]
+    half: Int[np.ndarray, "s"]
+    psf_weights: Float[np.ndarray, "image s k"]
+    psf_means: Float[np.ndarray, "image s k 2"]
+    psf_covariances: Float[np.ndarray, "image s k 3"]
+
+    def __len__(self) -> int:
+        return len(self.ra)
+
+    @classmethod
+    def locate(cls, field: Field, ra: np.ndarray, dec: np.ndarray, half: Int[np.ndarray, "s"]) -> Sources:
+        """Project positions into every image of a field.
+
+        Raises:
+            InputError: if a position is not finite or lies in none of the images.
+        """
+        bad = ~(np.isfinite(ra) & np.isfinite(dec) & (np.abs(dec) <= 90))
+        if bad.any():
+            raise InputError("catalogue", f"{int(bad.sum())} positions that are no sky coordinates", "ra, dec [deg]")
+        projected = [_project(image, ra, dec) for image in field]
+        inside = np.zeros(len(ra), bool)
+        for image, (xy, _) in zip(field, projected, strict=True):
+            ny, nx = image.shape
+            inside |= (xy[:, 0] > -1) & (xy[:, 0] < nx) & (xy[:, 1] > -1) & (xy[:, 1] < ny)
+        if not inside.all():
+            raise InputError("catalogue", f"{int((~inside).sum())} of {len(ra)} sources in no image", "sources on the field")
+        psf = [_mixtures(image, xy) for image, (xy, _) in zip(field, projected, strict=True)]
+        most = max(w.shape[1] for w, _, _ in psf)
+        calibration = [_at(image.calibration, xy) for image, (xy, _) in zip(field, projected, strict=True)]
+        return cls(
+            ra,
+            dec,
+            np.stack([xy for xy, _ in projected]),
+            np.stack([j for _, j in projected]),
+            np.stack(calibration),
+            half,
+            np.stack([_pad(w, most) for w, _, _ in psf]),
+            np.stack([_pad(m, most) for _, m, _ in psf]),
+            np.stack([_pad(c, most, (1.0, 0.0, 1.0)) for _, _, c in psf]),
+        )
+
+
+def half_sizes(extent: Float[np.ndarray, "s"], *, factor: float = 4.0) -> Int[np.ndarray, "s"]:
+    """The patch size for sources of an rms extent as seen [px]: the smallest rung that holds ``factor`` of it."""
+    ladder = np.array(HALF_SIZES)
+    rung = np.searchsorted(ladder, np.nan_to_num(factor * extent), side="left")
+    return ladder[np.minimum(rung, len(ladder) - 1)]
+
+
+def neighbours(sources: Sources) -> list[Int[np.ndarray, "n"]]:
+    """For each source, those whose light may fall in its patch: their squares overlap in some image."""
+    xy, half = sources.xy[0], sources.half
+    found: list[list[int]] = [[] for _ in range(len(sources))]
+    tree = cKDTree(xy)
+    for i, j in tree.query_pairs(2.0 * float(half.max(initial=0)) + 2.0, p=np.inf, output_type="ndarray"):
+        if np.abs(xy[i] - xy[j]).max() <= half[i] + half[j] + 2:
+            found[i].append(int(j))
+            found[j].append(int(i))
+    return [np.array(sorted(f), dtype=int) for f in found]
+
+
+def colouring(adjacent: list[Int[np.ndarray, "n"]]) -> Int[np.ndarray, "s"]:
+    """Greedy colouring, most neighbours first: sources of one colour do not overlap and are updated at once."""
+    colour = np.full(len(adjacent), -1)
+    for i in sorted(range(len(adjacent)), key=lambda i: -len(adjacent[i])):
+        taken = set(colour[adjacent[i]])
+        colour[i] = next(c for c in range(len(adjacent) + 1) if c not in taken)
+    return colour
+
+
+class Canvas:
+    """The pixels of all images, and the light of all sources painted so far.
+
+    Images are padded with masked pixels, so that every patch is a full square. ``model`` is the expected
+    electrons from sources, ``sky`` those from all else.
+    """
+
+    def __init__(self, field: Field, sources: Sources, bands: tuple[str, ...]) -> None:
+        self.field, self.sources = field, sources
+        self.pad = int(sources.half.max(initial=HALF_SIZES[0])) + 2
+        self._band = [bands.index(image.band) for image in field]
+        self.shape = [(i.shape[0] + 2 * self.pad, i.shape[1] + 2 * self.pad) for i in field]
+        self.counts = [self._padded(i.counts, 0.0) for i in field]
+        self.sky = [self._padded(i.sky, 1.0) for i in field]
+        self.mask = [self._padded(i.valid, 0.0) for i in field]
+        self.model = [torch.zeros_like(c) for c in self.counts]
+        for k, image in enumerate(field):
+            bad = (self.mask[k] > 0) & ~(torch.isfinite(self.counts[k]) & torch.isfinite(self.sky[k]) & (self.sky[k] > 0))
+            if bad.any():
+                raise InputError(
+                    f"image {image.name or image.band!r}",
+                    f"{int(bad.sum())} valid pixels with counts or sky that are not finite, or sky <= 0",
+                    "finite electrons and a positive sky, or a mask",
+                )
+            self.counts[k] = torch.nan_to_num(self.counts[k])
+            self.sky[k] = torch.where(self.mask[k] > 0, self.sky[k], 1.0)
+
+    def _padded(self, array: np.ndarray, fill: float) -> Tensor:
+        return torch.from_numpy(np.pad(array.astype(np.float64), self.pad, constant_values=fill)).flatten()
+
+    def unpadded(self, flat: Tensor, image: int) -> Float[np.ndarray, "y x"]:
+        """One image's array without its padding."""
+        ny, nx = self.shape[image]
+        return flat.reshape(ny, nx)[self.pad : ny - self.pad, self.pad : nx - self.pad].numpy().copy()
+
+    def _index(self, rows: Int[np.ndarray, "b"], image: int) -> tuple[Tensor, Tensor]:
+        """Flat indices of the patches' pixels, [b, p], and their coordinates from the source, [b, 2, p]."""
+        half = int(self.sources.half[rows[0]])
+        grid = torch.arange(-half, half + 1)
+        dy, dx = (g.flatten() for g in torch.meshgrid(grid, grid, indexing="ij"))
+        xy = torch.from_numpy(self.sources.xy[image, rows])
+        ny, nx = self.shape[image]
+        # a source may lie outside one of the images: its square is then moved to the padding, all masked
+        x = xy[:, 0].round().long().clamp(-2, nx - 2 * self.pad + 1)
+        y = xy[:, 1].round().long().clamp(-2, ny - 2 * self.pad + 1)
+        index = (y[:, None] + dy + self.pad) * nx + x[:, None] + dx + self.pad
+        pixels = torch.stack((x[:, None] + dx - xy[:, :1], y[:, None] + dy - xy[:, 1:]), 1)
+        return index, pixels
+
+    def patches(self, rows: Int[np.ndarray, "b"], own: Float[Tensor, "b image p"]) -> Patch:
+        """Patches of sources of one size, with all other sources' light in the background.
+
+        Args:
+            own: the light that these sources have painted, which is taken out.
+        """
+        s = self.sources
+        cut = [self._index(rows, k) for k in range(len(self.counts))]
+
+        def gather(flats: list[Tensor]) -> Tensor:
+            return torch.stack([flat[index] for flat, (index, _) in zip(flats, cut, strict=True)], 1)
+
+        background = gather(self.sky) + (gather(self.model) - own).clamp(min=0)
+        b, n = len(rows), len(self.counts)
+
+        def per_source(a: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(np.moveaxis(a[:, rows], 1, 0)))
+
+        return Patch(
+            counts=gather(self.counts),
+            background=background,
+            mask=gather(self.mask),
+            pixels=torch.stack([p for _, p in cut], 1),
+            calibration=per_source(s.calibration),
+            band=torch.tensor(self._band).expand(b, n),
+            jacobian=per_source(s.jacobian),
+            psf_weights=per_source(s.psf_weights),
+            psf_means=per_source(s.psf_means),
+            psf_covariances=per_source(s.psf_covariances),
+            anchor=torch.zeros(b, 1, 2, dtype=torch.float64),
+        )
+
+    def paint(self, rows: Int[np.ndarray, "b"], light: Float[Tensor, "b image p"]) -> None:
+        """Add light to the model."""
+        for k, model in enumerate(self.model):
+            index, _ = self._index(rows, k)
+            model.index_add_(0, index.flatten(), light[:, k].flatten())
+
+
+def _project(image: Image, ra: np.ndarray, dec: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    step = _STEP / 3600
+    here = np.stack(image.wcs.all_world2pix(ra, dec, 0), -1)
+    east = np.stack(image.wcs.all_world2pix(ra + step / np.cos(np.deg2rad(dec)), dec, 0), -1)
+    north = np.stack(image.wcs.all_world2pix(ra, dec + step, 0), -1)
+    return here, np.stack((east - here, north - here), -1) / _STEP
+
+
+def _mixtures(image: Image, xy: Float[np.ndarray, "s 2"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ny, nx = image.shape
+    found = [image.psf.mixture(float(np.clip(x, 0, nx - 1)), float(np.clip(y, 0, ny - 1))) for x, y in xy]
+    most = max((len(m.weights) for m in found), default=1)
+    weights, means, covariances = np.zeros((len(xy), most)), np.zeros((len(xy), most, 2)), np.zeros((len(xy), most, 3))
+    covariances[..., [0, 2]] = 1.0
+    for i, m in enumerate(found):
+        k = len(m.weights)
+        weights[i, :k], means[i, :k] = m.weights, m.means
+        covariances[i, :k] = m.covariances[:, (0, 0, 1), (0, 1, 1)]
+    return weights, means, covariances
+
+
+def _pad(array: np.ndarray, components: int, fill: tuple[float, ...] | float = 0.0) -> np.ndarray:
+    missing = components - array.shape[1]
+    if not missing:
+        return array
+    extra = np.broadcast_to(np.asarray(fill), (len(array), missing, *array.shape[2:]))
+    return np.concatenate((array, extra), 1)
+
+
+def _at(array: Float[np.ndarray, "y x"], xy: Float[np.ndarray, "s 2"]) -> Float[np.ndarray, "s"]:
+    ny, nx = array.shape
+    x, y = (np.clip(np.rint(xy[:, k]), 0, n - 1).astype(int) for k, n in ((0, nx), (1, ny)))
+    return array[y, x]
+
+
+def flagged(values: Bool[np.ndarray, "y x"], xy: Float[np.ndarray, "s 2"], radius: int) -> Bool[np.ndarray, "s"]:
+    """Whether any pixel within a square of ``radius`` about each position is set."""
+    ny, nx = values.shape
+    out = np.zeros(len(xy), bool)
+    for i, (x, y) in enumerate(np.rint(xy).astype(int)):
+        box = values[max(y - radius, 0) : max(y + radius + 1, 0), max(x - radius, 0) : max(x + radius + 1, 0)]
+        out[i] = bool(box.any()) if box.size else False
+    return out
