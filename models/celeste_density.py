@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from astrozoo.models.celeste import ColourPrior, Patch, Prior
-from astrozoo.physics.gaussians import curvature, jet
+from astrozoo.physics.gaussians import curvature, jet, render
 from astrozoo.physics.profiles import galaxy_rings, sky_covariance_jet, sky_to_pixel
 
 __all__ = ["TypedDensity"]
@@ -112,8 +112,8 @@ class TypedDensity:
         """Value and derivatives up to ``order``."""
         starts = range(0, len(u), _CHUNK)
         parts = [self._likelihood(u[i : i + _CHUNK], slice(i, i + _CHUNK), order) for i in starts]
-        prior = (self._log_prior(u), *self._prior_slopes(u))[: order + 1]
-        return [torch.cat(p) + q for p, q in zip(zip(*parts, strict=True), prior, strict=True)]
+        prior = (self._log_prior(u), *(self._prior_slopes(u) if order else ()))
+        return [torch.cat(p) + q for p, q in zip(zip(*parts, strict=True), prior, strict=False)]
 
     def _likelihood(self, u: Tensor, rows: slice, order: int) -> tuple[Tensor, ...]:
         patch = Patch(*(t[rows] for t in self.patch))
@@ -129,12 +129,15 @@ class TypedDensity:
             q = (sky2px @ sky[0][:, None, :, None]).squeeze(-1)
             theta = torch.sigmoid(u[:, 5])
             mix = torch.stack((theta, 1 - theta), -1)  # [b, group]
+        if order == 0:
+            amplitudes = (mix @ self._groups)[:, None]
+            unit = render(patch.pixels, mu, q, amplitudes, self._variances, patch.psf)
+            rate = patch.background + scale[..., None] * unit
+            return ((patch.mask * (patch.counts * rate.log() - rate)).sum((-2, -1)) + self._constant[rows],)
         images, rings = jet(patch.pixels, mu, q, self._groups, self._variances, patch.psf)
         unit = torch.einsum("bg,bigp->bip", mix, images.images)
         rate = patch.background + scale[..., None] * unit
         value = (patch.mask * (patch.counts * rate.log() - rate)).sum((-2, -1)) + self._constant[rows]
-        if order == 0:
-            return (value,)
         excess = patch.mask * (patch.counts / rate - 1)  # d log p / d rate
         # tau: what each image depends on: mu (2), Q (3), dev fraction, ln flux in its band
         slopes = [scale[..., None, None] * torch.einsum("bg,bigdp->bidp", mix, images.slopes)]

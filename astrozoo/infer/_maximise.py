@@ -124,7 +124,7 @@ def maximise(
       step is *resolved* where ``|l'|`` exceeds two standard errors; an unresolved one doubles that row's
       draws, at most ``doublings`` times, and then, ``PATIENCE`` times in a row, means convergence: the row
       has come to its noise floor. So does a radius below ``min_radius``.
-    * ``fixed``: the draws are made once and the sample average is maximised exactly. Converged where the
+    * ``fixed``: the draws are made once, scaled to unit mean square, and their average is maximised exactly. Converged where the
       Newton step, measured by the curvature itself (``sqrt(2 m')``, in units of posterior SDs where ``f``
       is an ELBO), is at most ``tolerance`` and lies inside the radius.
 
@@ -191,7 +191,7 @@ class _Run:
     def noise(self, *stream: int) -> Tensor | None:
         """Of a stream of the seed; always the same one in fixed mode."""
         stream = (0,) if self.fixed else stream
-        return noise_for(self.seed, *stream, draws=self.draws, like=self.objective)
+        return noise_for(self.seed, *stream, draws=self.draws, like=self.objective, matched=self.fixed)
 
     def model(self, state: TrustRegionState, rows: Tensor, repeats: int) -> tuple[Tensor, Tensor, Tensor]:
         """Step, its promised gain and the objective: ``[b, p], [b], [b]``; NaN where derivatives are."""
@@ -231,14 +231,14 @@ class _Run:
         return s, gain.where(good, torch.nan)
 
     def change(
-        self, state: TrustRegionState, rows: Tensor, s: Tensor, repeats: int
+        self, state: TrustRegionState, rows: Tensor, s: Tensor, value: Tensor, repeats: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mean of the paired differences, its standard error (0 in fixed mode), objective at ``w + s``."""
         objective, w = self.objective.take(rows), state.w[rows]
         new, old = [], []
         for i in range(repeats):
             noise = self.noise(state.iteration, 1, i)
-            old.append(objective.values(w, noise))
+            old.append(value[:, None] if self.fixed else objective.values(w, noise))
             new.append(objective.values(w + s, noise))
         after = torch.cat(new, 1)
         difference = after - torch.cat(old, 1)
@@ -267,14 +267,16 @@ def _iterate(
     for level in levels.unique().tolist():
         rows = active[levels == level]
         s, predicted, value = run.model(state, rows, 2**level)
+        if run.fixed:
+            rows, s, predicted, value = _retire(state, rows, s, predicted, value, tolerance)
+            if not len(rows):
+                continue
         broken = ~(predicted.isfinite() & value.isfinite())
         length = torch.linalg.vector_norm(s, dim=1)
         radius = state.radius[rows]
         rounding = 16 * torch.finfo(value.dtype).eps * value.abs()
-        small = (predicted <= torch.clamp(rounding, min=tolerance**2 / 2)) & (length < 0.9 * radius)
-        finished = small if run.fixed else (predicted <= rounding)
-
-        gain, error, after = run.change(state, rows, s, 2**level)
+        finished = torch.zeros_like(broken) if run.fixed else (predicted <= rounding)
+        gain, error, after = run.change(state, rows, s, value, 2**level)
         least = ETA * predicted - rounding
         if not run.fixed:
             least = torch.maximum(least, THETA * radius.square())
@@ -307,6 +309,16 @@ def _iterate(
     for name, column in told.items():
         state.trace[name].append(column.cpu().numpy())
     state.iteration += 1
+
+
+def _retire(
+    state: TrustRegionState, rows: Tensor, s: Tensor, predicted: Tensor, value: Tensor, tolerance: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Fixed mode: end the rows whose Newton step promises too little to be worth taking; the others remain."""
+    floor = torch.clamp(16 * torch.finfo(value.dtype).eps * value.abs(), min=tolerance**2 / 2)
+    small = (predicted <= floor) & (torch.linalg.vector_norm(s, dim=1) < 0.9 * state.radius[rows])
+    state.value[rows[small]], state.end[rows[small]] = value[small], _CONVERGED
+    return rows[~small], s[~small], predicted[~small], value[~small]
 
 
 def _stack(trace: Mapping[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
