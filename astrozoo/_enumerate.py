@@ -218,8 +218,8 @@ def make_plan(discrete: tuple[Discrete, ...], run: Callable[[Values], tuple[pout
     if _assignments(discrete) > MAX_ASSIGNMENTS:
         names = ", ".join(repr(d.name) for d in discrete)
         raise CaptureError(
-            f"discrete sites {names}: {_assignments(discrete)} joint assignments (at most {MAX_ASSIGNMENTS}), "
-            "and no plate of theirs has independent elements"
+            f"discrete sites {names}: {_assignments(discrete)} joint assignments (the most is "
+            f"{MAX_ASSIGNMENTS}), and no plate of theirs has independent elements"
         )
     return Plan(joint=discrete)
 

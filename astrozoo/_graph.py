@@ -245,7 +245,8 @@ class PureFunction:
         if run is None:
             run = self._runs[key] = self._prepare(entry, w, noise)
         self.counts[entry] += w.shape[0] * (1 if noise is None else noise.shape[0])
-        return run(w, *more) if noise is None else run(w, *more, noise)
+        inputs = (w, *more) if noise is None else (w, *more, noise)
+        return run(*[x.detach().contiguous() for x in inputs])  # compiled code takes strides for granted
 
     def _prepare(self, entry: str, w: Tensor, noise: Tensor | None) -> Callable[..., Any]:
         """Check the shapes, and find or make the graph that serves them."""
@@ -284,7 +285,7 @@ class PureFunction:
 
     @property
     def _tensors(self) -> list[Tensor]:
-        return [leaf for leaf in pytree.tree_leaves(self.args) if isinstance(leaf, Tensor)]
+        return [t.detach().contiguous() for t in pytree.tree_leaves(self.args) if isinstance(t, Tensor)]
 
     def _flat(self) -> Callable[..., Tensor]:
         """The function with the tensors of ``args`` as a flat list."""

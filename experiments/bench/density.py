@@ -2,8 +2,9 @@
 
     python experiments/bench/density.py [--repeats 15] [--threads 1] [--device cuda]
 
-Prints, per problem, the median over repeats with the spread (5 to 95 per cent), and the ratio to Pyro's
-``potential_fn``. Each repeat takes turns over all contenders, so that other load on the machine hits all alike.
+Prints, per problem, the median over repeats with the spread (5 to 95 per cent), and the ratios to Pyro's
+``potential_fn`` as it comes, and with its validation off (as inside ``pyro.infer.MCMC``). Each repeat takes
+turns over all contenders, so that other load on the machine hits all alike.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from astrozoo.density import log_density
 from astrozoo.types import Problem
 
 CHAINS = 64
+PYRO = ("Pyro potential_fn", "  validation off")
 
 
 def eight_schools(y: Tensor, s: Tensor) -> None:
@@ -63,8 +65,14 @@ def contenders(problem: Problem) -> dict[str, tuple[Callable[[], Any], int]]:
     many = captured.initial(CHAINS, torch.Generator().manual_seed(0))
     layout = captured.layout
     sites = {s.name: one[0, s.start : s.stop].reshape(s.unconstrained_shape) for s in layout.sites}
+
+    def unchecked() -> None:
+        with pyro.validation_enabled(False):
+            potential_grad(potential, sites)
+
     found = {
-        "Pyro potential_fn": (lambda: potential_grad(potential, sites), 1),
+        PYRO[0]: (lambda: potential_grad(potential, sites), 1),
+        PYRO[1]: (unchecked, 1),
         "captured, 1 chain": (lambda: captured.value_and_grad(one), 1),
         "compiled, 1 chain": (lambda: compiled.value_and_grad(one), 1),
         f"captured, {CHAINS} chains": (lambda: captured.value_and_grad(many), CHAINS),
@@ -110,13 +118,12 @@ def main() -> None:
         for _ in range(options.repeats):
             for name, (call, gradients) in held.items():
                 times[name].append(seconds(call, options.device) / gradients * 1e6)
-        reference = statistics.median(times["Pyro potential_fn"])
+        reference = [statistics.median(times[name]) for name in PYRO]
         for name, found in times.items():
             low, high = (sorted(found)[round(q * (len(found) - 1))] for q in (0.05, 0.95))
             median = statistics.median(found)
-            print(
-                f"  {name:22s} {median:9.2f} us/gradient  [{low:8.2f}, {high:8.2f}]  {reference / median:8.1f}x"
-            )
+            ratios = " ".join(f"{r / median:8.1f}x" for r in reference)
+            print(f"  {name:22s} {median:9.2f} us/gradient [{low:8.2f}, {high:8.2f}] {ratios}")
 
 
 if __name__ == "__main__":
