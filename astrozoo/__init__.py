@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from astrozoo.registry import Entry, get, list_models
 
 if TYPE_CHECKING:
-    from astrozoo import infer
     from astrozoo.diagnostics.report import report
     from astrozoo.errors import AstrozooError
+    from astrozoo.infer import infer
     from astrozoo.types import Problem, Result, Status, load
 
 __all__ = [

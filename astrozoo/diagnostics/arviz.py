@@ -36,6 +36,8 @@ def ess(
     draws: Float[np.ndarray, "chain draw *shape"], method: Literal["bulk", "tail"]
 ) -> Float[np.ndarray, "*shape"]:
     """Effective sample size; NaN with fewer than four draws per chain."""
+    if draws.shape[1] < 4:
+        return np.full(draws.shape[2:], np.nan)
     return _each(arviz.ess, draws, method=method)
 
 

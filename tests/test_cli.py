@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from astrozoo import cli, registry
+from astrozoo.diagnostics import report
+from astrozoo.types import Status, load
+
+_MODEL = """
+import pyro, torch
+import pyro.distributions as dist
+from astrozoo.errors import DataError
+from astrozoo.types import Outcome, Page, Problem
+
+class Line:
+    def __call__(self, x, y):
+        slope = pyro.sample("slope", dist.Normal(x.new_zeros(2), 3.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(slope[0] + slope[1] * x, 0.5), obs=y)
+
+def simulate(seed=0):
+    x = torch.linspace(-1, 1, 40, dtype=torch.float64)
+    noise = torch.randn(40, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
+    return (x, 1 + 2 * x + 0.5 * noise), {"slope": torch.tensor([1.0, 2.0])}
+
+def read(path):
+    if not path.suffix == ".txt":
+        raise DataError(str(path), path.suffix, "a .txt file")
+    return simulate(int(path.read_text()))[0]
+
+def problem(data):
+    return Problem(Line(), data, name="line", data_plates=("data",))
+
+def job(*, out, path, demo, method, guide, seed, device):
+    from astrozoo.infer import infer
+    (out / "extra.txt").write_text(f"{path} {demo} {device}")
+    result = infer(problem(simulate(seed)[0]), method, guide, seed=seed)
+    return Outcome(result, [Page("Mine", ["Own words."])], {"sources": 3}, {"extra.txt": "more"})
+
+def interrupted(**settings):
+    raise KeyboardInterrupt
+
+def broken(**settings):
+    raise ZeroDivisionError("one line\\nand another")
+"""
+
+
+@pytest.fixture
+def line(tmp_path, monkeypatch) -> registry.Entry:
+    """An entry whose model is a file of its own, as every entry's is."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "line_model.py").write_text(_MODEL)
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    monkeypatch.delitem(sys.modules, "line_model", raising=False)
+    entry = registry.Entry(
+        name="line",
+        summary="A line",
+        citation="none",
+        model="line_model:Line",
+        guides=("mean_field",),
+        methods=("trust_region", "laplace", "hmc"),
+        default_guide="mean_field",
+        default_method="laplace",
+        options={"laplace": {"draws": 200}, "hmc": {"draws": 100, "chains": 4}},
+    )
+    return _register(monkeypatch, entry)
+
+
+def _register(monkeypatch, entry):
+    monkeypatch.setattr(registry, "_ENTRIES", (entry,))
+    return entry
+
+
+def _with_job(monkeypatch, entry, name):
+    fields = {f: getattr(entry, f) for f in entry.__dataclass_fields__} | {"job": f"line_model:{name}"}
+    return _register(monkeypatch, registry.Entry(**fields))
+
+
+def call(*words) -> int:
+    with pytest.raises(SystemExit) as raised:
+        cli.main([str(word) for word in words])
+    return raised.value.code
+
+
+def test_run_writes_all_files(line, tmp_path, capsys):
+    out = tmp_path / "deep" / "out"
+    assert call("run", "line", "--seed", 3, "--out", out, "--strict") == 0
+    assert {p.name for p in out.iterdir()} == {"posterior.nc", "report.html", "summary.json"}
+    told = json.loads((out / "summary.json").read_text())
+    assert (told["model"], told["method"], told["status"]) == ("line", "laplace", "converged")
+    assert told["seed"] == 3
+    assert told["counts"]["gradient"] >= 0
+    assert load(out / "posterior.nc").draws["slope"].shape[-1] == 2
+    assert "Simulated truth" in (out / "report.html").read_text()
+    said = capsys.readouterr().out
+    assert "simulating line with seed 3" in said
+    assert "status: converged" in said
+
+
+def test_run_reads_data_and_report_renders_what_was_saved(line, tmp_path):
+    (tmp_path / "data.txt").write_text("5")
+    assert call("run", "line", "--data", tmp_path / "data.txt", "--out", tmp_path / "out") == 0
+    assert call("report", tmp_path / "out" / "posterior.nc", "--out", tmp_path / "again.html") == 0
+    assert "<h2>Posterior</h2>" in (tmp_path / "again.html").read_text()
+
+
+def test_an_entry_may_bring_its_own_job(line, tmp_path, monkeypatch, capsys):
+    _with_job(monkeypatch, line, "job")
+    assert call("run", "line", "--demo", "--out", tmp_path) == 0
+    assert (tmp_path / "extra.txt").read_text() == "None True cpu"
+    assert "Own words." in (tmp_path / "report.html").read_text()
+    assert json.loads((tmp_path / "summary.json").read_text())["sources"] == 3
+    assert "extra.txt" in capsys.readouterr().out
+
+
+def test_compare_writes_a_row_per_method_and_parameter(line, tmp_path):
+    assert call("compare", "line", "--methods", "laplace,hmc", "--out", tmp_path) == 0
+    with (tmp_path / "comparison.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == ["laplace"] * 2 + ["hmc"] * 2
+    for row in rows[:2]:
+        assert abs(float(row["shift"])) < 0.5
+        assert float(row["sd ratio"]) == pytest.approx(1, abs=0.4)
+    assert (tmp_path / "report.html").is_file()
+    assert load(tmp_path / "hmc.nc").method == "hmc"
+
+
+def test_compare_records_a_method_that_fails_and_tells(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(line.options, "hmc", {"chains": -1})
+    assert call("compare", "line", "--methods", "laplace,hmc", "--out", tmp_path) == 1
+    assert "hmc failed" in capsys.readouterr().err
+    assert "failed: InputError" in (tmp_path / "comparison.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("run", "lime", "--out", "o"), 2, "did you mean 'line'?"),
+        (("run", "line", "--out", "o", "--method", "hmx"), 2, "unknown method of line 'hmx'"),
+        (("run", "line", "--out", "o", "--guide", "meanfield"), 2, "did you mean 'mean_field'?"),
+        (("run", "line", "--out", "o", "--device", "nowhere"), 2, "--device"),
+        (("run", "line", "--out", "o", "--data", "none.txt"), 3, "--data none.txt"),
+        (("run", "line", "--out", "o", "--data", "code"), 3, "a .txt file"),
+        (("run", "line", "--out", "o", "--data", "code", "--demo"), 2, "one of them"),
+        (("run", "line", "--out", "a_file"), 4, "cannot write into a_file"),
+        (("run", "line", "--out", "a_file/below"), 4, "cannot write into a_file/below"),
+        (("compare", "line", "--methods", "hmc,", "--out", "o"), 2, "unknown method"),
+        (("report", "none.nc", "--out", "r.html"), 3, "no such file"),
+        (("report", "a_file", "--out", "r.html"), 3, "unreadable"),
+        (("data", "fetch", "nothing"), 2, "unknown data set"),
+        (("show", "lime"), 2, "unknown model"),
+        (("run", "line"), 2, "--out"),
+        (("run", "line", "--out", "o", "--seed", "-1"), 2, "--seed"),
+        (("nonsense",), 2, "nonsense"),
+    ],
+)
+def test_bad_input_is_told_before_any_work(line, tmp_path, monkeypatch, capsys, words, code, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_file").write_text("x")
+    assert call(*words) == code
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert "Traceback" not in shown
+
+
+def test_a_full_disk_is_an_output_error(line, tmp_path, monkeypatch, capsys):
+    def full(*args, **settings):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report, "_replace", full)
+    assert call("run", "line", "--out", tmp_path) == 4
+    assert "No space left" in capsys.readouterr().err
+
+
+def test_the_unexpected_and_the_interrupted(line, tmp_path, monkeypatch, capsys):
+    _with_job(monkeypatch, line, "broken")
+    assert call("run", "line", "--out", tmp_path) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines == ["astrozoo: unexpected ZeroDivisionError: one line and another (--debug shows where)"]
+    assert call("run", "line", "--out", tmp_path, "--debug") == 1
+    assert "Traceback" in capsys.readouterr().err
+    _with_job(monkeypatch, line, "interrupted")
+    assert call("run", "line", "--out", tmp_path) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_strict_tells_of_a_run_that_did_not_converge(line, tmp_path, monkeypatch):
+    monkeypatch.setitem(line.options, "trust_region", {"budget": 1})
+    words = ("run", "line", "--method", "trust_region", "--out", tmp_path)
+    assert call(*words) == 0
+    assert load(tmp_path / "posterior.nc").status is Status.BUDGET_SPENT
+    assert call(*words, "--strict") == 5
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("run",), ("compare",), ("report",), ("list",), ("show",), ("data",), ("data", "fetch")]
+)
+def test_every_command_has_help_with_an_example(words, capsys):
+    assert call(*words, "--help") == 0
+    shown = capsys.readouterr().out
+    assert "Example" in shown or words in ((), ("data",))
+
+
+def test_list_show_and_version(capsys):
+    assert call("list") == 0
+    assert call("show", "celeste") == 0
+    assert "nMgy" in capsys.readouterr().out
+    assert call("data", "list") == 0
+    assert "sdss-2583-2-136" in capsys.readouterr().out
+    assert call("--version") == 0
+    assert capsys.readouterr().out.startswith("astrozoo ")
+
+
+def test_listing_is_quick_and_needs_no_torch():
+    code = "import sys; from astrozoo import cli\ntry: cli.main(['list'])\nfinally: print(*sys.modules)"
+    began = time.monotonic()
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "celeste" in ran.stdout
+    assert not {"torch", "pyro", "arviz", "matplotlib"} & set(ran.stdout.split())
+    assert time.monotonic() - began < 3  # 0.3 s on an idle machine
