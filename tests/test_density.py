@@ -472,7 +472,7 @@ def test_a_compiled_function_is_the_eager_one():
 @pytest.mark.slow
 def test_compiled_hessians_of_an_elbo():
     problem = Problem(eight_schools, (Y, S))
-    eager, compiled = (elbo(problem, auto.full_rank, compile=c) for c in ("never", "always"))
+    eager, compiled = (elbo(problem, auto.mean_field, compile=c) for c in ("never", "always"))
     w = eager.initial(points(10, 2))
     for seed in (0, 1):
         noise = torch.randn(3, eager.noise_dim, generator=torch.Generator().manual_seed(seed))
