@@ -56,16 +56,21 @@ def generator_for(seed: int, *stream: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state) >> 1)
 
 
-def noise_for(seed: int, *stream: int, draws: int, like: Objective) -> Float[Tensor, "m e"] | None:
+def noise_for(
+    seed: int, *stream: int, draws: int, like: Objective, matched: bool = False
+) -> Float[Tensor, "m e"] | None:
     """Standard normals in antithetic pairs, the same on every device; None for an objective without noise.
 
     Half are the others negated (an odd number is rounded up), so that what is odd in the noise, such as the
-    gradient of a guide's location under a nearly normal posterior, averages out.
+    gradient of a guide's location under a nearly normal posterior, averages out. ``matched`` scales every
+    coordinate to a mean square of exactly 1: a bias of order 1 / draws for the much greater noise of scales.
     """
     if like.noise_dim == 0:
         return None
     shape = ((draws + 1) // 2, like.noise_dim)
     e = torch.randn(shape, generator=generator_for(seed, *stream), dtype=like.dtype).to(like.device)
+    if matched:
+        e = e / e.square().mean(0).sqrt()
     return torch.cat((e, -e))
 
 

@@ -22,6 +22,8 @@ ETA = 0.1
 """Least ratio of observed to predicted gain of an accepted step."""
 THETA = 1e-8
 """Least gain of an accepted step in units of the squared radius (stochastic mode)."""
+HESSIANS = 4
+"""A Hessian is of at most this many times the first number of draws; gradients and tests are of all."""
 GROW, NEAR = 2.0, 0.7
 """The radius is doubled after an accepted step longer than ``NEAR`` of it, and halved after a rejection."""
 PATIENCE = 3
@@ -124,17 +126,17 @@ def maximise(
       step is *resolved* where ``|l'|`` exceeds two standard errors; an unresolved one doubles that row's
       draws, at most ``doublings`` times, and then, ``PATIENCE`` times in a row, means convergence: the row
       has come to its noise floor. So does a radius below ``min_radius``.
-    * ``fixed``: the draws are made once, scaled to unit mean square, and their average is maximised exactly. Converged where the
-      Newton step, measured by the curvature itself (``sqrt(2 m')``, in units of posterior SDs where ``f``
-      is an ELBO), is at most ``tolerance`` and lies inside the radius.
+    * ``fixed``: the draws are made once, scaled to unit mean square, and their average is maximised
+      exactly. Converged where the Newton step, measured by the curvature itself (``sqrt(2 m')``, in units
+      of posterior SDs where ``f`` is an ELBO), is at most ``tolerance`` and lies inside the radius.
 
     Objectives without noise take the fixed mode. Randomness depends on the seed and the iteration alone
     and is the same in every row: a row's course does not depend on which others run beside it.
 
     Args:
         w0: starts.
-        draws: Monte-Carlo draws (in antithetic pairs) at first; Hessians always use this many, gradients and
-            tests all.
+        draws: Monte-Carlo draws (in antithetic pairs) at first; Hessians use at most ``HESSIANS`` times
+            as many, gradients and tests all.
         callback: called after every iteration; KeyboardInterrupt anywhere ends the run with what there is.
         state: continue from here (a checkpoint) instead of from ``w0``.
 
@@ -213,11 +215,16 @@ class _Run:
         else:
             value, g = objective.value_and_grad(w, first)
         for i in range(1, repeats):
-            v, more = objective.value_and_grad(w, self.noise(state.iteration, 0, i))
+            noise = self.noise(state.iteration, 0, i)
+            if H is not None and i < HESSIANS:
+                v, more, curvature = objective.value_grad_hessian(w, noise)
+                H = H + curvature
+            else:
+                v, more = objective.value_and_grad(w, noise)
             value, g = value + v, g + more
         value, g = value / repeats, g / repeats
         if H is not None:
-            return (*self._solve(g, H, state.radius[rows]), value)
+            return (*self._solve(g, H / min(repeats, HESSIANS), state.radius[rows]), value)
         good = g.isfinite().all(1) & value.isfinite()
         s, gain = subproblem_krylov(
             lambda v: objective.hvp(w, first, v), g.where(good[:, None], 0.0), state.radius[rows]
@@ -314,7 +321,7 @@ def _iterate(
 def _retire(
     state: TrustRegionState, rows: Tensor, s: Tensor, predicted: Tensor, value: Tensor, tolerance: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Fixed mode: end the rows whose Newton step promises too little to be worth taking; the others remain."""
+    """Fixed mode: end the rows whose Newton step promises too little to be worth taking; keep the rest."""
     floor = torch.clamp(16 * torch.finfo(value.dtype).eps * value.abs(), min=tolerance**2 / 2)
     small = (predicted <= floor) & (torch.linalg.vector_norm(s, dim=1) < 0.9 * state.radius[rows])
     state.value[rows[small]], state.end[rows[small]] = value[small], _CONVERGED

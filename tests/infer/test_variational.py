@@ -53,8 +53,8 @@ def test_mean_field_has_the_precision_s_diagonal_and_linear_response_mends_it():
     plain = trust_region(problem, mean_field, **common)
     linear = trust_region(problem, mean_field, covariance="linear_response", **common)
     narrow = 1 / torch.linalg.inv(covariance).diagonal()
-    # 100 antithetic pairs: the variance has a relative error of sqrt(2 / 100) = .14, the mean none.
-    np.testing.assert_allclose(np.diag(plain.covariance[0]), narrow, rtol=0.6)
+    # Draws with the moments of a normal, but for chance correlations between latents of 1 / sqrt(100).
+    np.testing.assert_allclose(np.diag(plain.covariance[0]), narrow, rtol=0.3)
     np.testing.assert_allclose(linear.covariance[0], covariance, rtol=0.01, atol=1e-3)
     np.testing.assert_allclose(plain.location[0], mean, atol=1e-3)
 
