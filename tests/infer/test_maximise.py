@@ -82,9 +82,11 @@ def _poisson(b=6, d=3):
 def test_rows_of_a_batch_equal_the_same_rows_alone(mode):
     objective = _poisson()
     w0 = torch.cat((torch.zeros(6, 3), torch.full((6, 3), -1.0)), 1).to(F64)
-    together = maximise(objective, w0, mode=mode, draws=16, seed=3)
+    together = maximise(objective, w0, mode=mode, draws=16, seed=3, doublings=1)
     for row in (0, 4):
-        alone = maximise(objective.take(torch.tensor([row])), w0[row : row + 1], mode=mode, draws=16, seed=3)
+        alone = maximise(
+            objective.take(torch.tensor([row])), w0[row : row + 1], mode=mode, draws=16, seed=3, doublings=1
+        )
         torch.testing.assert_close(alone.w[0], together.w[row], atol=1e-9, rtol=1e-9)
         assert alone.statuses[0] is together.statuses[row]
 
@@ -107,18 +109,18 @@ class _Kill(KeyboardInterrupt):
 def test_interrupted_run_keeps_what_was_done_and_resumes_to_the_same_answer(mode):
     objective = _poisson()
     w0 = torch.cat((torch.zeros(6, 3), torch.full((6, 3), -1.0)), 1).to(F64)
-    whole = maximise(objective, w0, mode=mode, draws=16)
+    whole = maximise(objective, w0, mode=mode, draws=16, doublings=1)
 
     def kill(state):
         if state.iteration == 3:
             raise _Kill
 
-    part = maximise(objective, w0, mode=mode, draws=16, callback=kill)
+    part = maximise(objective, w0, mode=mode, draws=16, doublings=1, callback=kill)
     assert part.iterations == 3
     assert Status.INTERRUPTED in part.statuses
     assert part.trace["value"].shape == (3, 6)
     state = TrustRegionState.restored(part.state.arrays(), torch.device("cpu"))
-    rest = maximise(objective, w0, mode=mode, draws=16, state=state)
+    rest = maximise(objective, w0, mode=mode, draws=16, doublings=1, state=state)
     assert torch.equal(rest.w, whole.w)
     np.testing.assert_array_equal(rest.trace["value"], whole.trace["value"])
 
