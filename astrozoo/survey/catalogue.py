@@ -182,7 +182,7 @@ def _add_shape(table: Table, fit: FieldFit) -> None:
 
 
 def _axial(twice: Float[np.ndarray, "s d"]) -> tuple[Float[np.ndarray, "s"], Float[np.ndarray, "s"]]:
-    """Circular mean and standard deviation [deg] of axes (180 degrees are none), from twice their angles [rad]."""
+    """Circular mean and standard deviation [deg] of axes (180 degrees are none) from twice the angle."""
     east, _ = _moments(np.cos(twice))
     north, _ = _moments(np.sin(twice))
     with np.errstate(divide="ignore"):

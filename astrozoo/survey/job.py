@@ -1,0 +1,343 @@
+"""What ``astrozoo run celeste`` does: an SDSS field in, a catalogue with errors and a report out."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.io.registry import IORegistryError
+from astropy.table import Table
+from rich.console import Console
+from rich.markup import escape
+
+from astrozoo.data.fetch import fetch
+from astrozoo.data.images import Field, crop, reference_image
+from astrozoo.data.sdss import read_field
+from astrozoo.data.simulate import simulate_field
+from astrozoo.errors import DataError, InputError
+from astrozoo.survey.catalogue import FLAGS, catalogue, measured_bands, write_catalogue
+from astrozoo.survey.fit import FieldFit, fit_field
+from astrozoo.survey.pictures import chi2_by_band, cutouts, overview
+from astrozoo.types import Outcome, Page, Result, Status
+
+__all__ = ["read_box", "read_sources", "report_pages", "run", "to_result"]
+
+_DEMO = "sdss-2583-2-136"
+_DEMO_BOX = "300:556,1400:1656"
+_METHOD = "trust_region"
+_GUIDE = "structured"
+_BOX = re.compile(r"(\d+):(\d+),(\d+):(\d+)")
+_ROWS = 200
+_LOOK = 5.0
+"""chi2 per pixel above which a source is shown whatever its flux."""
+_HOW_TO_READ = (
+    "Every number is the mean of the source's posterior draws, and every error (after ±, or in a column _sd) "
+    "their standard deviation. P(star) is the probability of a star; shapes are those of the draws that are "
+    "galaxies. Colours in the picture are the bands named above it, in one stretch for data and model. "
+    "Residuals are (counts - model) / sqrt(model): noise alone has no structure, and a standard deviation of "
+    "1. A ring or a core in them is light that the model does not explain, and the errors of such a source are "
+    "too small."
+)
+
+
+def run(
+    *,
+    out: Path,
+    path: Path | None = None,
+    demo: bool = False,
+    method: str = _METHOD,
+    guide: str = _GUIDE,
+    seed: int = 0,
+    device: str = "cpu",
+    box: str | None = None,
+    catalog: Path | None = None,
+    pictures: int | None = 60,
+    progress: bool = True,
+) -> Outcome:
+    """Read a field, detect its sources, fit them, and write ``catalog.fits`` and ``catalog.parquet``.
+
+    A run that was interrupted goes on where it was, if it is given the same folder, field and seed.
+
+    Args:
+        out: folder, which exists.
+        path: folder of one SDSS field (:func:`astrozoo.data.sdss.read_field`). Without it, the demonstration.
+        demo: the demonstration: 256x256 pixels of a Stripe-82 field, or, where that can be neither found nor
+            downloaded, a field simulated by GalSim; which one it is, is said.
+        method, guide: "trust_region" and "structured", which is how fields are fitted.
+        seed: of the draws (and of the simulation).
+        device: "cpu".
+        box: "row:row,column:column", first and last + 1, of the r image (else the first): fit this part only.
+        catalog: table with columns ra and dec [deg] of the sources to fit, in place of detection; those
+            outside the field are left out.
+        pictures: how many of the brightest sources are shown one by one, besides those that fit badly;
+            None for all.
+        progress: tell what is being done, on standard error.
+
+    Raises:
+        InputError: settings that do not fit together, or no source to fit.
+        DataError: files that are missing or not what they should be.
+        OutputError: the catalogue cannot be written.
+    """
+    _check(method, guide, device, demo, path)
+    say = Console(stderr=True, quiet=not progress, highlight=False)
+    images, origin = _field(path, box, seed, say)
+    say.print(escape(f"field: {origin}"))
+    sources = None if catalog is None else read_sources(catalog, images)
+    if sources is not None:
+        say.print(escape(f"sources: {len(sources)} of {catalog}"))
+    fit = fit_field(images, sources, seed=seed, progress=progress, checkpoint=out / "checkpoint")
+    if not len(fit.detections):
+        raise InputError(f"field {images.name!r}", "no source above the threshold", "at least one")
+    table = catalogue(fit)
+    for name in ("catalog.fits", "catalog.parquet"):
+        write_catalogue(table, out / name)
+    say.print(escape(f"catalogue: {len(table)} sources, written to {out / 'catalog.fits'}; now the report"))
+    return Outcome(
+        to_result(fit, table, seed),
+        pages=report_pages(fit, table, origin, pictures),
+        summary=_summary(fit, table, origin),
+        files={
+            "catalog.fits": "catalogue with errors (FITS table)",
+            "catalog.parquet": "the same (Parquet)",
+        },
+    )
+
+
+def _check(method: str, guide: str, device: str, demo: bool, path: Path | None) -> None:
+    for what, got, known in (("method", method, _METHOD), ("guide", guide, _GUIDE)):
+        if got != known:
+            raise InputError(
+                f"{what} of a whole field", got, f"{known!r} (others: compare, or infer(), on a patch)"
+            )
+    if device != "cpu":
+        raise InputError("device of a whole field", device, "'cpu'")
+    if demo and path is not None:
+        raise InputError("demo", f"data too ({path})", "one of them")
+
+
+def _field(path: Path | None, box: str | None, seed: int, say: Console) -> tuple[Field, str]:
+    """The field, cut to its box, and a line on what it is."""
+    if path is not None:
+        images = read_field(path)
+        cut = images if box is None else crop(images, *read_box(box))
+        return cut, f"{images.name} of {path}" + (f", rows and columns {box}" if box else "")
+    try:
+        folder = fetch(_DEMO, progress=False)
+    except DataError as error:
+        say.print(escape(f"no real data ({error})"))
+        images, _ = simulate_field(n_sources=60, seed=seed, r_range=(15.5, 22.0), min_separation=4)
+        cut = images if box is None else crop(images, *read_box(box))
+        return cut, f"simulated by GalSim with seed {seed}"
+    box = box or _DEMO_BOX
+    images = crop(read_field(folder), *read_box(box))
+    return images, f"real: SDSS Stripe 82, run 2583 camcol 2 field 136, rows and columns {box}"
+
+
+def read_box(text: str) -> tuple[slice, slice]:
+    """Rows and columns of "300:556,1400:1656".
+
+    Raises:
+        InputError: the text is not of that form, or the box is empty.
+    """
+    found = _BOX.fullmatch(text.replace(" ", ""))
+    y0, y1, x0, x1 = map(int, found.groups()) if found else (0, 0, 0, 0)
+    if not (y0 < y1 and x0 < x1):
+        raise InputError("box", repr(text), "'row:row,column:column', such as '300:556,1400:1656'")
+    return slice(y0, y1), slice(x0, x1)
+
+
+def read_sources(path: Path, images: Field) -> Table:
+    """Positions of a catalogue (FITS, Parquet, CSV, VOTable ...) that lie on the reference image.
+
+    Returns:
+        ``id`` (the file's own if it has one of integers, else its row number from 1), ``ra``, ``dec`` [deg].
+
+    Raises:
+        DataError: no such file, or no table with ra and dec.
+        InputError: none of its sources is on the field.
+    """
+    try:
+        table = Table.read(path)
+    except (OSError, IORegistryError, ValueError) as error:
+        raise DataError(
+            str(path), f"{type(error).__name__}: {error}", "a table that astropy can read"
+        ) from error
+    names = {name.lower(): name for name in table.colnames}
+    if not {"ra", "dec"} <= names.keys():
+        raise DataError(str(path), f"columns {', '.join(table.colnames[:8])}", "ra and dec [deg] among them")
+    ra, dec = (np.ma.filled(np.ma.asarray(table[names[k]], float), np.nan) for k in ("ra", "dec"))
+    own = np.asarray(table[names["id"]]) if "id" in names else np.zeros(0)
+    ids = own if own.dtype.kind in "iu" and len(own) == len(ra) else np.arange(1, len(ra) + 1)
+    reference = reference_image(images)
+    known = np.isfinite(ra) & np.isfinite(dec) & (np.abs(dec) <= 90)
+    # a projection onto a plane shows the far side of the sky too
+    ny, nx = reference.shape
+    ra_0, dec_0 = reference.wcs.all_pix2world((nx - 1) / 2, (ny - 1) / 2, 0)
+    cosine = np.sin(np.deg2rad(dec)) * np.sin(np.deg2rad(dec_0)) + np.cos(np.deg2rad(dec)) * np.cos(
+        np.deg2rad(dec_0)
+    ) * np.cos(np.deg2rad(ra - ra_0))
+    known &= cosine > 0.5
+    x, y = np.full(len(ra), np.nan), np.full(len(ra), np.nan)
+    if known.any():
+        x[known], y[known] = reference.wcs.all_world2pix(ra[known], dec[known], 0)
+    inside = (x > -0.5) & (x < nx - 0.5) & (y > -0.5) & (y < ny - 0.5)
+    if not inside.any():
+        raise InputError(
+            str(path), f"{len(ra)} sources, none on field {images.name!r}", "sources on the field"
+        )
+    return Table({"id": ids[inside], "ra": ra[inside], "dec": dec[inside]})
+
+
+def to_result(fit: FieldFit, table: Table, seed: int) -> Result:
+    """The draws as a result of independent problems, one per source: ``{site: [1, draw, source, ...]}``."""
+    bands = fit.prior.bands
+    statuses = tuple(Status.CONVERGED if done else Status.BUDGET_SPENT for done in fit.converged)
+    return Result(
+        draws={name: np.moveaxis(values, 1, 0)[None] for name, values in fit.draws.items()},
+        status=Status.CONVERGED if all(s.ok for s in statuses) else Status.BUDGET_SPENT,
+        seed=seed,
+        model="celeste",
+        method=_METHOD,
+        guide=_GUIDE,
+        digest=_digest(fit),
+        stats={**fit.stats, **_cost(fit.stats)},
+        statuses=statuses,
+        dims={"offset": ("axis",), "colour": ("colour",), "ellipticity": ("component",)},
+        coords={
+            "problem": np.asarray(table["id"]).tolist(),
+            "axis": ["east", "north"],
+            "colour": [f"{a}-{b}" for a, b in pairwise(bands)],
+            "component": ["eta1", "eta2"],
+        },
+    )
+
+
+def _cost(stats: Mapping[str, Any]) -> dict[str, Any]:
+    """The names that reports and summaries look for."""
+    found = {"run_seconds": round(sum(stats.get("seconds", {}).values()), 3)}
+    if "sweeps" in stats:
+        found["iterations"] = stats["sweeps"]
+    return found | ({"counts": stats["evaluations"]} if "evaluations" in stats else {})
+
+
+def _digest(fit: FieldFit) -> str:
+    h = hashlib.sha256()
+    for image in fit.field:
+        h.update(image.band.encode() + np.ascontiguousarray(image.counts).tobytes() + image.valid.tobytes())
+    for name in ("ra", "dec"):
+        h.update(np.asarray(fit.detections[name], float).tobytes())
+    return h.hexdigest()[:16]
+
+
+def report_pages(fit: FieldFit, table: Table, origin: str, limit: int | None = 60) -> list[Page]:
+    """The report's sections on the field and its sources.
+
+    Args:
+        fit: a fitted field.
+        table: its catalogue.
+        origin: what the field is, in words.
+        limit: see ``pictures`` of :func:`run`.
+    """
+    reference = reference_image(fit.field)
+    p = np.asarray(table["p_star"])
+    counts = (
+        f"{len(table)} sources: {int((p > 0.5).sum())} more likely stars, {int((p <= 0.5).sum())} galaxies."
+    )
+    caption = (
+        "Top: data, model, and how residuals are distributed. Bottom: the sources with their numbers "
+        f"(a galaxy's ellipse is at its half-light radius, 2 px at least), residuals in {reference.band} and "
+        "of all images together; grey pixels are masked."
+    )
+    about = "chi2 is the mean squared residual of valid pixels outside saturated cores; 1 is noise alone."
+    field = Page(
+        "Field",
+        [f"{origin[0].upper()}{origin[1:]}. {counts}", (overview(fit, table), caption), _HOW_TO_READ],
+    )
+    chosen = _chosen(table, fit, limit)
+    shown = cutouts(fit, table, chosen)
+    said = (
+        f"The {len(chosen)} of {len(table)} sources shown here are the brightest, and those that fit badly "
+        f"(a flag for it, or chi2 above {_LOOK:g}). "
+        if len(chosen) < len(table)
+        else "All sources, the brightest first. "
+    )
+    said += (
+        "Cut-outs are 29 pixels wide, in the pixels of each image; data and model in one stretch per band, "
+        "residuals from -5 (blue) to 5 sigma (red). Magnitudes have errors of 1 SD, often smaller than the dot."
+    )
+    return [
+        field,
+        Page("Goodness of fit", [about, chi2_by_band(fit)]),
+        Page("Catalogue", _listed(table, fit)),
+        Page("Sources", [said, *((figure, "") for figure in shown)]),
+    ]
+
+
+def _brightest(table: Table, fit: FieldFit) -> np.ndarray:
+    bands = measured_bands(fit)
+    band = reference_image(fit.field).band
+    return np.argsort(-np.asarray(table[f"flux_{band if band in bands else bands[0]}"]), kind="stable")
+
+
+def _chosen(table: Table, fit: FieldFit, limit: int | None) -> np.ndarray:
+    order = _brightest(table, fit)
+    if limit is None:
+        return order
+    bad = np.asarray(table["not_converged"]) | np.asarray(table["poor_posterior"])
+    worst = np.nanmax(np.nan_to_num(np.asarray(fit.chi2, float)), axis=1)
+    bad |= worst > _LOOK
+    wanted = np.zeros(len(table), bool)
+    wanted[order[:limit]] = True
+    wanted[np.flatnonzero(bad)[np.argsort(-worst[bad])][:limit]] = (
+        True  # a failed field must not fill the report
+    )
+    return order[wanted[order]]
+
+
+def _listed(table: Table, fit: FieldFit) -> list[Any]:
+    """The catalogue's main columns, the brightest first."""
+    order = _brightest(table, fit)[:_ROWS]
+    bands = measured_bands(fit)
+    band = reference_image(fit.field).band
+    rows = []
+    for source in table[order]:
+        row: dict[str, Any] = {
+            "id": int(source["id"]),
+            "ra": f"{source['ra']:.6f}",
+            "dec": f"{source['dec']:.6f}",
+        }
+        row["P(star)"] = f"{source['p_star']:.3f}"
+        row[f"{band} [mag]"] = f"{source[f'mag_{band}']:.3f} ± {source[f'mag_{band}_sd']:.3f}"
+        for a, b in pairwise(bands):
+            name = f"colour_{a}{b}"
+            row[f"{a}-{b}"] = f"{source[name]:.2f} ± {source[f'{name}_sd']:.2f}"
+        galaxy = source["p_star"] < 0.95
+        row["radius [arcsec]"] = f"{source['radius']:.2f} ± {source['radius_sd']:.2f}" if galaxy else ""
+        row["axis ratio"] = f"{source['axis_ratio']:.2f}" if galaxy else ""
+        row["chi2"] = f"{np.nanmax([source[f'chi2_{b}'] for b in fit.field.bands]):.2f}"
+        row["flags"] = ", ".join(name.replace("_", " ") for name in FLAGS if source[name])
+        rows.append(row)
+    said = "The brightest first; chi2 is the worst of the bands. All columns are in catalog.fits."
+    if len(order) < len(table):
+        said = f"{len(order)} of {len(table)} sources. {said}"
+    meaning = "; ".join(f"{name.replace('_', ' ')}: {what}" for name, what in FLAGS.items())
+    return [said, rows, f"Flags. {meaning}."]
+
+
+def _summary(fit: FieldFit, table: Table, origin: str) -> dict[str, Any]:
+    p = np.asarray(table["p_star"])
+    chi2 = {str(row["band"]): round(float(str(row["chi2 per pixel"])), 3) for row in chi2_by_band(fit)}
+    return {
+        "field": origin,
+        "sources": len(table),
+        "stars": int((p > 0.5).sum()),
+        "galaxies": int((p <= 0.5).sum()),
+        "flagged": {name: int(np.sum(table[name])) for name in FLAGS},
+        "chi2 per pixel": chi2,
+        "seconds": dict(fit.stats.get("seconds", {})),
+    }
