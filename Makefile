@@ -19,10 +19,10 @@ lint: .venv/ready
 	$(BIN)/lint-imports
 
 docs: .venv/docs-ready
-	$(BIN)/mkdocs build --strict --site-dir docs/_build
+	$(BIN)/mkdocs build --strict --site-dir build/docs
 
 clean:
-	rm -rf .venv build dist *.egg-info docs/_build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch first: whatever wheel pip has been configured to find is kept by all that follows.

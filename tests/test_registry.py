@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -17,11 +16,9 @@ def test_listing_imports_neither_torch_nor_a_model():
         "heavy = [m for m in sys.modules if m in ('torch', 'pyro', 'arviz', 'astrozoo.models.celeste')]; "
         "print(names, heavy)"
     )
-    began = time.monotonic()
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.split("] [")[1].strip() == "]"
     assert "celeste" in ran.stdout
-    assert time.monotonic() - began < 5  # far more than it takes; torch alone would take longer when cold
 
 
 def test_unknown_names_suggest_the_nearest():
