@@ -225,12 +225,12 @@ def _first_step(density: _Density, state: HMCState, settings: _Settings, early: 
 
 
 def _root_of_covariance(x: Float[Tensor, "B n d"]) -> Float[Tensor, "B d d"]:
-    """Cholesky factor of the covariance, its correlations shrunk in proportion to ``d / n``."""
+    """Cholesky factor of the covariance, its correlations shrunk where ``n`` is not many times ``d``."""
     n, d = x.shape[1:]
     x = x - x.mean(1, keepdim=True)
     covariance = x.mT @ x / (n - 1)
     diagonal = covariance.diagonal(dim1=1, dim2=2).clamp_min(torch.finfo(x.dtype).tiny ** 0.5)
-    shrink = 1.0 if d > DENSE_LIMIT else min(1.0, 10 * d / n)
+    shrink = 1.0 if d > DENSE_LIMIT else min(1.0, 10 * d / n) ** 4  # of note for short windows only
     correlation = covariance / (diagonal[:, :, None] * diagonal[:, None, :]).sqrt()
     eye = torch.eye(d, dtype=x.dtype, device=x.device)
     factor, failed = torch.linalg.cholesky_ex((1 - shrink) * correlation + (shrink + 1e-9) * eye)
