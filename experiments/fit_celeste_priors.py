@@ -4,7 +4,8 @@ The co-add is about two magnitudes deeper than one SDSS field, so its measuremen
 derived numbers are written. What is fitted to which rows (``_CUTS``):
 
 * p(star) and ln r flux: 15 < r < 22.5, what a single field detects.
-* colours: 16 < r < 21.5. Eight Gaussians per type by *extreme deconvolution* (Bovy, Hogg & Roweis 2011,
+* colours: 16 < r < 21.5 for galaxies and, so that few galaxies pass for stars, 16 < r < 20.5 for stars.
+  Eight and five Gaussians by *extreme deconvolution* (Bovy, Hogg & Roweis 2011,
   Ann. Appl. Stat. 5, 1657), with the flux errors of the co-add's depth (Annis et al. 2014, ApJ 794, 120).
   A flux below its error is taken as its error, uncertain by a factor e: u drop-outs stay in, as faint in u.
   Ratios of adjacent bands beyond e^3.5 are failures of the measurement and left out.
@@ -35,13 +36,13 @@ from astrozoo.errors import AstrozooError, DataError
 _BANDS = "ugriz"
 _ASINH_B = (1.4e-10, 0.9e-10, 1.2e-10, 1.8e-10, 7.4e-10)  # Lupton et al. 1999: softening, per band
 _DEPTH = (23.9, 25.1, 24.6, 24.1, 22.8)  # 5-sigma point-source depth of the co-add [mag], Annis et al. 2014
-_CUTS = {"flux": (15.0, 22.5), "colour": (16.0, 21.5), "shape": (15.0, 21.0)}
+_CUTS = {"flux": (15.0, 22.5), "star colour": (16.0, 20.5), "galaxy colour": (16.0, 21.5), "shape": (15.0, 21.0)}
 _RADII = (0.1, 8.0)  # accepted half-light radii [arcsec]
 _DEV_LOGIT_SD = 2.7  # about as U-shaped as Beta(1/2, 1/2), the law of Celeste's own simulations
 _POSITION_SD = 0.4  # arcsec, each coordinate
 _FLOOR = 0.05**2  # smallest eigenvalue of a colour covariance: 5 per cent
 _CALIBRATION_ERROR = 0.03  # of every ln flux: zero points and profile mismatch
-_COMPONENTS = 8
+_COMPONENTS = {"star": 5, "galaxy": 8}
 _STEPS = 400
 _LARGEST_COLOUR = 3.5  # of a natural-log flux ratio of adjacent bands
 
@@ -145,14 +146,15 @@ def fit(paths: list[Path], seed: int = 0) -> dict[str, object]:
     types = {"star": star, "galaxy": ~star}
     colour: dict[str, object] = {}
     for name, chosen in types.items():
-        use = rows["colour"] & chosen
+        use = rows[f"{name} colour"] & chosen
         x, noise = _colours(flux[use], np.where(star, 0.0, radius)[use])
         sane = (np.abs(x) < _LARGEST_COLOUR).all(1)
-        weight, mean, cov = extreme_deconvolution(x[sane], noise[sane], _COMPONENTS, seed)
+        weight, mean, cov = extreme_deconvolution(x[sane], noise[sane], _COMPONENTS[name], seed)
         weight = np.append(weight[:-1].round(6), 1 - weight[:-1].round(6).sum())
         colour[name] = {"weights": weight, "means": mean, "covariances": cov}
     galaxy, shape = rows["flux"] & ~star, rows["shape"] & ~star
-    counts = {f"{k} {t}": int((rows[k] & types[t]).sum()) for k in ("flux", "colour") for t in types}
+    counts = {f"flux {t}": int((rows["flux"] & types[t]).sum()) for t in types}
+    counts |= {f"{t} colour": int((rows[f"{t} colour"] & types[t]).sum()) for t in types}
     counts["shape galaxy"] = int(shape.sum())
     prior = {
         "bands": list(_BANDS),
