@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from astropy.io.registry import IORegistryError
 from astropy.table import Table
+from jaxtyping import Bool, Float
 from rich.console import Console
 from rich.markup import escape
 
 from astrozoo.data.fetch import fetch
-from astrozoo.data.images import Field, crop, reference_image
+from astrozoo.data.images import Field, Image, crop, reference_image
 from astrozoo.data.sdss import read_field
 from astrozoo.data.simulate import simulate_field
 from astrozoo.errors import DataError, InputError
@@ -40,8 +41,8 @@ _HOW_TO_READ = (
     "their standard deviation. P(star) is the probability of a star; shapes are those of the draws that are "
     "galaxies. Colours in the picture are the bands named above it, in one stretch for data and model. "
     "Residuals are (counts - model) / sqrt(model): noise alone has no structure, and a standard deviation of "
-    "1. A ring or a core in them is light that the model does not explain, and the errors of such a source are "
-    "too small."
+    "1. A ring or a core in them is light that the model does not explain, and the errors of such a source "
+    "are too small."
 )
 
 
@@ -170,27 +171,32 @@ def read_sources(path: Path, images: Field) -> Table:
     names = {name.lower(): name for name in table.colnames}
     if not {"ra", "dec"} <= names.keys():
         raise DataError(str(path), f"columns {', '.join(table.colnames[:8])}", "ra and dec [deg] among them")
-    ra, dec = (np.ma.filled(np.ma.asarray(table[names[k]], float), np.nan) for k in ("ra", "dec"))
+    ra, dec = (_numbers(table, names[name]) for name in ("ra", "dec"))
     own = np.asarray(table[names["id"]]) if "id" in names else np.zeros(0)
     ids = own if own.dtype.kind in "iu" and len(own) == len(ra) else np.arange(1, len(ra) + 1)
     reference = reference_image(images)
     known = np.isfinite(ra) & np.isfinite(dec) & (np.abs(dec) <= 90)
-    # a projection onto a plane shows the far side of the sky too
-    ny, nx = reference.shape
-    ra_0, dec_0 = reference.wcs.all_pix2world((nx - 1) / 2, (ny - 1) / 2, 0)
-    cosine = np.sin(np.deg2rad(dec)) * np.sin(np.deg2rad(dec_0)) + np.cos(np.deg2rad(dec)) * np.cos(
-        np.deg2rad(dec_0)
-    ) * np.cos(np.deg2rad(ra - ra_0))
-    known &= cosine > 0.5
-    x, y = np.full(len(ra), np.nan), np.full(len(ra), np.nan)
-    if known.any():
-        x[known], y[known] = reference.wcs.all_world2pix(ra[known], dec[known], 0)
-    inside = (x > -0.5) & (x < nx - 0.5) & (y > -0.5) & (y < ny - 0.5)
+    inside = np.zeros(len(ra), bool)
+    inside[known] = _contains(reference, ra[known], dec[known])
     if not inside.any():
         raise InputError(
             str(path), f"{len(ra)} sources, none on field {images.name!r}", "sources on the field"
         )
     return Table({"id": ids[inside], "ra": ra[inside], "dec": dec[inside]})
+
+
+def _numbers(table: Table, name: str) -> Float[np.ndarray, "s"]:
+    return np.asarray(np.ma.filled(np.ma.asarray(table[name], float), np.nan))
+
+
+def _contains(image: Image, ra: Float[np.ndarray, "s"], dec: Float[np.ndarray, "s"]) -> Bool[np.ndarray, "s"]:
+    """Whether sky positions [deg] lie on an image."""
+    ny, nx = image.shape
+    ra_0, dec_0 = image.wcs.all_pix2world((nx - 1) / 2, (ny - 1) / 2, 0)
+    # near only: a projection onto a plane shows the far side of the sky too
+    far = np.abs(dec - dec_0) + np.abs((ra - ra_0 + 180) % 360 - 180) * np.cos(np.deg2rad(dec_0)) > 20
+    x, y = image.wcs.all_world2pix(np.where(far, ra_0, ra), np.where(far, dec_0, dec), 0)
+    return ~far & (x > -0.5) & (x < nx - 0.5) & (y > -0.5) & (y < ny - 0.5)
 
 
 def to_result(fit: FieldFit, table: Table, seed: int) -> Result:
@@ -268,7 +274,7 @@ def report_pages(fit: FieldFit, table: Table, origin: str, limit: int | None = 6
     )
     said += (
         "Cut-outs are 29 pixels wide, in the pixels of each image; data and model in one stretch per band, "
-        "residuals from -5 (blue) to 5 sigma (red). Magnitudes have errors of 1 SD, often smaller than the dot."
+        "residuals from -5 (blue) to 5 sigma (red). Magnitudes have errors of 1 SD, often within the dot."
     )
     return [
         field,
@@ -306,21 +312,16 @@ def _listed(table: Table, fit: FieldFit) -> list[Any]:
     band = reference_image(fit.field).band
     rows = []
     for source in table[order]:
-        row: dict[str, Any] = {
-            "id": int(source["id"]),
-            "ra": f"{source['ra']:.6f}",
-            "dec": f"{source['dec']:.6f}",
-        }
-        row["P(star)"] = f"{source['p_star']:.3f}"
+        row: dict[str, Any] = {"id": int(source["id"]), "P(star)": f"{source['p_star']:.3f}"}
         row[f"{band} [mag]"] = f"{source[f'mag_{band}']:.3f} ± {source[f'mag_{band}_sd']:.3f}"
         for a, b in pairwise(bands):
             name = f"colour_{a}{b}"
             row[f"{a}-{b}"] = f"{source[name]:.2f} ± {source[f'{name}_sd']:.2f}"
         galaxy = source["p_star"] < 0.95
         row["radius [arcsec]"] = f"{source['radius']:.2f} ± {source['radius_sd']:.2f}" if galaxy else ""
-        row["axis ratio"] = f"{source['axis_ratio']:.2f}" if galaxy else ""
         row["chi2"] = f"{np.nanmax([source[f'chi2_{b}'] for b in fit.field.bands]):.2f}"
         row["flags"] = ", ".join(name.replace("_", " ") for name in FLAGS if source[name])
+        row |= {"ra": f"{source['ra']:.5f}", "dec": f"{source['dec']:.5f}"}
         rows.append(row)
     said = "The brightest first; chi2 is the worst of the bands. All columns are in catalog.fits."
     if len(order) < len(table):

@@ -47,7 +47,7 @@ def overview(fit: FieldFit, table: Table) -> Figure:
     """
     reference = reference_image(fit.field)
     ny, nx = reference.shape
-    width = 4.4
+    width = 3.5
     height = float(np.clip(width * ny / nx, 1.5, 8.0))
     figure = Figure(figsize=(3 * width + 0.6, 2 * height + 0.9), layout="compressed")
     axes = figure.subplots(2, 3)
@@ -55,11 +55,11 @@ def overview(fit: FieldFit, table: Table) -> Figure:
     pictures = (
         (axes[0, 0], data, f"data ({_filters(fit)})"),
         (axes[0, 1], model, "model"),
-        (axes[1, 0], (0.7 * data).astype(np.uint8), "sources"),
+        (axes[1, 0], data, "sources"),
     )
     for ax, picture, title in pictures:
         ax.imshow(picture, origin="lower", interpolation="nearest")
-        ax.set_title(title, fontsize=10)
+        ax.set_title(title, fontsize=9)
     _mark(axes[1, 0], fit, table)
     single, total = _residuals(fit)
     titles = (f"residual in {reference.band} [sigma]", "residual, all images summed [sigma]")
@@ -68,7 +68,7 @@ def overview(fit: FieldFit, table: Table) -> Figure:
             residual, origin="lower", cmap="RdBu_r", vmin=-_RANGE, vmax=_RANGE, interpolation="nearest"
         )
         ax.set_facecolor("0.6")
-        ax.set_title(title, fontsize=10)
+        ax.set_title(title, fontsize=9)
     bar = figure.colorbar(shown, cax=axes[1, 2].inset_axes((1.02, 0, 0.035, 1)), extend="both")
     bar.ax.tick_params(labelsize=7)
     for ax in (*axes[0, :2], *axes[1]):
@@ -188,10 +188,9 @@ def _mark(ax: Axes, fit: FieldFit, table: Table) -> None:
             ax.plot([], [], "o", mfc="none", mec=colour, ms=6, label=f"{label}: {chosen.sum()}")
         else:
             marker = "+" if colour == _STAR else "d"
-            face = {} if marker == "+" else {"mfc": "none"}
             ax.plot(
-                x[chosen], y[chosen], marker, mec=colour, ms=4 if many else 6, mew=1.0, ls="",
-                label=f"{label}: {chosen.sum()}", **face,
+                x[chosen], y[chosen], marker, mec=colour, mfc="none", ms=4 if many else 6, mew=1.0, ls="",
+                label=f"{label}: {chosen.sum()}",
             )  # fmt: skip
     if not many:
         for k in range(len(table)):
@@ -202,7 +201,15 @@ def _mark(ax: Axes, fit: FieldFit, table: Table) -> None:
     ax.set_xlim(-0.5, reference.shape[1] - 0.5)
     ax.set_ylim(-0.5, reference.shape[0] - 0.5)
     if len(table):
-        ax.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=3, frameon=False)
+        ax.legend(
+            fontsize=7.5,
+            handletextpad=0.2,
+            columnspacing=1.0,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.01),
+            ncols=3,
+            frameon=False,
+        )
 
 
 def _ellipses(image: Image, table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -228,13 +235,15 @@ def _histogram(ax: Axes, fit: FieldFit, aspect: float) -> None:
             for image, model, good in zip(fit.field, fit.model, cores, strict=True)
             if image.band == band
         ]
-        ax.hist(np.concatenate(values), grid, density=True, histtype="step", label=band, linewidth=1.2)
+        ax.hist(
+            np.concatenate(values), grid.tolist(), density=True, histtype="step", label=band, linewidth=1.2
+        )
     ax.plot(grid, np.exp(-(grid**2) / 2) / np.sqrt(2 * np.pi), "k--", lw=1, label="N(0, 1)")
     ax.set_yscale("log")
     ax.set_ylim(1e-5, 1)
     ax.set_box_aspect(aspect)
     ax.set_xlabel("residual [sigma]", fontsize=8)
-    ax.set_title("distribution of residuals", fontsize=10)
+    ax.set_title("distribution of residuals", fontsize=9)
     ax.tick_params(labelsize=7)
     ax.legend(fontsize=7, frameon=False)
 
@@ -277,7 +286,7 @@ def chi2_by_band(fit: FieldFit) -> list[dict[str, object]]:
 
     Returns:
         A row per band: over all such pixels, over those inside the sources' patches, over the rest (the sky
-        alone), and the share of residuals beyond 5 sigma.
+        alone), and how many residuals exceed 5 sigma.
     """
     good, inside = _good(fit), patches(fit)
     rows: list[dict[str, object]] = []
@@ -299,7 +308,7 @@ def chi2_by_band(fit: FieldFit) -> list[dict[str, object]]:
                 "chi2 per pixel": mean(z2),
                 "in patches": mean(z2[close]),
                 "elsewhere": mean(z2[~close]),
-                "share beyond 5 sigma": mean(z2 > 25),
+                "pixels beyond 5 sigma": int((z2 > 25).sum()),
             }
         )
     return rows
@@ -317,8 +326,8 @@ def cutouts(fit: FieldFit, table: Table, rows: Int[np.ndarray, "n"]) -> list[Fig
     figures = []
     for first in range(0, len(rows), _PER_PAGE):
         page = rows[first : first + _PER_PAGE]
-        figure = Figure(figsize=(1.15 * len(bands) + 5.6, 3.05 * len(page)), layout="constrained")
-        grid = figure.add_gridspec(len(page), 3, width_ratios=(1.15 * len(bands), 2.6, 2.7))
+        figure = Figure(figsize=(0.95 * len(bands) + 4.9, 2.55 * len(page)), layout="constrained")
+        grid = figure.add_gridspec(len(page), 3, width_ratios=(0.95 * len(bands), 2.1, 2.6))
         for line, row in enumerate(page):
             _mosaic(figure.add_subplot(grid[line, 0]), fit, table, int(row), bands)
             _fluxes(figure.add_subplot(grid[line, 1]), table[row], bands)
@@ -332,7 +341,7 @@ def cutouts(fit: FieldFit, table: Table, rows: Int[np.ndarray, "n"]) -> list[Fig
 def _mosaic(ax: Axes, fit: FieldFit, table: Table, row: int, bands: list[str]) -> None:
     """Rows data, model, residual; a column per band (its first image)."""
     side, gap = 2 * _HALF + 1, 2
-    grey, seismic = matplotlib.colormaps["gray"], matplotlib.colormaps["RdBu_r"].with_extremes(bad="0.6")
+    grey, seismic = (matplotlib.colormaps[name].with_extremes(bad="0.6") for name in ("gray", "RdBu_r"))
     canvas = np.ones((3 * side + 2 * gap, len(bands) * (side + gap) - gap, 3))
     for column, band in enumerate(bands):
         k = next(k for k, image in enumerate(fit.field) if image.band == band)
@@ -349,7 +358,7 @@ def _mosaic(ax: Axes, fit: FieldFit, table: Table, row: int, bands: list[str]) -
                 picture = seismic(0.5 + np.ma.masked_invalid(part) / (2 * _RANGE))[..., :3]
             else:
                 stretched = np.arcsinh((part - sky) / noise + 2) / np.arcsinh(bright + 2)
-                picture = grey(np.clip(np.nan_to_num(stretched), 0, 1))[..., :3]
+                picture = grey(np.ma.masked_invalid(np.clip(stretched, 0, 1)))[..., :3]
             top, left = line * (side + gap), column * (side + gap)
             canvas[top : top + side, left : left + side] = picture[::-1]  # row 0 of the data at the bottom
         ax.text(column * (side + gap) + side / 2, -2, band, ha="center", va="bottom", fontsize=8)
@@ -390,7 +399,7 @@ def _told(source: Table.Row) -> str:
     lines = [
         f"source {source['id']}    P(star) = {p:.3f}",
         f"ra {source['ra']:.6f}  dec {source['dec']:+.6f}",
-        f"position ± {source['ra_sd']:.2g} mas east, ± {source['dec_sd']:.2g} north",
+        f"position ± {_short(source['ra_sd'])} mas east, ± {_short(source['dec_sd'])} north",
     ]
     if p < 0.95:
         lines += [
@@ -408,5 +417,13 @@ def _told(source: Table.Row) -> str:
 def _pm(source: Table.Row, name: str) -> str:
     """Mean and deviation, to two digits of the latter."""
     sd = float(source[f"{name}_sd"])
-    digits = int(np.clip(1 - np.floor(np.log10(sd)), 0, 4)) if sd > 0 else 4
-    return f"{source[name]:.{digits}f} ± {sd:.{digits}f}"
+    return f"{source[name]:.{_digits(sd)}f} ± {_short(sd)}"
+
+
+def _short(sd: float) -> str:
+    return f"{sd:.{_digits(sd)}f}"
+
+
+def _digits(sd: float) -> int:
+    """Decimals that show two digits of a deviation."""
+    return int(np.clip(1 - np.floor(np.log10(sd)), 0, 4)) if sd > 0 else 4
