@@ -321,17 +321,20 @@ def _by_type(is_star: Tensor, values: Float[Tensor, "2"]) -> Tensor:
 
 
 def _colour_prior(is_star: Tensor, prior: Prior) -> dist.MixtureSameFamily:
-    galaxy, star = prior.colour
+    size = max(len(mixture.weights) for mixture in prior.colour)
+    galaxy, star = (_of_size(mixture, size) for mixture in prior.colour)
 
-    def chosen(name: str) -> Tensor:
-        g, s = getattr(galaxy, name), getattr(star, name)
+    def chosen(g: Tensor, s: Tensor) -> Tensor:
         return torch.where(is_star.reshape(is_star.shape + (1,) * g.ndim) > 0.5, s, g)
 
-    tril = torch.where(
-        is_star[..., None, None, None] > 0.5,
-        torch.linalg.cholesky(star.covariances),
-        torch.linalg.cholesky(galaxy.covariances),
-    )
-    return dist.MixtureSameFamily(
-        dist.Categorical(chosen("weights")), dist.MultivariateNormal(chosen("means"), scale_tril=tril)
-    )
+    weights, means = chosen(galaxy.weights, star.weights), chosen(galaxy.means, star.means)
+    tril = chosen(torch.linalg.cholesky(galaxy.covariances), torch.linalg.cholesky(star.covariances))
+    return dist.MixtureSameFamily(dist.Categorical(weights), dist.MultivariateNormal(means, scale_tril=tril))
+
+
+def _of_size(mixture: ColourPrior, size: int) -> ColourPrior:
+    """The same density with ``size`` components: the last one shared out among copies of itself."""
+    last = len(mixture.weights) - 1
+    index = torch.arange(size, device=mixture.weights.device).clamp(max=last)
+    copies = torch.where(index == last, size - last, 1)
+    return ColourPrior(mixture.weights[index] / copies, mixture.means[index], mixture.covariances[index])
