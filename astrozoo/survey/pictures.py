@@ -253,7 +253,9 @@ def _good(fit: FieldFit) -> list[Bool[np.ndarray, "y x"]]:
     out = []
     for image in fit.field:
         core = (
-            binary_dilation(image.saturated, iterations=_CORE) if image.saturated.any() else image.saturated
+            binary_dilation(image.saturated, np.ones((3, 3)), iterations=_CORE)
+            if image.saturated.any()
+            else image.saturated
         )
         out.append(image.valid & ~core)
     return out

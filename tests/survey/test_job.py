@@ -1,0 +1,162 @@
+"""From a folder to a catalogue and a report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.table import Table
+from matplotlib.figure import Figure
+
+from astrozoo.data.images import Field
+from astrozoo.diagnostics.report import report
+from astrozoo.errors import DataError, InputError
+from astrozoo.survey import job
+from astrozoo.survey.catalogue import catalogue
+from astrozoo.survey.fit import FieldFit
+from astrozoo.survey.pictures import chi2_by_band, cutouts, overview, patches
+from astrozoo.types import Result, Status
+
+Fake = tuple[FieldFit, Table]
+
+
+def test_the_demonstration_says_that_it_is_simulated_where_there_are_no_data(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unreachable(name: str, *, progress: bool) -> Path:
+        raise DataError(name, "no connection", "a connection")
+
+    monkeypatch.setattr(job, "fetch", unreachable)
+    outcome = job.run(out=tmp_path, demo=True, seed=2, box="60:130,60:130")
+    said = capsys.readouterr().err
+    assert "no connection" in said
+    assert "simulated by GalSim" in " ".join(said.split())
+    assert "simulated by GalSim" in outcome.summary["field"]
+    table = Table.read(tmp_path / "catalog.fits")
+    assert len(table) == outcome.summary["sources"] > 0
+    assert set(outcome.files) <= {path.name for path in tmp_path.iterdir()}
+    assert all(0.8 < value < 1.3 for value in outcome.summary["chi2 per pixel"].values())
+    result = outcome.result
+    assert result.draws["colour"].shape[0] == 1
+    assert result.draws["colour"].shape[2:] == (len(table), 4)
+    assert result.groups()["posterior"]["offset"].dims == ("chain", "draw", "problem", "axis")
+
+
+def test_a_result_that_can_be_saved_and_reported(fake_fit: Fake, tmp_path: Path) -> None:
+    fit, _ = fake_fit
+    table = catalogue(fit)
+    result = job.to_result(fit, table, seed=5)
+    assert result.status is Status.BUDGET_SPENT
+    assert result.statuses.count(Status.CONVERGED) == len(table) - 1
+    back = Result.load(result.save(tmp_path / "posterior.nc"))
+    np.testing.assert_array_equal(back.draws["log_flux"][0, :, 3], fit.draws["log_flux"][3])
+    assert back.digest == result.digest
+    moved = replace(fit, detections=fit.detections[::-1])
+    assert job.to_result(moved, table, seed=5).digest != result.digest
+    path = report(result, tmp_path / "report.html", pages=job.report_pages(fit, table, "simulated", 3))
+    html = path.read_text()
+    assert html.count("data:image/png") >= 2
+
+
+def test_bad_sources_are_shown_whatever_their_flux(fake_fit: Fake) -> None:
+    fit, _ = fake_fit
+    table = catalogue(fit)
+    order = np.argsort(-np.asarray(table["flux_r"]))
+    chi2 = fit.chi2.copy()
+    chi2[order[-1], 2] = 40.0
+    chi2[:, 0] = np.nan  # a band without pixels
+    shown = job._chosen(table, replace(fit, chi2=chi2), 2)
+    assert set(shown) == {*order[:2], 3, order[-1]}
+    assert len(job._chosen(table, fit, None)) == len(table)
+
+
+def test_goodness_of_fit_is_one_for_the_true_model(fake_fit: Fake) -> None:
+    fit, _ = fake_fit
+    rng = np.random.default_rng(0)
+    images = tuple(
+        replace(image, counts=rng.poisson(model).astype(float))
+        for image, model in zip(fit.field, fit.model, strict=True)
+    )
+    saturated = images[2].saturated.copy()
+    saturated[40, 40] = True
+    spoilt = images[2].counts.copy()
+    spoilt[38:43, 38:43] = 1e5  # all within three pixels
+    images = (*images[:2], replace(images[2], counts=spoilt, saturated=saturated), *images[3:])
+    rows = chi2_by_band(replace(fit, field=Field(images)))
+    assert [row["band"] for row in rows] == list("ugriz")
+    for row in rows:
+        assert row["chi2 per pixel"] == pytest.approx(1, abs=0.06)
+        assert row["in patches"] == pytest.approx(1, abs=0.1)
+        assert row["pixels beyond 5 sigma"] <= 1
+    inside = patches(fit)[2]
+    assert inside[round(fit.detections["y"][0]), round(fit.detections["x"][0])]
+    assert not inside.all()
+
+
+def test_pictures_of_fields_of_few_bands_and_no_sources(fake_fit: Fake) -> None:
+    fit, _ = fake_fit
+    some = Field(tuple(image for image in fit.field if image.band in "gi"))
+    one = replace(fit, field=some, chi2=fit.chi2[:, :2], model=[fit.model[1], fit.model[3]])
+    table = catalogue(one)
+    figures = [overview(one, table), *cutouts(one, table, np.arange(5))]
+    assert len(figures) == 3
+    for figure in figures:
+        assert isinstance(figure, Figure)
+        figure.draw_without_rendering()
+    empty = replace(one, detections=one.detections[:0])
+    overview(empty, table[:0]).draw_without_rendering()
+
+
+def test_settings_are_checked_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="method of a whole field: got svi"):
+        job.run(out=tmp_path, demo=True, method="svi")
+    with pytest.raises(InputError, match="guide of a whole field: got mean_field"):
+        job.run(out=tmp_path, demo=True, guide="mean_field")
+    with pytest.raises(InputError, match="device of a whole field: got cuda"):
+        job.run(out=tmp_path, demo=True, device="cuda")
+    with pytest.raises(InputError, match="one of them"):
+        job.run(out=tmp_path, demo=True, path=tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "3:5", "5:3,0:9", "a:b,c:d", "0:10,5:5", "-3:5,0:9"])
+def test_a_box_is_rows_and_columns(text: str) -> None:
+    with pytest.raises(InputError, match="box"):
+        job.read_box(text)
+
+
+def test_a_box_is_read() -> None:
+    assert job.read_box("300:556, 1400:1656") == (slice(300, 556), slice(1400, 1656))
+
+
+def test_given_sources_are_those_on_the_field(fake_fit: Fake, tmp_path: Path) -> None:
+    fit, truth = fake_fit
+    rows = Table({"RA": truth["ra"], "DEC": truth["dec"], "mag": np.arange(len(truth))})
+    rows.add_row((190.0, -0.5, 1))  # the far side of the sky
+    rows.add_row((11.0, 0.5, 1))
+    rows.write(tmp_path / "given.csv")
+    found = job.read_sources(tmp_path / "given.csv", fit.field)
+    assert list(found["id"]) == list(range(1, len(truth) + 1))
+    np.testing.assert_allclose(found["ra"], truth["ra"])
+    rows["ID"] = np.arange(100, 100 + len(rows))
+    rows[::-1].write(tmp_path / "given.fits")
+    assert found["id"][0] == 1
+    assert list(job.read_sources(tmp_path / "given.fits", fit.field)["id"]) == list(
+        range(99 + len(truth), 99, -1)
+    )
+
+
+def test_given_sources_that_cannot_be_used(fake_fit: Fake, tmp_path: Path) -> None:
+    images = fake_fit[0].field
+    with pytest.raises(DataError, match=r"missing\.fits"):
+        job.read_sources(tmp_path / "missing.fits", images)
+    (tmp_path / "text.fits").write_text("no table")
+    with pytest.raises(DataError, match=r"text\.fits"):
+        job.read_sources(tmp_path / "text.fits", images)
+    Table({"x": [1.0]}).write(tmp_path / "pixels.csv")
+    with pytest.raises(DataError, match="ra and dec"):
+        job.read_sources(tmp_path / "pixels.csv", images)
+    Table({"ra": [200.0], "dec": [80.0]}).write(tmp_path / "elsewhere.csv")
+    with pytest.raises(InputError, match="none on field"):
+        job.read_sources(tmp_path / "elsewhere.csv", images)
