@@ -101,7 +101,7 @@ class Problem:
             its leading axis. The model is written for one of them.
         data_plates: plates over conditionally independent data (what may be minibatched or sharded).
         start: constrained starting values of some or all latent sites (with the leading axis if batched).
-        dims: names of the axes of each site, for labelled results.
+        dims: names of the axes of each site, for labelled results (an axis called as a site is gets a ``_``).
         coords: values along those named axes.
         guides: guides made for this model: name -> factory(problem) -> Pyro guide module.
         objectives: objectives in place of the Monte-Carlo ELBO: name -> factory(problem, guide) -> pure
@@ -308,9 +308,12 @@ class Result:
             rest = array.ndim - len(lead)
             named = tuple(self.dims.get(name, ()))[:rest]
             named += tuple(f"{name}_dim_{i}" for i in range(len(named), rest))
+            # a site may be called as its axis is; xarray would take one for the other
+            named = tuple(f"{axis}_" if axis in arrays else axis for axis in named)
             held[name] = (lead + named, array)
         data = xr.Dataset(held)
-        used = {k: v for k, v in self.coords.items() if k in data.dims and len(v) == data.sizes[k]}
+        coords = {f"{axis}_" if axis in arrays else axis: ticks for axis, ticks in self.coords.items()}
+        used = {k: v for k, v in coords.items() if k in data.dims and len(v) == data.sizes[k]}
         for axis in ("chain", "draw", "problem", "iteration", "start"):
             if axis in data.dims and axis not in used:
                 used[axis] = np.arange(data.sizes[axis])

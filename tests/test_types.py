@@ -177,6 +177,14 @@ def test_a_batched_result_keeps_its_problems(tmp_path):
     assert back.covariance is None
 
 
+def test_a_site_may_be_called_as_its_axis_is(tmp_path):
+    result = _result(dims={"colour": ("colour",)}, coords={"colour": ["g", "r", "i"]})
+    back = load(result.save(tmp_path / "r.nc"))
+    np.testing.assert_array_equal(back.draws["colour"], result.draws["colour"])
+    posterior = back.to_arviz()["posterior"]
+    assert list(posterior["colour"].coords["colour_"].values) == ["g", "r", "i"]
+
+
 def test_to_arviz_has_the_groups_and_coordinates():
     data = _result().to_arviz()
     assert list(data["posterior"]["colour"].coords["band"].values) == ["g", "r", "i"]
