@@ -328,8 +328,8 @@ def cutouts(fit: FieldFit, table: Table, rows: Int[np.ndarray, "n"]) -> list[Fig
     figures = []
     for first in range(0, len(rows), _PER_PAGE):
         page = rows[first : first + _PER_PAGE]
-        figure = Figure(figsize=(0.95 * len(bands) + 4.9, 2.55 * len(page)), layout="constrained")
-        grid = figure.add_gridspec(len(page), 3, width_ratios=(0.95 * len(bands), 2.1, 2.6))
+        figure = Figure(figsize=(0.95 * len(bands) + 5.1, 2.55 * len(page)), layout="constrained")
+        grid = figure.add_gridspec(len(page), 3, width_ratios=(0.95 * len(bands), 2.0, 2.8))
         for line, row in enumerate(page):
             _mosaic(figure.add_subplot(grid[line, 0]), fit, table, int(row), bands)
             _fluxes(figure.add_subplot(grid[line, 1]), table[row], bands)
