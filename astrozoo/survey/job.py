@@ -23,7 +23,8 @@ from astrozoo.data.simulate import simulate_field
 from astrozoo.errors import DataError, InputError
 from astrozoo.survey.catalogue import FLAGS, catalogue, measured_bands, write_catalogue
 from astrozoo.survey.fit import FieldFit, fit_field
-from astrozoo.survey.pictures import chi2_by_band, cutouts, overview
+from astrozoo.survey.goodness import chi2_by_band
+from astrozoo.survey.pictures import cutouts, overview
 from astrozoo.types import Outcome, Page, Result, Status
 
 __all__ = ["read_box", "read_sources", "report_pages", "run", "to_result"]

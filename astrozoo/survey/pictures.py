@@ -16,22 +16,21 @@ from jaxtyping import Bool, Float, Int
 from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
-from scipy.ndimage import affine_transform, binary_dilation
+from scipy.ndimage import affine_transform
 
 from astrozoo.data.images import Image, reference_image
 from astrozoo.survey.catalogue import FLAGS, measured_bands
-from astrozoo.survey.partition import half_sizes
+from astrozoo.survey.goodness import good_pixels, nearest_pixels
 
 if TYPE_CHECKING:
     from astrozoo.survey.fit import FieldFit
 
-__all__ = ["chi2_by_band", "cutouts", "overview", "patches"]
+__all__ = ["cutouts", "overview"]
 
 _STAR, _GALAXY, _UNSURE = "#e69f00", "#56b4e9", "#cc79a7"  # Okabe & Ito
 _LABELS = 120  # sources; more would hide the sky
 _RANGE = 5.0  # [sigma] residuals shown
 _SOFTEN = 8.0
-_CORE = 3  # [px] around saturated pixels left out of chi2
 _PER_PAGE = 4
 _HALF = 14  # [px] of a cut-out
 
@@ -228,7 +227,7 @@ def _ellipses(image: Image, table: Table) -> tuple[np.ndarray, np.ndarray, np.nd
 
 def _histogram(ax: Axes, fit: FieldFit, aspect: float) -> None:
     grid = np.linspace(-6, 6, 61)
-    cores = _good(fit)
+    cores = good_pixels(fit)
     for band in measured_bands(fit):
         values = [
             ((image.counts - model) / np.sqrt(model))[good]
@@ -248,74 +247,6 @@ def _histogram(ax: Axes, fit: FieldFit, aspect: float) -> None:
     ax.legend(fontsize=7, frameon=False)
 
 
-def _good(fit: FieldFit) -> list[Bool[np.ndarray, "y x"]]:
-    """Valid pixels outside saturated cores."""
-    out = []
-    for image in fit.field:
-        core = (
-            binary_dilation(image.saturated, np.ones((3, 3)), iterations=_CORE)
-            if image.saturated.any()
-            else image.saturated
-        )
-        out.append(image.valid & ~core)
-    return out
-
-
-def patches(fit: FieldFit) -> list[Bool[np.ndarray, "y x"]]:
-    """For each image, the pixels inside any source's patch."""
-    found = fit.detections
-    extent = np.asarray(found["a"], float) if "a" in found.colnames else np.full(len(found), 2.0)
-    halves = half_sizes(extent)
-    out = []
-    for image in fit.field:
-        inside = np.zeros(image.shape, bool)
-        for (x, y), half in zip(_places(image, found), halves, strict=True):
-            inside[max(y - half, 0) : max(y + half + 1, 0), max(x - half, 0) : max(x + half + 1, 0)] = True
-        out.append(inside)
-    return out
-
-
-def _places(image: Image, table: Table) -> Int[np.ndarray, "s 2"]:
-    """Nearest pixel (x, y) of each source."""
-    if not len(table):
-        return np.zeros((0, 2), int)
-    xy = image.wcs.all_world2pix(np.asarray(table["ra"], float), np.asarray(table["dec"], float), 0)
-    return np.rint(np.stack(xy, -1)).astype(int)
-
-
-def chi2_by_band(fit: FieldFit) -> list[dict[str, object]]:
-    """Mean squared residual, in sigma, of valid pixels outside saturated cores: near 1 where the model holds.
-
-    Returns:
-        A row per band: over all such pixels, over those inside the sources' patches, over the rest (the sky
-        alone), and how many residuals exceed 5 sigma.
-    """
-    good, inside = _good(fit), patches(fit)
-    rows: list[dict[str, object]] = []
-    for band in measured_bands(fit):
-        square, near = [], []
-        for image, model, usable, patch in zip(fit.field, fit.model, good, inside, strict=True):
-            if image.band == band:
-                square.append(((image.counts - model)[usable] ** 2) / model[usable])
-                near.append(patch[usable])
-        z2, close = np.concatenate(square), np.concatenate(near)
-
-        def mean(values: np.ndarray) -> float:
-            return float(values.mean()) if len(values) else float("nan")
-
-        rows.append(
-            {
-                "band": band,
-                "pixels": len(z2),
-                "chi2 per pixel": mean(z2),
-                "in patches": mean(z2[close]),
-                "elsewhere": mean(z2[~close]),
-                "pixels beyond 5 sigma": int((z2 > 25).sum()),
-            }
-        )
-    return rows
-
-
 def cutouts(fit: FieldFit, table: Table, rows: Int[np.ndarray, "n"]) -> list[Figure]:
     """Data, model and residuals of some sources band by band, with their fluxes; four sources to a figure.
 
@@ -328,8 +259,13 @@ def cutouts(fit: FieldFit, table: Table, rows: Int[np.ndarray, "n"]) -> list[Fig
     figures = []
     for first in range(0, len(rows), _PER_PAGE):
         page = rows[first : first + _PER_PAGE]
-        figure = Figure(figsize=(0.95 * len(bands) + 5.1, 2.55 * len(page)), layout="constrained")
-        grid = figure.add_gridspec(len(page), 3, width_ratios=(0.95 * len(bands), 2.0, 2.8))
+        wide, high = 0.95 * len(bands) + 5.3, 2.5 * len(page)
+        # fixed margins: a layout engine would take longer than everything else
+        figure = Figure(figsize=(wide, high))
+        grid = figure.add_gridspec(
+            len(page), 3, width_ratios=(0.95 * len(bands), 2.0, 2.3), wspace=0.16, hspace=0.18,
+            left=0.25 / wide, right=1 - 0.1 / wide, bottom=0.3 / high, top=1 - 0.25 / high,
+        )  # fmt: skip
         for line, row in enumerate(page):
             _mosaic(figure.add_subplot(grid[line, 0]), fit, table, int(row), bands)
             _fluxes(figure.add_subplot(grid[line, 1]), table[row], bands)
@@ -348,7 +284,7 @@ def _mosaic(ax: Axes, fit: FieldFit, table: Table, row: int, bands: list[str]) -
     for column, band in enumerate(bands):
         k = next(k for k, image in enumerate(fit.field) if image.band == band)
         image = fit.field.images[k]
-        x, y = _places(image, table[[row]])[0]
+        x, y = nearest_pixels(image, table[[row]])[0]
         valid = _cut(image.valid.astype(float), x, y) > 0
         counts, model = _cut(image.counts, x, y), _cut(fit.model[k], x, y)
         sky = float(np.median(image.sky))

@@ -16,7 +16,8 @@ from astrozoo.errors import DataError, InputError
 from astrozoo.survey import job
 from astrozoo.survey.catalogue import catalogue
 from astrozoo.survey.fit import FieldFit
-from astrozoo.survey.pictures import chi2_by_band, cutouts, overview, patches
+from astrozoo.survey.goodness import chi2_by_band, patches
+from astrozoo.survey.pictures import cutouts, overview
 from astrozoo.types import Result, Status
 
 Fake = tuple[FieldFit, Table]
@@ -52,6 +53,7 @@ def test_a_result_that_can_be_saved_and_reported(fake_fit: Fake, tmp_path: Path)
     assert result.statuses.count(Status.CONVERGED) == len(table) - 1
     back = Result.load(result.save(tmp_path / "posterior.nc"))
     np.testing.assert_array_equal(back.draws["log_flux"][0, :, 3], fit.draws["log_flux"][3])
+    np.testing.assert_array_equal(back.draws["colour"][0, :, 3], fit.draws["colour"][3])
     assert back.digest == result.digest
     moved = replace(fit, detections=fit.detections[::-1])
     assert job.to_result(moved, table, seed=5).digest != result.digest

@@ -1,0 +1,89 @@
+"""How well a fitted field's model explains its pixels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from astropy.table import Table
+from jaxtyping import Bool, Int
+from scipy.ndimage import binary_dilation
+
+from astrozoo.data.images import Image
+from astrozoo.survey.catalogue import measured_bands
+from astrozoo.survey.partition import half_sizes
+
+if TYPE_CHECKING:
+    from astrozoo.survey.fit import FieldFit
+
+__all__ = ["chi2_by_band", "good_pixels", "nearest_pixels", "patches"]
+
+_CORE = 3  # [px] around saturated pixels left out
+
+
+def good_pixels(fit: FieldFit) -> list[Bool[np.ndarray, "y x"]]:
+    """Valid pixels outside saturated cores."""
+    out = []
+    for image in fit.field:
+        core = (
+            binary_dilation(image.saturated, np.ones((3, 3)), iterations=_CORE)
+            if image.saturated.any()
+            else image.saturated
+        )
+        out.append(image.valid & ~core)
+    return out
+
+
+def patches(fit: FieldFit) -> list[Bool[np.ndarray, "y x"]]:
+    """For each image, the pixels inside any source's patch."""
+    found = fit.detections
+    extent = np.asarray(found["a"], float) if "a" in found.colnames else np.full(len(found), 2.0)
+    halves = half_sizes(extent)
+    out = []
+    for image in fit.field:
+        inside = np.zeros(image.shape, bool)
+        for (x, y), half in zip(nearest_pixels(image, found), halves, strict=True):
+            inside[max(y - half, 0) : max(y + half + 1, 0), max(x - half, 0) : max(x + half + 1, 0)] = True
+        out.append(inside)
+    return out
+
+
+def nearest_pixels(image: Image, table: Table) -> Int[np.ndarray, "s 2"]:
+    """Nearest pixel (x, y) of each source."""
+    if not len(table):
+        return np.zeros((0, 2), int)
+    xy = image.wcs.all_world2pix(np.asarray(table["ra"], float), np.asarray(table["dec"], float), 0)
+    return np.rint(np.stack(xy, -1)).astype(int)
+
+
+def chi2_by_band(fit: FieldFit) -> list[dict[str, object]]:
+    """Mean squared residual, in sigma, of valid pixels outside saturated cores: near 1 where the model holds.
+
+    Returns:
+        A row per band: over all such pixels, over those inside the sources' patches, over the rest (the sky
+        alone), and how many residuals exceed 5 sigma.
+    """
+    good, inside = good_pixels(fit), patches(fit)
+    rows: list[dict[str, object]] = []
+    for band in measured_bands(fit):
+        square, near = [], []
+        for image, model, usable, patch in zip(fit.field, fit.model, good, inside, strict=True):
+            if image.band == band:
+                square.append(((image.counts - model)[usable] ** 2) / model[usable])
+                near.append(patch[usable])
+        z2, close = np.concatenate(square), np.concatenate(near)
+
+        def mean(values: np.ndarray) -> float:
+            return float(values.mean()) if len(values) else float("nan")
+
+        rows.append(
+            {
+                "band": band,
+                "pixels": len(z2),
+                "chi2 per pixel": mean(z2),
+                "in patches": mean(z2[close]),
+                "elsewhere": mean(z2[~close]),
+                "pixels beyond 5 sigma": int((z2 > 25).sum()),
+            }
+        )
+    return rows
