@@ -1,13 +1,15 @@
 """From the modes of a source's two types to draws of its posterior, by importance sampling.
 
-The guide found by the trust region (a Gaussian per type: mode and inverse curvature) is the first proposal;
-the moments of its weighted draws make the second (population Monte Carlo, one generation), since shapes of
-small galaxies and log fluxes of faint bands are skewed. Fluxes and colours only scale an image, so one
-rendering serves many of their draws. The mean weight of each type is its evidence, and the two decide
-between star and galaxy. Pareto-smoothed weights tell where the guide was too far off: k-hat above 0.7.
+The guide found by the trust region (a Gaussian per type: mode and inverse curvature) is the first proposal.
+Shapes of small galaxies and log fluxes of faint bands are skewed, so the moments of the weighted draws make
+the next one, and all draws together are weighted by the mixture of all proposals (adaptive multiple
+importance sampling). Fluxes and colours only scale an image, so one rendering serves many of their draws.
+The mean weight of each type is its evidence, and the two decide between star and galaxy. Pareto-smoothed
+weights tell where the proposals were too far off: k-hat above 0.7.
 
 References:
-    Cappe et al. 2004, JCGS 13, 907 (population Monte Carlo); Vehtari et al. 2024, JMLR 25, 72 (k-hat).
+    Cornuet et al. 2012, Scand. J. Stat. 39, 798 (adaptive multiple importance sampling);
+    Vehtari et al. 2024, JMLR 25, 72 (k-hat).
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from astrozoo.models.celeste_density import TypedDensity
 __all__ = ["TypedDraws", "draw_type", "mix_types"]
 
 _WIDEN = 1.15  # proposals are this much wider than the moments they are made from
-_TAIL = 8.0  # degrees of freedom of the proposal of position and shape
+_TAIL = 5.0  # degrees of freedom of the proposal of position and shape
 _CHUNK = 4  # rows at once: what they need fits the cache
 
 
@@ -47,7 +49,7 @@ def draw_type(
     covariance: Float[Tensor, "b d d"],
     *,
     seed: int,
-    renderings: int = 48,
+    renderings: tuple[int, ...] = (32, 48, 64),
     fluxes: int = 8,
 ) -> TypedDraws:
     """Importance-weighted draws of sources of one type.
@@ -55,7 +57,7 @@ def draw_type(
     Args:
         density: of a batch of patches.
         mode, covariance: the guide.
-        renderings: draws of position and shape; each is rendered once.
+        renderings: draws of position and shape from each proposal in turn; each is rendered once.
         fluxes: draws of flux and colours for each of them.
     """
     parts = []
@@ -68,43 +70,66 @@ def draw_type(
     return TypedDraws(u, torch.from_numpy(log_weight), evidence, torch.from_numpy(k_hat))
 
 
+class _Proposal(NamedTuple):
+    """Position and shape from a multivariate t, flux and colours from a normal given those."""
+
+    mean: Float[Tensor, "b d"]
+    tril: Float[Tensor, "b d d"]
+    bending: int
+
+    def draw(self, renderings: int, fluxes: int, seed: int) -> tuple[Float[Tensor, "b m nb"], Tensor]:
+        """Quasi-random draws: of position and shape, and of everything, ``[b, m, n, d]``."""
+        nb, d = self.bending, self.mean.shape[-1]
+        e = _student(renderings, nb, seed).to(self.mean)
+        z = _normals(renderings * fluxes, d - nb, seed + 1).to(self.mean).reshape(renderings, fluxes, d - nb)
+        moved = self.mean[:, None] + torch.einsum("bij,mj->bmi", self.tril[:, :, :nb], e)
+        linear = moved[:, :, None, nb:] + torch.einsum("bij,mnj->bmni", self.tril[:, nb:, nb:], z)
+        bend = moved[:, :, :nb]
+        return bend, torch.cat((bend[:, :, None].expand(-1, -1, fluxes, -1), linear), -1)
+
+    def log_prob(self, u: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
+        nb = self.bending
+        white = torch.linalg.solve_triangular(self.tril, (u - self.mean[:, None]).mT, upper=False).mT
+        log_det = torch.diagonal(self.tril, dim1=-2, dim2=-1).log().sum(-1)
+        z = white[..., nb:]
+        normal = -0.5 * (z * z + math.log(2 * math.pi)).sum(-1)
+        return _log_student(white[..., :nb]) + normal - log_det[:, None]
+
+
 def _draw(
-    density: TypedDensity, mode: Tensor, covariance: Tensor, seed: int, renderings: int, fluxes: int
-) -> tuple[Tensor, Tensor]:
-    mean, cov = mode, covariance
-    for turn in range(2):
-        u, log_ratio = _propose(density, mean, cov, seed + turn, renderings, fluxes)
-        if turn == 0:
-            weight = torch.softmax(log_ratio, -1)
-            effective = 1 / weight.square().sum(-1)
-            shift = torch.einsum("bn,bni->bi", weight, u) - mean
-            off = u - (mean + shift)[:, None]
-            spread = torch.einsum("bn,bni,bnj->bij", weight, off, off)
-            # with few effective draws, mostly the first proposal again
-            trust = effective / (effective + 2 * density.dim)
-            mean = mean + trust[:, None] * shift
-            cov = trust[:, None, None] * spread + (1 - trust[:, None, None]) * cov
-    return u, log_ratio
-
-
-def _propose(
-    density: TypedDensity, mean: Tensor, cov: Tensor, seed: int, renderings: int, fluxes: int
+    density: TypedDensity, mode: Tensor, covariance: Tensor, seed: int, renderings: tuple[int, ...], fluxes: int
 ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n"]]:
-    """Draws from a proposal of given moments, and their log importance ratios.
+    """Draws from all proposals, and their log importance ratios against the mixture of them."""
+    mean, cov = mode, covariance
+    proposals: list[_Proposal] = []
+    drawn: list[Tensor] = []
+    joint: list[Tensor] = []
+    share = torch.tensor(renderings, dtype=mode.dtype, device=mode.device)
+    for turn, m in enumerate(renderings):
+        proposal = _Proposal(mean, _WIDEN * torch.linalg.cholesky(cov), density.n_bending)
+        bend, u = proposal.draw(m, fluxes, seed + 10 * turn)
+        proposals.append(proposal)
+        joint.append(density.log_joint_of_images(_images(density, bend), u).flatten(1))
+        drawn.append(u.flatten(1, 2))
+        every = torch.cat(drawn, 1)
+        used = share[: turn + 1]
+        log_q = torch.stack([p.log_prob(every) for p in proposals]) + (used / used.sum()).log()[:, None, None]
+        log_ratio = torch.cat(joint, 1) - torch.logsumexp(log_q, 0)
+        mean, cov = _moments(every, log_ratio, mean, cov)
+    return every, log_ratio
 
-    Position and shape come from a multivariate t, flux and colours from a normal given those.
-    """
-    nb, d = density.n_bending, density.dim
-    tril = _WIDEN * torch.linalg.cholesky(cov)
-    e, log_q_bend = _student(renderings, nb, seed)  # [m, nb], [m]
-    bend = mean[:, None, :nb] + torch.einsum("bij,mj->bmi", tril[:, :nb, :nb], e)
-    centre = mean[:, None, nb:] + torch.einsum("bij,mj->bmi", tril[:, nb:, :nb], e)  # [b, m, nl]
-    z = _normals(renderings * fluxes, d - nb, seed + 100).reshape(renderings, fluxes, d - nb)
-    linear = centre[:, :, None] + torch.einsum("bij,mnj->bmni", tril[:, nb:, nb:], z)
-    log_q = (log_q_bend[:, None] + _log_normal(z)) - _log_det(tril)[:, None, None]
-    u = torch.cat((bend[:, :, None].expand(-1, -1, fluxes, -1), linear), -1)
-    log_ratio = density.log_joint_of_images(_images(density, bend), u) - log_q
-    return u.flatten(1, 2), log_ratio.flatten(1)
+
+def _moments(u: Tensor, log_ratio: Tensor, mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of weighted draws; with few effective ones, mostly those given."""
+    weight = torch.softmax(log_ratio, -1)
+    weight = weight.clamp(max=u.shape[1] ** -0.5)  # truncated weights (Ionides 2008)
+    weight = weight / weight.sum(-1, keepdim=True)
+    effective = 1 / weight.square().sum(-1)
+    trust = (effective / (effective + 2 * u.shape[-1]))[:, None]
+    centre = torch.einsum("bn,bni->bi", weight, u)
+    off = u - centre[:, None]
+    spread = torch.einsum("bn,bni,bnj->bij", weight, off, off)
+    return mean + trust * (centre - mean), trust[..., None] * spread + (1 - trust[..., None]) * cov
 
 
 def _images(density: TypedDensity, bend: Float[Tensor, "b m nb"]) -> Float[Tensor, "b m image pixel"]:
@@ -126,24 +151,17 @@ def _normals(n: int, d: int, seed: int) -> Float[Tensor, "n d"]:
     return torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9))
 
 
-def _student(n: int, d: int, seed: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n"]]:
-    """Quasi-random multivariate t of unit covariance, and its log density."""
+def _student(n: int, d: int, seed: int) -> Float[Tensor, "n d"]:
+    """Quasi-random draws of a multivariate t of unit covariance."""
     uniform = SobolEngine(d + 1, scramble=True, seed=seed).draw(n, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
-    z = torch.special.ndtri(uniform[:, :d])
-    nu = _TAIL
-    mixing = torch.from_numpy(stats.chi2(nu).ppf(uniform[:, d].numpy())) / nu
-    scale = math.sqrt((nu - 2) / nu)
-    t = scale * z / mixing.sqrt()[:, None]
-    norm = math.lgamma((nu + d) / 2) - math.lgamma(nu / 2) - 0.5 * d * math.log(nu * math.pi * scale**2)
-    return t, norm - 0.5 * (nu + d) * torch.log1p((t / scale).square().sum(-1) / nu)
+    mixing = torch.from_numpy(stats.chi2(_TAIL).ppf(uniform[:, d].numpy())) / (_TAIL - 2)
+    return torch.special.ndtri(uniform[:, :d]) / mixing.sqrt()[:, None]
 
 
-def _log_normal(z: Tensor) -> Tensor:
-    return -0.5 * (z * z + math.log(2 * math.pi)).sum(-1)
-
-
-def _log_det(tril: Float[Tensor, "b d d"]) -> Float[Tensor, "b"]:
-    return torch.diagonal(tril, dim1=-2, dim2=-1).log().sum(-1)
+def _log_student(t: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
+    d = t.shape[-1]
+    norm = math.lgamma((_TAIL + d) / 2) - math.lgamma(_TAIL / 2) - 0.5 * d * math.log((_TAIL - 2) * math.pi)
+    return norm - 0.5 * (_TAIL + d) * torch.log1p(t.square().sum(-1) / (_TAIL - 2))
 
 
 def mix_types(
