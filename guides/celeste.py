@@ -43,6 +43,12 @@ class CelesteGuide(nn.Module):
         family: "structured", "mean_field" or "point".
     """
 
+    star_logit: Tensor
+    star_loc: Tensor
+    star_scale: Tensor
+    galaxy_loc: Tensor
+    galaxy_scale: Tensor
+
     def __init__(self, prior: Prior, sources: int, family: str, like: Tensor) -> None:
         super().__init__()
         if family not in _FAMILIES:
@@ -67,7 +73,7 @@ class CelesteGuide(nn.Module):
             fixed = _GALAXY if self.family == "point" else 0
             free = dist.MultivariateNormal(loc[..., fixed:], scale_tril=tril[..., fixed:, fixed:])
             drawn = pyro.sample("celeste_free", free, infer={"is_auxiliary": True})
-            u = torch.cat((loc[..., :fixed].expand(drawn.shape[:-1] + (fixed,)), drawn), -1)
+            u = torch.cat((loc[..., :fixed].expand(*drawn.shape[:-1], fixed), drawn), -1)
             cancel = chosen * self._shape_density(u[..., 2:6]) if fixed else u.new_zeros(())
             pyro.sample("offset", dist.Delta(u[..., :2], event_dim=1))
             pyro.sample("log_radius", dist.Delta(u[..., 2], log_density=cancel))
@@ -147,7 +153,7 @@ def scale_tril(scale: Float[Tensor, "*b n"], dim: int, family: str) -> Float[Ten
         place[torch.arange(row.numel()), row * dim + column] = 1
         return (values @ place).unflatten(-1, (dim, dim))
     sd = scale.exp()
-    points = sd.new_zeros(sd.shape[:-1] + (dim - sd.shape[-1],))
+    points = sd.new_zeros(*sd.shape[:-1], dim - sd.shape[-1])
     return torch.diag_embed(torch.cat((points, sd), -1))
 
 
@@ -227,7 +233,7 @@ def delta_elbo(problem: Problem, guide: CelesteGuide) -> Callable[[Tensor, Patch
 def _moments(loc: Tensor, tril: Tensor, prior: Prior, kind: int, patch: Patch) -> tuple[Tensor, Tensor]:
     """Mean and variance of each source's electrons in each pixel, [source, image, pixel]."""
     n = _STAR if kind else _GALAXY
-    s, d = loc.shape
+    d = loc.shape[1]
     eye = torch.eye(n, dtype=loc.dtype, device=loc.device)
     nodes = math.sqrt(n) * torch.cat((eye, -eye))  # [k, n]
     shift = torch.einsum("sdn,kn->ksd", tril[:, :, :n], nodes)

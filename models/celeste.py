@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from itertools import pairwise
@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from astrozoo.errors import InputError, UnknownNameError
 from astrozoo.physics.gaussians import MixturePsf, render
 from astrozoo.physics.profiles import galaxy_rings, ring_covariance
 from astrozoo.types import Problem
@@ -104,7 +105,8 @@ class Prior:
         prob_star: probability of a star.
         log_flux_mean, log_flux_sd: of ln(flux [nMgy]) in the reference band, (galaxy, star).
         colour: mixtures, (galaxy, star).
-        log_radius_mean, log_radius_sd: of ln(half-light radius [arcsec]), see :mod:`astrozoo.physics.profiles`.
+        log_radius_mean, log_radius_sd: of ln(half-light radius [arcsec]), see
+            :mod:`astrozoo.physics.profiles`.
         ellipticity_sd: of each component of the ellipticity.
         dev_logit_sd: of the logit of the de Vaucouleurs fraction, centred on 0 (above 1.4 it is U-shaped).
         position_sd: of each coordinate about the anchor [arcsec].
@@ -124,16 +126,28 @@ class Prior:
 
     def to(self, like: Tensor) -> Prior:
         """With its tensors in the dtype and on the device of ``like``."""
-        colour = tuple(ColourPrior(*(t.to(like) for t in c)) for c in self.colour)
-        return Prior(**{**self.__dict__, "colour": colour})
+        galaxy, star = (ColourPrior(*(t.to(like) for t in c)) for c in self.colour)
+        return replace(self, colour=(galaxy, star))
+
+
+PRIORS = {"stripe82": "celeste_priors.json", "regier2019": "celeste_priors_regier2019.json"}
+"""Shipped priors of the five SDSS bands: name -> file."""
 
 
 @cache
-def load_prior() -> Prior:
-    """The shipped prior: five SDSS bands, fitted to Stripe-82 co-adds (``experiments/fit_celeste_priors.py``)."""
-    text = resources.files("astrozoo.models").joinpath("celeste_priors.json").read_text()
-    held = json.loads(text)
-    types = ("galaxy", "star")
+def load_prior(name: str = "stripe82") -> Prior:
+    """A shipped prior.
+
+    ``stripe82`` is fitted to co-add catalogues by ``experiments/fit_celeste_priors.py``; ``regier2019`` is
+    that of the published code, with its axis-ratio and profile laws in our parameters: for comparison with
+    its published accuracy.
+
+    Raises:
+        UnknownNameError: if there is no prior of that name.
+    """
+    if name not in PRIORS:
+        raise UnknownNameError("prior", name, PRIORS)
+    held = json.loads(resources.files("astrozoo.models").joinpath(PRIORS[name]).read_text())
 
     def mixture(of: dict[str, Any]) -> ColourPrior:
         return ColourPrior(
@@ -144,9 +158,9 @@ def load_prior() -> Prior:
         bands=tuple(held["bands"]),
         reference=held["bands"].index(held["reference_band"]),
         prob_star=held["prob_star"],
-        log_flux_mean=tuple(held["log_flux"][t]["mean"] for t in types),
-        log_flux_sd=tuple(held["log_flux"][t]["sd"] for t in types),
-        colour=tuple(mixture(held["colour"][t]) for t in types),
+        log_flux_mean=(held["log_flux"]["galaxy"]["mean"], held["log_flux"]["star"]["mean"]),
+        log_flux_sd=(held["log_flux"]["galaxy"]["sd"], held["log_flux"]["star"]["sd"]),
+        colour=(mixture(held["colour"]["galaxy"]), mixture(held["colour"]["star"])),
         log_radius_mean=held["log_radius_arcsec"]["mean"],
         log_radius_sd=held["log_radius_arcsec"]["sd"],
         ellipticity_sd=held["ellipticity"]["sd"],
@@ -185,15 +199,22 @@ class Celeste:
             log_flux = pyro.sample("log_flux", dist.Normal(mean, sd))
             colour = pyro.sample("colour", _colour_prior(is_star, prior))
             offset = pyro.sample("offset", dist.Normal(patch.anchor, prior.position_sd).to_event(1))
-            log_radius = pyro.sample("log_radius", dist.Normal(new(prior.log_radius_mean), prior.log_radius_sd))
-            ellipticity = pyro.sample("ellipticity", dist.Normal(new((0.0, 0.0)), prior.ellipticity_sd).to_event(1))
+            log_radius = pyro.sample(
+                "log_radius", dist.Normal(new(prior.log_radius_mean), prior.log_radius_sd)
+            )
+            ellipticity = pyro.sample(
+                "ellipticity", dist.Normal(new((0.0, 0.0)), prior.ellipticity_sd).to_event(1)
+            )
             dev_logit = pyro.sample("dev_logit", dist.Normal(new(0.0), prior.dev_logit_sd))
         star = star_images(patch, offset)
         galaxy = galaxy_images(patch, offset, log_radius, ellipticity, dev_logit)
         shape = torch.where(is_star[..., None, None] > 0.5, star, galaxy)
         flux = log_band_flux(log_flux, colour, prior.reference).exp()[..., patch.band]  # [source, image]
         light = patch.calibration[..., None] * (flux[..., None] * shape).sum(-3)  # [image, pixel]
-        with pyro.plate("image", patch.counts.shape[-2], dim=-2), pyro.plate("pixel", patch.counts.shape[-1], dim=-1):
+        with (
+            pyro.plate("image", patch.counts.shape[-2], dim=-2),
+            pyro.plate("pixel", patch.counts.shape[-1], dim=-1),
+        ):
             pixel = dist.Poisson(patch.background + light, validate_args=False)
             pyro.sample("counts", pixel.mask(patch.mask > 0), obs=patch.counts)
 
@@ -289,7 +310,10 @@ def simulate(
     calibration = torch.tensor(_CALIBRATION, dtype=float64)
     sky = torch.tensor(_SKY, dtype=float64)
     jitter = 0.3 * torch.randn(n_bands, 2, generator=g, dtype=float64)
-    width = torch.tensor(_PSF_VARIANCE, dtype=float64)[:, None, None] * torch.tensor([1.0, 3.5], dtype=float64)[:, None]
+    width = (
+        torch.tensor(_PSF_VARIANCE, dtype=float64)[:, None, None]
+        * torch.tensor([1.0, 3.5], dtype=float64)[:, None]
+    )
     spread = 0.0 if sources == 1 else 2.0
     patch = Patch(
         counts=torch.zeros(n_bands, n_pixels, dtype=float64),
@@ -308,12 +332,12 @@ def simulate(
     floor = math.log(snr_floor * noise / float(calibration[prior.reference]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=g)))
-        while True:
+        for _ in range(10_000):
             trace = pyro.poutine.trace(pyro.poutine.uncondition(Celeste(prior))).get_trace(patch)
-            if bool((trace.nodes["log_flux"]["value"] > floor).all()):
-                break
-    truth = {name: trace.nodes[name]["value"] for name in _SITES}
-    return patch._replace(counts=trace.nodes["counts"]["value"]), truth
+            drawn: dict[str, Tensor] = {name: trace.nodes[name]["value"] for name in (*_SITES, "counts")}  # type: ignore[misc]
+            if bool((drawn["log_flux"] > floor).all()):
+                return patch._replace(counts=drawn.pop("counts")), drawn
+    raise InputError("snr_floor", snr_floor, "one that the prior's fluxes reach")
 
 
 def _by_type(is_star: Tensor, values: Float[Tensor, "2"]) -> Tensor:

@@ -303,7 +303,8 @@ def _read_noise(
     if len(excess) < 16:
         return published
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", AstropyUserWarning)  # masked pixels are NaN, and left out as they should be
+        # masked pixels are NaN, and left out as they should be
+        warnings.simplefilter("ignore", AstropyUserWarning)
         clipped = sigma_clip(excess, sigma=3, maxiters=10, axis=1, masked=False)
     lost = np.isnan(clipped).mean(1) - np.isnan(excess).mean(1)
     empty = lost <= np.percentile(lost, 33)

@@ -111,7 +111,7 @@ def jet(
     one = torch.ones_like(a)
     v = variances
     columns = torch.stack(
-        (one, a, b, c, v * a, v * b, v * c, v * a * a, v * a * b, v * b * b, v * a * c, v * b * c, v * c * c), -2
+        (one, a, b, c, *(v * t for t in (a, b, c, a * a, a * b, b * b, a * c, b * c, c * c))), -2
     )  # [..., k, 13, j]
     weighted = groups[:, None, :] * columns[..., None, :, :]  # [..., k, g, 13, j]
     n_groups = groups.shape[0]
@@ -148,7 +148,9 @@ def curvature(
     one = torch.ones_like(x)
     xx, xy, yy = x * x, x * y, y * y
     monomials = torch.stack(
-        (one, x, y, xx, xy, yy, xx * x, xx * y, x * yy, y * yy, xx * xx, xx * xy, xy * xy, xy * yy, yy * yy), -1
+        (one, x, y, xx, xy, yy, xx * x, xx * y, x * yy, y * yy)
+        + (xx * xx, xx * xy, xy * xy, xy * yy, yy * yy),
+        -1,
     )  # [..., k, p, 15]
     moments = rings.values @ (weights[..., None, :, None] * monomials)  # [..., k, j, 15]
     t = _whiten(moments, rings.inverse)  # moments of u instead of the offset

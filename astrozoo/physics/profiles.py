@@ -131,14 +131,17 @@ def _hyperbolic(square: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # sum_n s^n 2^k (n + k)! / (n! (2n + 2k)!) for k = 0 (cosh) .. 3 (U), each 2 d/ds of the one before
         total = torch.zeros_like(square)
         for n in range(8, -1, -1):
-            total = total * square + 2**k * math.factorial(n + k) / (math.factorial(n) * math.factorial(2 * n + 2 * k))
+            term = math.factorial(n + k) / (math.factorial(n) * math.factorial(2 * (n + k)))
+            total = total * square + 2**k * term
         return total
 
     exact = (cosh, sinhc, t, u)
     return tuple(torch.where(small, series(k), exact[k]) for k in range(4))  # type: ignore[return-value]
 
 
-def axis_ratio_and_angle(ellipticity: Float[Tensor, "*b 2"]) -> tuple[Float[Tensor, "*b"], Float[Tensor, "*b"]]:
+def axis_ratio_and_angle(
+    ellipticity: Float[Tensor, "*b 2"],
+) -> tuple[Float[Tensor, "*b"], Float[Tensor, "*b"]]:
     """Axis ratio and position angle [deg, 0 to 180, east of north]."""
     eta1, eta2 = ellipticity.unbind(-1)
     angle = torch.rad2deg(0.5 * torch.atan2(eta2, eta1))

@@ -29,6 +29,7 @@ from astrozoo.infer import _common
 from astrozoo.infer._maximise import maximise
 from astrozoo.models.celeste import Patch, Prior, galaxy_images, load_prior, star_images
 from astrozoo.models.celeste_density import TypedDensity
+from astrozoo.survey.checkpoint import Checkpoint, fingerprint
 from astrozoo.survey.detect import detect
 from astrozoo.survey.partition import Canvas, Sources, colouring, half_sizes, neighbours
 from astrozoo.survey.posterior import draw_type, mix_types
@@ -37,6 +38,7 @@ from astrozoo.types import Status
 __all__ = ["FieldFit", "fit_field"]
 
 _BATCH = 64
+_PART = 32  # sources whose posteriors are drawn, and kept, at once
 _NOTICEABLE = 0.1  # [sigma] a change of a neighbour's light that calls for another fit
 _NOTICEABLE_SKY = 0.03  # [sigma of a pixel] the same for a change of the sky
 _KINDS = (("galaxy", False, 6), ("star", True, 2))
@@ -49,8 +51,9 @@ class FieldFit:
 
     Args:
         detections: where the fit began: ``ra``, ``dec`` [deg] and whatever else detection said.
-        draws: ``{site: [source, draw, ...]}``, equal weights: ``is_star``; ``offset`` (east, north) [arcsec] from
-            (ra, dec); ``log_flux`` [ln nMgy] in the reference band; ``colour`` [ln ratio of adjacent bands];
+        draws: ``{site: [source, draw, ...]}``, equal weights: ``is_star``; ``offset`` (east, north) [arcsec]
+            from (ra, dec); ``log_flux`` [ln nMgy] in the reference band; ``colour`` [ln ratio of adjacent
+            bands];
             ``log_radius`` [ln arcsec]; ``ellipticity``; ``dev_logit``. Shapes are NaN in draws of a star.
         model: expected electrons in each image, from sky and sources.
         k_hat: of the importance weights; above 0.7 the posterior is not to be trusted.
@@ -82,7 +85,10 @@ class _State:
     light: list[Tensor | None]
     waiting: np.ndarray
     sweep: int = 0
-    counts: dict[str, int] = field(default_factory=lambda: {"value": 0, "gradient": 0, "hvp": 0, "hessian": 0})
+    colour: int = 0
+    counts: dict[str, int] = field(
+        default_factory=lambda: {"value": 0, "gradient": 0, "hvp": 0, "hessian": 0}
+    )
 
 
 def fit_field(
@@ -92,7 +98,7 @@ def fit_field(
     prior: Prior | None = None,
     seed: int = 0,
     draws: int = 512,
-    max_sweeps: int = 8,
+    max_sweeps: int = 5,
     fit_sky: bool = True,
     progress: bool = True,
     checkpoint: Path | None = None,
@@ -106,10 +112,12 @@ def fit_field(
         draws: equal-weight draws per source.
         max_sweeps: at most this many passes over the sources.
         fit_sky: correct the images' sky by what is left after the first sweep, on a coarse mesh.
-        checkpoint: file that finished work is kept in, and taken from if it fits this field and seed.
+        checkpoint: folder that work is kept in, and taken up from after an interruption. The caller removes
+            it (:meth:`astrozoo.survey.checkpoint.Checkpoint.clear`) once the result is saved.
 
     Raises:
-        InputError: for a catalogue without positions, bands without a prior, or unusable pixels.
+        InputError: for a catalogue without positions, bands without a prior, unusable pixels, or a checkpoint
+            of other work.
     """
     prior = prior or load_prior()
     unknown = [b for b in images.bands if b not in prior.bands]
@@ -120,7 +128,10 @@ def fit_field(
     clock = {"detect": time.perf_counter()}
     table = detect(images) if catalog is None else catalog
     clock["detect"] = time.perf_counter() - clock["detect"]
-    job = _Job(images, table, prior, seed, progress)
+    key = fingerprint(
+        images, np.asarray(table["ra"]), np.asarray(table["dec"]), seed, draws, max_sweeps, fit_sky
+    )
+    job = _Job(images, table, prior, seed, progress, Checkpoint(checkpoint, key))
     started = time.perf_counter()
     job.sweeps(max_sweeps, fit_sky)
     clock["fit"] = time.perf_counter() - started
@@ -132,7 +143,10 @@ def fit_field(
 
 
 class _Job:
-    def __init__(self, images: Field, table: Table, prior: Prior, seed: int, progress: bool) -> None:
+    def __init__(
+        self, images: Field, table: Table, prior: Prior, seed: int, progress: bool, checkpoint: Checkpoint
+    ) -> None:
+        self.checkpoint = checkpoint
         self.images, self.table, self.prior, self.seed, self.progress = images, table, prior, seed, progress
         ra, dec = np.asarray(table["ra"], float), np.asarray(table["dec"], float)
         extent = np.asarray(table["a"], float) if "a" in table.colnames else np.full(len(table), 2.0)
@@ -141,6 +155,45 @@ class _Job:
         self.adjacent = neighbours(self.sources)
         self.colour = colouring(self.adjacent)
         self.state = self._start()
+        self._resume()
+
+    def _resume(self) -> None:
+        """Take up the work of a checkpoint: its state, its sky, and the light of what it had fitted."""
+        held, sky, state = self.checkpoint.load("state"), self.checkpoint.load("sky"), self.state
+        if held is None or sky is None:
+            return
+        for name, _, _ in _KINDS:
+            for part in ("mode", "covariance", "evidence"):
+                getattr(state, part)[name] = torch.from_numpy(held[f"{part}_{name}"])
+        state.converged, state.waiting = torch.from_numpy(held["converged"]), held["waiting"]
+        state.sweep, state.colour = int(held["sweep"]), int(held["colour"])
+        self.canvas.sky = [torch.from_numpy(sky[f"sky_{k}"]) for k in range(len(self.canvas.sky))]
+        fitted = np.flatnonzero(held["fitted"])
+        for half in np.unique(self.sources.half[fitted]):
+            of_size = fitted[self.sources.half[fitted] == half]
+            for i in range(0, len(of_size), _BATCH):
+                rows = of_size[i : i + _BATCH]
+                patch, _ = self._patch(rows)
+                light = self._light(patch, rows)
+                self.canvas.paint(rows, light)
+                for k, row in enumerate(rows):
+                    state.light[row] = light[k]
+
+    def _save(self) -> None:
+        state = self.state
+        held = {
+            f"{part}_{name}": getattr(state, part)[name].numpy()
+            for name, _, _ in _KINDS
+            for part in ("mode", "covariance", "evidence")
+        }
+        held |= {
+            "converged": state.converged.numpy(),
+            "waiting": state.waiting,
+            "sweep": np.asarray(state.sweep),
+            "colour": np.asarray(state.colour),
+            "fitted": np.array([light is not None for light in state.light], bool),
+        }
+        self.checkpoint.save("state", held)
 
     def _start(self) -> _State:
         n, nb = len(self.sources), len(self.prior.bands)
@@ -162,7 +215,8 @@ class _Job:
     def _start_fluxes(self) -> Float[Tensor, "s band"]:
         """ln flux in the reference band and colours, from the table or from the pixels; positive by force."""
         n, bands = len(self.sources), self.prior.bands
-        mean = sum(self.prior.colour[k].weights @ self.prior.colour[k].means for k in (0, 1)) / 2
+        star, galaxy = self.prior.colour
+        mean = (star.weights @ star.means + galaxy.weights @ galaxy.means) / 2
         flux = torch.full((n, len(bands)), torch.nan, dtype=torch.float64)
         for b, band in enumerate(bands):
             if f"flux_{band}" in self.table.colnames:
@@ -196,21 +250,25 @@ class _Job:
 
     def sweeps(self, most: int, fit_sky: bool) -> None:
         state = self.state
-        if fit_sky and state.sweep == 0:
+        if fit_sky and self.checkpoint.load("sky") is None:
             self._correct_sky()
+        colours = int(self.colour.max(initial=-1)) + 1
         with _common.progress_bar("fitting sources", len(self.sources), self.progress) as report:
             while state.sweep < most and state.waiting.any():
-                for colour in range(int(self.colour.max(initial=-1)) + 1):
-                    due = np.flatnonzero(state.waiting & (self.colour == colour))
+                while state.colour < colours:
+                    due = np.flatnonzero(state.waiting & (self.colour == state.colour))
                     for half in np.unique(self.sources.half[due]):
                         rows = due[self.sources.half[due] == half]
                         for i in range(0, len(rows), _BATCH):
                             self._fit(rows[i : i + _BATCH])
-                            settled = int((~state.waiting).sum())
-                            report(settled, f"sweep {state.sweep + 1}")
+                            report(int((~state.waiting).sum()), f"sweep {state.sweep + 1}")
+                            if self.checkpoint.due:
+                                self._save()
+                    state.colour += 1
                 if state.sweep == 0 and fit_sky:
                     self._correct_sky()
-                state.sweep += 1
+                state.sweep, state.colour = state.sweep + 1, 0
+                self._save()
 
     def _patch(self, rows: np.ndarray) -> tuple[Patch, Tensor]:
         n_pixels = (2 * int(self.sources.half[rows[0]]) + 1) ** 2
@@ -225,6 +283,7 @@ class _Job:
         for name, star, _ in _KINDS:
             density = TypedDensity(patch, self.prior, star=star)
             found = maximise(density, state.mode[name][rows], max_iterations=50, tolerance=1e-2)
+            assert found.hessian is not None  # 11 dimensions are far below the dense limit
             covariance, log_det = _inverse(-found.hessian)
             state.mode[name][rows], state.covariance[name][rows] = found.w, covariance
             state.evidence[name][rows] = found.value + 0.5 * (density.dim * np.log(2 * np.pi) + log_det)
@@ -247,10 +306,14 @@ class _Job:
         state = self.state
         p_star = torch.sigmoid(state.evidence["star"][rows] - state.evidence["galaxy"][rows])
         total = torch.zeros_like(patch.counts)
-        for name, star, nb in _KINDS:
+        for name, star, _ in _KINDS:
             u = state.mode[name][rows]
             density = TypedDensity(patch, self.prior, star=star)
-            image = star_images(patch, u[:, :2]) if star else galaxy_images(patch, u[:, :2], u[:, 2], u[:, 3:5], u[:, 5])
+            image = (
+                star_images(patch, u[:, :2])
+                if star
+                else galaxy_images(patch, u[:, :2], u[:, 2], u[:, 3:5], u[:, 5])
+            )
             share = p_star if star else 1 - p_star
             total += (share[:, None] * density.electrons(u))[..., None] * image
         return total
@@ -270,66 +333,83 @@ class _Job:
             canvas.sky[k] = torch.maximum(canvas.sky[k] + extra, lowest)
             if float(np.abs(mesh.back() / np.sqrt(image.sky)).max()) > _NOTICEABLE_SKY:
                 self.state.waiting[:] = True
+        self.checkpoint.save("sky", {f"sky_{k}": sky.numpy() for k, sky in enumerate(canvas.sky)})
 
     def finish(self, draws: int) -> FieldFit:
-        n, nb = len(self.sources), len(self.prior.bands)
-        u = torch.full((n, draws, 6 + nb), torch.nan, dtype=torch.float64)
-        is_star = torch.zeros(n, draws, dtype=torch.float64)
-        k_hat = torch.zeros(n, dtype=torch.float64)
-        chi2 = np.full((n, len(self.images.bands)), np.nan)
-        n_pixels, done = np.zeros(n, int), 0
+        n = len(self.sources)
+        parts: list[dict[str, np.ndarray]] = []
+        done = 0
         with _common.progress_bar("drawing posteriors", n, self.progress) as report:
             for half in np.unique(self.sources.half):
                 of_size = np.flatnonzero(self.sources.half == half)
-                for i in range(0, n, _BATCH):
-                    rows = of_size[i : i + _BATCH]
-                    if not len(rows):
-                        break
-                    patch, own = self._patch(rows)
-                    typed = {}
-                    for name, star, _ in _KINDS:
-                        density = TypedDensity(patch, self.prior, star=star)
-                        typed[name] = draw_type(
-                            density, self.state.mode[name][rows], self.state.covariance[name][rows], seed=self.seed
-                        )
-                    generator = _common.generator_for(self.seed, int(rows[0]))
-                    p_star, star_draws, mixed = mix_types(typed["star"], typed["galaxy"], draws, generator)
-                    u[rows], is_star[rows] = mixed, star_draws
-                    k_hat[rows] = torch.where(p_star > 0.5, typed["star"].k_hat, typed["galaxy"].k_hat)
-                    self._goodness(patch, own, rows, chi2, n_pixels)
+                for i in range(0, len(of_size), _PART):
+                    rows = of_size[i : i + _PART]
+                    name = f"draws-{half}-{i}"
+                    part = self.checkpoint.load(name)
+                    if part is None:
+                        part = self._posterior(rows, draws)
+                        self.checkpoint.save(name, part)
+                    parts.append(part)
                     done += len(rows)
                     report(done, "")
-        parts = {
-            "is_star": is_star,
-            "offset": u[..., :2],
-            "log_radius": u[..., 2],
-            "ellipticity": u[..., 3:5],
-            "dev_logit": u[..., 5],
-            "log_flux": u[..., 6],
-            "colour": u[..., 7:],
-        }
-        canvas = self.canvas
+        order = np.argsort(np.concatenate([p["rows"] for p in parts])) if parts else np.zeros(0, int)
+        nb, nc = len(self.images.bands), len(self.prior.bands)
+        empty = {
+            "u": np.zeros((0, draws, 6 + nc)), "is_star": np.zeros((0, draws)), "k_hat": np.zeros(0),
+            "chi2": np.zeros((0, nb)), "n_pixels": np.zeros(0, int),
+        }  # fmt: skip
+        held = {key: np.concatenate([none, *(p[key] for p in parts)])[order] for key, none in empty.items()}
+        u, canvas = held["u"], self.canvas
         return FieldFit(
             field=self.images,
             detections=self.table,
             prior=self.prior,
-            draws={name: t.numpy() for name, t in parts.items()},
+            draws={
+                "is_star": held["is_star"],
+                "offset": u[..., :2],
+                "log_radius": u[..., 2],
+                "ellipticity": u[..., 3:5],
+                "dev_logit": u[..., 5],
+                "log_flux": u[..., 6],
+                "colour": u[..., 7:],
+            },
             model=[canvas.unpadded(canvas.sky[k] + canvas.model[k], k) for k in range(len(canvas.model))],
-            k_hat=k_hat.numpy(),
+            k_hat=held["k_hat"],
             converged=self.state.converged.numpy() & ~self.state.waiting,
-            chi2=chi2,
-            n_pixels=n_pixels,
+            chi2=held["chi2"],
+            n_pixels=held["n_pixels"],
             stats={"sources": n, "sweeps": self.state.sweep, "evaluations": dict(self.state.counts)},
         )
 
-    def _goodness(self, patch: Patch, own: Tensor, rows: np.ndarray, chi2: np.ndarray, n_pixels: np.ndarray) -> None:
+    def _posterior(self, rows: Int[np.ndarray, "b"], draws: int) -> dict[str, np.ndarray]:
+        """Draws, k-hat and goodness of fit of sources of one patch size."""
+        state = self.state
+        patch, own = self._patch(rows)
+        typed = {}
+        for name, star, _ in _KINDS:
+            density = TypedDensity(patch, self.prior, star=star)
+            typed[name] = draw_type(
+                density, state.mode[name][rows], state.covariance[name][rows], seed=self.seed
+            )
+        generator = _common.generator_for(self.seed, int(rows[0]))
+        p_star, is_star, u = mix_types(typed["star"], typed["galaxy"], draws, generator)
+        chi2, n_pixels = self._goodness(patch, own)
+        k_hat = torch.where(p_star > 0.5, typed["star"].k_hat, typed["galaxy"].k_hat)
+        return {
+            "rows": rows, "u": u.numpy(), "is_star": is_star.numpy(), "k_hat": k_hat.numpy(),
+            "chi2": chi2, "n_pixels": n_pixels,
+        }  # fmt: skip
+
+    def _goodness(self, patch: Patch, own: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Reduced chi2 of each patch by band, and its number of pixels."""
         rate = patch.background + own
         terms = patch.mask * (patch.counts - rate) ** 2 / rate
+        chi2 = np.full((len(own), len(self.images.bands)), np.nan)
         for b, band in enumerate(self.images.bands):
             chosen = [k for k, image in enumerate(self.images) if image.band == band]
             used = patch.mask[:, chosen].sum((-2, -1))
-            chi2[rows, b] = torch.where(used > 0, terms[:, chosen].sum((-2, -1)) / used, torch.nan).numpy()
-        n_pixels[rows] = patch.mask.sum((-2, -1)).long().numpy()
+            chi2[:, b] = torch.where(used > 0, terms[:, chosen].sum((-2, -1)) / used, torch.nan).numpy()
+        return chi2, patch.mask.sum((-2, -1)).long().numpy()
 
 
 def _inverse(curvature: Float[Tensor, "b d d"]) -> tuple[Float[Tensor, "b d d"], Float[Tensor, "b"]]:

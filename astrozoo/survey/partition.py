@@ -1,4 +1,4 @@
-"""A field cut into patches: where each source falls in each image, which pixels are its own, who overlaps whom.
+"""A field cut into patches: where sources fall in each image, which pixels are theirs, who overlaps whom.
 
 Active pixels are chosen by geometry (a square that grows with the source's extent on the sky), never by
 brightness, which would bias sizes and fluxes.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from scipy.spatial import cKDTree
 from torch import Tensor
 
@@ -60,14 +60,20 @@ class Sources:
         """
         bad = ~(np.isfinite(ra) & np.isfinite(dec) & (np.abs(dec) <= 90))
         if bad.any():
-            raise InputError("catalogue", f"{int(bad.sum())} positions that are no sky coordinates", "ra, dec [deg]")
+            raise InputError(
+                "catalogue", f"{int(bad.sum())} positions that are no sky coordinates", "ra, dec [deg]"
+            )
         projected = [_project(image, ra, dec) for image in field]
         inside = np.zeros(len(ra), bool)
         for image, (xy, _) in zip(field, projected, strict=True):
             ny, nx = image.shape
             inside |= (xy[:, 0] > -1) & (xy[:, 0] < nx) & (xy[:, 1] > -1) & (xy[:, 1] < ny)
         if not inside.all():
-            raise InputError("catalogue", f"{int((~inside).sum())} of {len(ra)} sources in no image", "sources on the field")
+            raise InputError(
+                "catalogue",
+                f"{int((~inside).sum())} of {len(ra)} sources in no image",
+                "sources on the field",
+            )
         psf = [_mixtures(image, xy) for image, (xy, _) in zip(field, projected, strict=True)]
         most = max(w.shape[1] for w, _, _ in psf)
         calibration = [_at(image.calibration, xy) for image, (xy, _) in zip(field, projected, strict=True)]
@@ -85,7 +91,7 @@ class Sources:
 
 
 def half_sizes(extent: Float[np.ndarray, "s"], *, factor: float = 4.0) -> Int[np.ndarray, "s"]:
-    """The patch size for sources of an rms extent as seen [px]: the smallest rung that holds ``factor`` of it."""
+    """The patch size for sources of an rms extent as seen [px]: the smallest that holds ``factor`` of it."""
     ladder = np.array(HALF_SIZES)
     rung = np.searchsorted(ladder, np.nan_to_num(factor * extent), side="left")
     return ladder[np.minimum(rung, len(ladder) - 1)]
@@ -104,7 +110,7 @@ def neighbours(sources: Sources) -> list[Int[np.ndarray, "n"]]:
 
 
 def colouring(adjacent: list[Int[np.ndarray, "n"]]) -> Int[np.ndarray, "s"]:
-    """Greedy colouring, most neighbours first: sources of one colour do not overlap and are updated at once."""
+    """Greedy colouring, most neighbours first: sources of one colour do not overlap."""
     colour = np.full(len(adjacent), -1)
     for i in sorted(range(len(adjacent)), key=lambda i: -len(adjacent[i])):
         taken = set(colour[adjacent[i]])
@@ -129,7 +135,9 @@ class Canvas:
         self.mask = [self._padded(i.valid, 0.0) for i in field]
         self.model = [torch.zeros_like(c) for c in self.counts]
         for k, image in enumerate(field):
-            bad = (self.mask[k] > 0) & ~(torch.isfinite(self.counts[k]) & torch.isfinite(self.sky[k]) & (self.sky[k] > 0))
+            bad = (self.mask[k] > 0) & ~(
+                torch.isfinite(self.counts[k]) & torch.isfinite(self.sky[k]) & (self.sky[k] > 0)
+            )
             if bad.any():
                 raise InputError(
                     f"image {image.name or image.band!r}",
@@ -212,7 +220,11 @@ def _mixtures(image: Image, xy: Float[np.ndarray, "s 2"]) -> tuple[np.ndarray, n
     ny, nx = image.shape
     found = [image.psf.mixture(float(np.clip(x, 0, nx - 1)), float(np.clip(y, 0, ny - 1))) for x, y in xy]
     most = max((len(m.weights) for m in found), default=1)
-    weights, means, covariances = np.zeros((len(xy), most)), np.zeros((len(xy), most, 2)), np.zeros((len(xy), most, 3))
+    weights, means, covariances = (
+        np.zeros((len(xy), most)),
+        np.zeros((len(xy), most, 2)),
+        np.zeros((len(xy), most, 3)),
+    )
     covariances[..., [0, 2]] = 1.0
     for i, m in enumerate(found):
         k = len(m.weights)
@@ -233,13 +245,3 @@ def _at(array: Float[np.ndarray, "y x"], xy: Float[np.ndarray, "s 2"]) -> Float[
     ny, nx = array.shape
     x, y = (np.clip(np.rint(xy[:, k]), 0, n - 1).astype(int) for k, n in ((0, nx), (1, ny)))
     return array[y, x]
-
-
-def flagged(values: Bool[np.ndarray, "y x"], xy: Float[np.ndarray, "s 2"], radius: int) -> Bool[np.ndarray, "s"]:
-    """Whether any pixel within a square of ``radius`` about each position is set."""
-    ny, nx = values.shape
-    out = np.zeros(len(xy), bool)
-    for i, (x, y) in enumerate(np.rint(xy).astype(int)):
-        box = values[max(y - radius, 0) : max(y + radius + 1, 0), max(x - radius, 0) : max(x + radius + 1, 0)]
-        out[i] = bool(box.any()) if box.size else False
-    return out

@@ -97,7 +97,12 @@ class _Proposal(NamedTuple):
 
 
 def _draw(
-    density: TypedDensity, mode: Tensor, covariance: Tensor, seed: int, renderings: tuple[int, ...], fluxes: int
+    density: TypedDensity,
+    mode: Tensor,
+    covariance: Tensor,
+    seed: int,
+    renderings: tuple[int, ...],
+    fluxes: int,
 ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n"]]:
     """Draws from all proposals, and their log importance ratios against the mixture of them."""
     mean, cov = mode, covariance
