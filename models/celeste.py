@@ -2,7 +2,7 @@
 
 A source is a star or a galaxy. Given its type it has a flux in the reference band, colours, a position
 and, for a galaxy, a size, an ellipticity and a mix of two profiles. Its light, seen through each image's
-PSF, adds to the sky; a pixel is a Poisson count of electrons.
+PSF, adds to the sky; a pixel is a Poisson count of electrons, over-dispersed where its weight is below 1.
 
 The model is written for one *patch* of sky: the pixels around one source, or around a few that overlap,
 in any number of images (bands and epochs). Light of sources outside the patch's list is a part of its
@@ -38,6 +38,7 @@ __all__ = [
     "ColourPrior",
     "Patch",
     "Prior",
+    "QuasiPoisson",
     "galaxy_images",
     "load_prior",
     "log_band_flux",
@@ -60,7 +61,8 @@ class Patch(NamedTuple):
     Attributes:
         counts: electrons.
         background: expected electrons from all that is not among the sources: sky, read noise, neighbours.
-        mask: 1 where the pixel counts, 0 where it does not (padding too).
+        mask: 1 where the pixel counts, 0 where it does not (padding too). Between: 1 over the dispersion of
+            a quasi-Poisson count, whose variance is the mean over this weight.
         pixels: (x, y) of the pixels' centres, relative to the reference position in that image [px].
         calibration: electrons per nanomaggy.
         band: index of each image's band among the prior's bands.
@@ -178,6 +180,24 @@ def log_band_flux(
     return log_flux[..., None] + ladder - ladder[..., reference : reference + 1]
 
 
+class QuasiPoisson(dist.Poisson):
+    """A Poisson count whose log probability is weighted: quasi-likelihood of dispersion 1 / weight.
+
+    References:
+        Wedderburn 1974, Biometrika 61, 439.
+    """
+
+    def __init__(self, rate: Tensor, weight: Tensor) -> None:
+        self.weight = weight
+        super().__init__(rate, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> QuasiPoisson:
+        return QuasiPoisson(self.rate.expand(batch_shape), self.weight.expand(batch_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.weight * super().log_prob(value)
+
+
 @dataclass(frozen=True, eq=False)
 class Celeste:
     """The generative model of one patch.
@@ -215,8 +235,7 @@ class Celeste:
             pyro.plate("image", patch.counts.shape[-2], dim=-2),
             pyro.plate("pixel", patch.counts.shape[-1], dim=-1),
         ):
-            pixel = dist.Poisson(patch.background + light, validate_args=False)
-            pyro.sample("counts", pixel.mask(patch.mask > 0), obs=patch.counts)
+            pyro.sample("counts", QuasiPoisson(patch.background + light, patch.mask), obs=patch.counts)
 
 
 def star_images(patch: Patch, offset: Float[Tensor, "*s 2"]) -> Float[Tensor, "*s image pixel"]:

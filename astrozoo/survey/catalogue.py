@@ -71,8 +71,7 @@ def catalogue(fit: FieldFit) -> Table:
     ids = np.asarray(found["id"]) if "id" in found.colnames else np.arange(1, n + 1)
     table["id"] = Column(ids, description="number of the source")
     _add_position(table, np.asarray(found["ra"], float), np.asarray(found["dec"], float), draws["offset"])
-    p_star = draws["is_star"].mean(1)
-    table["p_star"] = Column(p_star, description="probability of a star (else a galaxy)")
+    table["p_star"] = Column(fit.p_star, description="probability of a star (else a galaxy)")
     _add_photometry(table, fit)
     _add_shape(table, fit)
     for band, chi2 in zip(fit.field.bands, np.asarray(fit.chi2, float).T, strict=True):

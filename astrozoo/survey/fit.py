@@ -12,15 +12,16 @@ References:
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import sep
 import torch
-from astropy.table import Table
+from astropy.table import Table, vstack
 from jaxtyping import Float, Int
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from astrozoo.data.images import Field
@@ -43,6 +44,9 @@ _NOTICEABLE = 0.1  # [sigma] a change of a neighbour's light that calls for anot
 _NOTICEABLE_SKY = 0.03  # [sigma of a pixel] the same for a change of the sky
 _KINDS = (("galaxy", False, 6), ("star", True, 2))
 _SKY_CELL = 128  # [px]
+_RESIDUAL_ERROR = 0.05  # of modelled light, in the search for companions
+_RESIDUAL_SNR = 5.0
+_CLOSEST = 1.5  # [px] to a known source
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,11 @@ class FieldFit:
             bands];
             ``log_radius`` [ln arcsec]; ``ellipticity``; ``dev_logit``. Shapes are NaN in draws of a star.
         model: expected electrons in each image, from sky and sources.
+        p_star: probability that the source is a star.
         k_hat: of the importance weights; above 0.7 the posterior is not to be trusted.
         converged: whether the trust region converged for both types, and neighbours settled.
-        chi2: of the pixels of each source's patch, per degree of freedom and band (NaN: no pixels).
+        chi2: of the pixels of each source's patch, per pixel and band (NaN: no pixels), with the error of the
+            PSF of :data:`astrozoo.survey.partition.PSF_ERROR`.
         stats: seconds by stage, sweeps, counts of evaluations.
     """
 
@@ -67,6 +73,7 @@ class FieldFit:
     prior: Prior
     draws: dict[str, np.ndarray]
     model: list[np.ndarray]
+    p_star: Float[np.ndarray, "s"]
     k_hat: Float[np.ndarray, "s"]
     converged: np.ndarray
     chi2: Float[np.ndarray, "s band"]
@@ -128,12 +135,17 @@ def fit_field(
     clock = {"detect": time.perf_counter()}
     table = detect(images) if catalog is None else catalog
     clock["detect"] = time.perf_counter() - clock["detect"]
-    key = fingerprint(
-        images, np.asarray(table["ra"]), np.asarray(table["dec"]), seed, draws, max_sweeps, fit_sky
-    )
-    job = _Job(images, table, prior, seed, progress, Checkpoint(checkpoint, key))
+    settings = (seed, draws, max_sweeps, fit_sky, prior.bands, prior.prob_star, catalog is None)
+    key = fingerprint(images, np.asarray(table["ra"]), np.asarray(table["dec"]), *settings)
+    store = Checkpoint(checkpoint, key)
     started = time.perf_counter()
+    job = _Job(images, table, prior, seed, progress, store)
     job.sweeps(max_sweeps, fit_sky)
+    if catalog is None:
+        more = job.companions()
+        if len(more):
+            job = _Job(images, vstack([table, more]), prior, seed, progress, store, earlier=job)
+            job.sweeps(max_sweeps, fit_sky)
     clock["fit"] = time.perf_counter() - started
     started = time.perf_counter()
     fit = job.finish(draws)
@@ -144,9 +156,16 @@ def fit_field(
 
 class _Job:
     def __init__(
-        self, images: Field, table: Table, prior: Prior, seed: int, progress: bool, checkpoint: Checkpoint
+        self,
+        images: Field,
+        table: Table,
+        prior: Prior,
+        seed: int,
+        progress: bool,
+        checkpoint: Checkpoint,
+        earlier: _Job | None = None,
     ) -> None:
-        self.checkpoint = checkpoint
+        self.checkpoint, self.turn = checkpoint, 0 if earlier is None else 1
         self.images, self.table, self.prior, self.seed, self.progress = images, table, prior, seed, progress
         ra, dec = np.asarray(table["ra"], float), np.asarray(table["dec"], float)
         extent = np.asarray(table["a"], float) if "a" in table.colnames else np.full(len(table), 2.0)
@@ -155,11 +174,27 @@ class _Job:
         self.adjacent = neighbours(self.sources)
         self.colour = colouring(self.adjacent)
         self.state = self._start()
+        if earlier is not None:
+            self._inherit(earlier)
         self._resume()
+
+    def _inherit(self, earlier: _Job) -> None:
+        """Begin with an earlier job's sources and sky; only what is near the new sources waits."""
+        n, state, before = len(earlier.sources), self.state, earlier.state
+        for name, _, _ in _KINDS:
+            for part in ("mode", "covariance", "evidence"):
+                getattr(state, part)[name][:n] = getattr(before, part)[name]
+        state.converged[:n] = before.converged
+        state.counts, state.sweep = before.counts, 1
+        self.canvas.sky = earlier.canvas.sky
+        state.waiting[:n] = before.waiting
+        for row in range(n, len(self.sources)):
+            state.waiting[self.adjacent[row]] = True
+        self._repaint(np.arange(n))
 
     def _resume(self) -> None:
         """Take up the work of a checkpoint: its state, its sky, and the light of what it had fitted."""
-        held, sky, state = self.checkpoint.load("state"), self.checkpoint.load("sky"), self.state
+        held, sky, state = self.checkpoint.load(f"state-{self.turn}"), self.checkpoint.load("sky"), self.state
         if held is None or sky is None:
             return
         for name, _, _ in _KINDS:
@@ -168,16 +203,19 @@ class _Job:
         state.converged, state.waiting = torch.from_numpy(held["converged"]), held["waiting"]
         state.sweep, state.colour = int(held["sweep"]), int(held["colour"])
         self.canvas.sky = [torch.from_numpy(sky[f"sky_{k}"]) for k in range(len(self.canvas.sky))]
-        fitted = np.flatnonzero(held["fitted"])
+        self._repaint(np.flatnonzero(held["fitted"]))
+
+    def _repaint(self, fitted: Int[np.ndarray, "n"]) -> None:
+        """Paint the light of sources as their modes and evidences have it."""
         for half in np.unique(self.sources.half[fitted]):
             of_size = fitted[self.sources.half[fitted] == half]
             for i in range(0, len(of_size), _BATCH):
                 rows = of_size[i : i + _BATCH]
-                patch, _ = self._patch(rows)
+                patch, own = self._patch(rows)
                 light = self._light(patch, rows)
-                self.canvas.paint(rows, light)
+                self.canvas.paint(rows, light - own)
                 for k, row in enumerate(rows):
-                    state.light[row] = light[k]
+                    self.state.light[row] = light[k]
 
     def _save(self) -> None:
         state = self.state
@@ -193,7 +231,7 @@ class _Job:
             "colour": np.asarray(state.colour),
             "fitted": np.array([light is not None for light in state.light], bool),
         }
-        self.checkpoint.save("state", held)
+        self.checkpoint.save(f"state-{self.turn}", held)
 
     def _start(self) -> _State:
         n, nb = len(self.sources), len(self.prior.bands)
@@ -335,6 +373,31 @@ class _Job:
                 self.state.waiting[:] = True
         self.checkpoint.save("sky", {f"sky_{k}": sky.numpy() for k, sky in enumerate(canvas.sky)})
 
+    def companions(self) -> Table:
+        """Sources that show only in what the model leaves: blends that the first detection took for one.
+
+        Residuals count in units of a noise that grows with the modelled light, so that errors of the PSF
+        are not taken for sources.
+        """
+        left = []
+        for k, image in enumerate(self.images):
+            model = self.canvas.unpadded(self.canvas.sky[k] + self.canvas.model[k], k)
+            light = self.canvas.unpadded(self.canvas.model[k], k)
+            scale = np.sqrt(1 + (_RESIDUAL_ERROR * light) ** 2 / model)
+            counts = np.where(image.valid, model + (image.counts - model) / scale, model)
+            left.append(replace(image, counts=counts, sky=model))
+        found = detect(Field(tuple(left), self.images.name), threshold=_RESIDUAL_SNR)
+        if not len(found):
+            return found
+        xy = np.stack(self.images.images[0].wcs.all_world2pix(found["ra"], found["dec"], 0), -1)
+        known = self.sources.xy[0]
+        distance = cKDTree(known).query(xy)[0] if len(known) else np.full(len(found), np.inf)
+        keep = (
+            (distance > _CLOSEST) & ~np.asarray(found["saturated"], bool) & ~np.asarray(found["edge"], bool)
+        )
+        found["blended"] = True
+        return found[keep]
+
     def finish(self, draws: int) -> FieldFit:
         n = len(self.sources)
         parts: list[dict[str, np.ndarray]] = []
@@ -356,7 +419,7 @@ class _Job:
         nb, nc = len(self.images.bands), len(self.prior.bands)
         empty = {
             "u": np.zeros((0, draws, 6 + nc)), "is_star": np.zeros((0, draws)), "k_hat": np.zeros(0),
-            "chi2": np.zeros((0, nb)), "n_pixels": np.zeros(0, int),
+            "chi2": np.zeros((0, nb)), "p_star": np.zeros(0), "n_pixels": np.zeros(0, int),
         }  # fmt: skip
         held = {key: np.concatenate([none, *(p[key] for p in parts)])[order] for key, none in empty.items()}
         u, canvas = held["u"], self.canvas
@@ -374,6 +437,7 @@ class _Job:
                 "colour": u[..., 7:],
             },
             model=[canvas.unpadded(canvas.sky[k] + canvas.model[k], k) for k in range(len(canvas.model))],
+            p_star=held["p_star"],
             k_hat=held["k_hat"],
             converged=self.state.converged.numpy() & ~self.state.waiting,
             chi2=held["chi2"],
@@ -397,7 +461,7 @@ class _Job:
         k_hat = torch.where(p_star > 0.5, typed["star"].k_hat, typed["galaxy"].k_hat)
         return {
             "rows": rows, "u": u.numpy(), "is_star": is_star.numpy(), "k_hat": k_hat.numpy(),
-            "chi2": chi2, "n_pixels": n_pixels,
+            "chi2": chi2, "n_pixels": n_pixels, "p_star": p_star.numpy(),
         }  # fmt: skip
 
     def _goodness(self, patch: Patch, own: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -407,9 +471,9 @@ class _Job:
         chi2 = np.full((len(own), len(self.images.bands)), np.nan)
         for b, band in enumerate(self.images.bands):
             chosen = [k for k, image in enumerate(self.images) if image.band == band]
-            used = patch.mask[:, chosen].sum((-2, -1))
+            used = (patch.mask[:, chosen] > 0).sum((-2, -1))
             chi2[:, b] = torch.where(used > 0, terms[:, chosen].sum((-2, -1)) / used, torch.nan).numpy()
-        return chi2, patch.mask.sum((-2, -1)).long().numpy()
+        return chi2, (patch.mask > 0).sum((-2, -1)).numpy()
 
 
 def _inverse(curvature: Float[Tensor, "b d d"]) -> tuple[Float[Tensor, "b d d"], Float[Tensor, "b"]]:
