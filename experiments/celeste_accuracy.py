@@ -1,6 +1,7 @@
 """Celeste's accuracy and calibration on simulated SDSS fields, beside the published figures and SEP.
 
-Each field is simulated (GalSim, non-Gaussian PSF), measured by SEP and fitted; its catalogues are kept in
+Each field is simulated (GalSim, non-Gaussian PSF) from one of the shipped priors (that of the published
+code by default, so that its figures may be compared), measured by SEP and fitted; its catalogues are kept in
 ``OUT/fields``, and a run that was interrupted goes on from what is there. Writes ``accuracy.csv``,
 ``paired.csv`` (Celeste minus SEP on shared sources), ``coverage.csv`` and ``coverage.png``.
 """
@@ -18,9 +19,11 @@ import typer
 from astropy.table import Table, vstack
 
 from astrozoo.data.images import Field, reference_image
-from astrozoo.data.simulate import simulate_field
+from astrozoo.data.simulate import load_priors, simulate_field
 from astrozoo.diagnostics.scoring import PUBLISHED, coverage, paired_differences, score
 from astrozoo.errors import AstrozooError, DataError
+from astrozoo.models.celeste import PRIORS, load_prior
+from astrozoo.survey.catalogue import catalogue
 from astrozoo.survey.detect import detect
 from astrozoo.survey.fit import fit_field
 
@@ -78,11 +81,13 @@ def run_field(folder: Path, number: int, settings: dict[str, Any]) -> dict[str, 
         r_range=tuple(settings["r_range"]),
         min_separation=settings["separation"],
         blend_fraction=settings["blends"],
+        priors=load_priors(settings["population"]),
     )
+    prior = load_prior(settings["population"])
     makers = {
         "truth": lambda: truth,
         "sep": lambda: sep_catalogue(field),
-        "celeste": lambda: fit_field(field, seed=seed, progress=False).catalogue,
+        "celeste": lambda: catalogue(fit_field(field, prior=prior, seed=seed, progress=False)),
     }
     tables = {}
     for name, make in makers.items():
@@ -156,10 +161,13 @@ def report(fields: list[dict[str, Table]], out: Path) -> None:
 @app.command(epilog=_EXAMPLES)
 def main(
     out: Annotated[Path, typer.Option(help="Folder for tables and pictures.")],
-    fields: Annotated[int, typer.Option(min=1, help="Number of fields.")] = 4,
-    sources: Annotated[int, typer.Option(min=1, help="Sources per field.")] = 40,
-    size: Annotated[int, typer.Option(min=64, help="Side of a field (px).")] = 256,
+    fields: Annotated[int, typer.Option(min=1, help="Number of fields.")] = 8,
+    sources: Annotated[int, typer.Option(min=1, help="Sources per field.")] = 60,
+    size: Annotated[int, typer.Option(min=64, help="Side of a field (px).")] = 480,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    population: Annotated[
+        str, typer.Option(help=f"Prior that sources are drawn from, and fitted with: {' or '.join(PRIORS)}.")
+    ] = "regier2019",
     psf: Annotated[str, typer.Option(help="moffat or kolmogorov.")] = "moffat",
     bright: Annotated[float, typer.Option(help="Brightest r (mag).")] = 15.5,
     faint: Annotated[float, typer.Option(help="Faintest r (mag).")] = 22.5,
@@ -173,6 +181,7 @@ def main(
         "sources": sources,
         "size": size,
         "seed": seed,
+        "population": population,
         "psf": psf,
         "r_range": [bright, faint],
         "separation": separation,

@@ -1,4 +1,4 @@
-"""Fit the priors of the Celeste model to Stripe-82 co-add catalogues: ``models/celeste_priors.json``.
+"""Fit the priors of the Celeste model to Stripe-82 co-add catalogues: ``models/celeste_priors_stripe82.json``.
 
 The co-add is about two magnitudes deeper than one SDSS field, so its measurements stand for truth. Only
 derived numbers are written. What is fitted to which rows (``_CUTS``):
@@ -136,7 +136,7 @@ def _round(value: object) -> object:
 
 
 def fit(paths: list[Path], seed: int = 0) -> dict[str, object]:
-    """The priors as the documented dictionary (keys as in ``models/celeste_priors.json``)."""
+    """The priors as the documented dictionary (keys as in ``models/celeste_priors_stripe82.json``)."""
     star, flux, table = _read(paths)
     r = 22.5 - 2.5 * np.log10(np.maximum(flux[:, 2], 1e-9))
     dev = np.asarray(table["fracdev_r"], float)
@@ -176,7 +176,7 @@ def fit(paths: list[Path], seed: int = 0) -> dict[str, object]:
 @app.command(epilog="Example: python experiments/fit_celeste_priors.py --catalogs shared/data/sdss/catalogs")
 def main(
     catalogs: Annotated[Path | None, typer.Option(help="Folder with coadd_*.fit* catalogues.")] = None,
-    out: Annotated[Path, typer.Option(help="Where to write.")] = Path("models/celeste_priors.json"),
+    out: Annotated[Path, typer.Option(help="Where to write.")] = Path("models/celeste_priors_stripe82.json"),
     seed: Annotated[int, typer.Option(help="Of the mixture's start.")] = 0,
 ) -> None:
     """Fit the priors of the Celeste model to co-add catalogues."""

@@ -132,8 +132,8 @@ class Prior:
         return replace(self, colour=(galaxy, star))
 
 
-PRIORS = {"stripe82": "celeste_priors.json", "regier2019": "celeste_priors_regier2019.json"}
-"""Shipped priors of the five SDSS bands: name -> file."""
+PRIORS = ("stripe82", "regier2019")
+"""Shipped priors of the five SDSS bands, in ``celeste_priors_<name>.json``."""
 
 
 @cache
@@ -149,7 +149,7 @@ def load_prior(name: str = "stripe82") -> Prior:
     """
     if name not in PRIORS:
         raise UnknownNameError("prior", name, PRIORS)
-    held = json.loads(resources.files("astrozoo.models").joinpath(PRIORS[name]).read_text())
+    held = json.loads(resources.files("astrozoo.models").joinpath(f"celeste_priors_{name}.json").read_text())
 
     def mixture(of: dict[str, Any]) -> ColourPrior:
         return ColourPrior(

@@ -62,9 +62,16 @@ _SURVEY = {
 _FIELD_ROTATION = 20.0  # position angle of the y axis [deg]
 
 
-def load_priors() -> dict[str, Any]:
-    """The Celeste model's prior, ``models/celeste_priors.json`` (experiments/fit_celeste_priors.py)."""
-    return json.loads(files("astrozoo").joinpath("models/celeste_priors.json").read_text())
+def load_priors(name: str = "stripe82") -> dict[str, Any]:
+    """A prior of the Celeste model, ``models/celeste_priors_<name>.json``: "stripe82" or "regier2019".
+
+    Raises:
+        InputError: if there is no prior of that name.
+    """
+    path = files("astrozoo").joinpath(f"models/celeste_priors_{name}.json")
+    if not path.is_file():
+        raise InputError("prior", repr(name), "'stripe82' or 'regier2019'")
+    return json.loads(path.read_text())
 
 
 def draw_sources(
