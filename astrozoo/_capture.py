@@ -211,13 +211,20 @@ class Model:
         model: the Pyro model.
         rows: arguments of a few of the independent problems, from which shapes and supports are learnt.
         scope: dtype and device.
+        most: joint assignments beyond which discrete sites are given, see ``make_plan``.
 
     Raises:
         CaptureError: naming the site, if a support has no bijection onto a vector, changes from run to run,
             or is discrete and not finite.
     """
 
-    def __init__(self, model: Callable[..., Any], rows: list[tuple[Any, ...]], scope: Scope) -> None:
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        rows: list[tuple[Any, ...]],
+        scope: Scope,
+        most: int | None = None,
+    ) -> None:
         self.model, self.scope = model, scope
         self.layout, self.discrete = self._look(rows[0])
         self._check_supports(rows)
@@ -225,7 +232,7 @@ class Model:
         if self.discrete:
             with self.scope.drawing(), torch.no_grad():
                 values = self.layout.constrain(torch.rand(self.layout.dim) * 2 - 1)
-                self.plan = make_plan(self.discrete, lambda given: (self.run(values | given, rows[0]),))
+                self.plan = make_plan(self.discrete, lambda given: (self.run(values | given, rows[0]),), most)
 
     def _look(self, args: tuple[Any, ...], seed: int = 0) -> tuple[Layout, tuple[Discrete, ...]]:
         sites: list[Site] = []
@@ -276,6 +283,12 @@ class Model:
         if all(d.name in values for d in self.discrete):
             return total(self.run(values, args))
         return self.plan.logsumexp(lambda assigned: self.run({**values, **assigned}, args))
+
+    def draw_discrete(self, z: Tensor, uniform: Tensor, args: tuple[Any, ...]) -> dict[str, Tensor]:
+        """The given discrete sites of one vector, and a draw of the others from their conditional."""
+        given = self.plan.given_values(z[self.layout.dim :])
+        values = self.layout.constrain(z[: self.layout.dim]) | given
+        return given | self.plan.draw(lambda assigned: self.run({**values, **assigned}, args), uniform)
 
 
 class _LowerCholesky(Transform):

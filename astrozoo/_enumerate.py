@@ -20,10 +20,10 @@ from torch.func import vmap
 
 from astrozoo.errors import CaptureError
 
-__all__ = ["MAX_ASSIGNMENTS", "Discrete", "Plan", "find_discrete", "make_plan", "total"]
+__all__ = ["MAX_ASSIGNMENTS", "Discrete", "Plan", "find_discrete", "inverted", "make_plan", "total"]
 
 MAX_ASSIGNMENTS = 4096
-"""The most assignments that are enumerated jointly."""
+"""The most assignments that are enumerated jointly, where no other limit is set."""
 
 Values = dict[str, Tensor]
 
@@ -45,11 +45,17 @@ class Discrete:
 
     def assign(self, index: Tensor) -> Tensor:
         """Values of the site for indices ``[*b, *elements]`` into its support."""
-        return self.support[index]
+        flat = self.support.index_select(0, index.reshape(-1))  # vmap takes no scalars in brackets
+        return flat.reshape((*index.shape, *self.support.shape[1:]))
 
     def first(self) -> Tensor:
         """The first value of the support, everywhere."""
         return self.assign(torch.zeros(self.elements, dtype=torch.long, device=self.support.device))
+
+    def last(self) -> Tensor:
+        """The last value of the support, everywhere."""
+        k = self.support.shape[0]
+        return self.assign(torch.full(self.elements, k - 1, device=self.support.device))
 
     def draw(self, fn: Any, normals: Float[Tensor, "n"]) -> Tensor:
         """A draw from ``fn`` by inverting its cumulative probabilities, from one normal per element."""
@@ -91,15 +97,59 @@ def _base(fn: Any) -> Any:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which sites are enumerated jointly, and which locally, in the elements of ``plates``."""
+    """Which sites are enumerated jointly, which locally in the elements of ``plates``, which are given."""
 
     joint: tuple[Discrete, ...] = ()
     local: tuple[Discrete, ...] = ()
+    given: tuple[Discrete, ...] = ()
 
     @property
     def plates(self) -> tuple[str, ...]:
         """Names of the plates of the local sites, outermost first."""
         return self.local[0].plates if self.local else ()
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """How many values each element of the given sites has."""
+        return tuple(d.support.shape[0] for d in self.given for _ in range(d.elements.numel()))
+
+    @property
+    def uniforms(self) -> int:
+        """How many uniform numbers :meth:`draw` takes."""
+        return bool(self.joint) + (self.local[0].elements.numel() if self.local else 0)
+
+    def given_values(self, index: Float[Tensor, "n"]) -> Values:
+        """Values of the given sites, from the index into its support of each of their elements."""
+        parts = torch.split(index.long(), [d.elements.numel() for d in self.given])
+        return {d.name: d.assign(i.reshape(d.elements)) for d, i in zip(self.given, parts, strict=True)}
+
+    def draw(self, run: Callable[[Values], poutine.Trace], uniform: Float[Tensor, "n"]) -> Values:
+        """A draw of the joint and local sites from their conditional given all else.
+
+        Args:
+            run: gives the model's trace for one assignment.
+            uniform: one number for the joint sites (if any), and one per element of the local ones.
+        """
+
+        def weigh(given: Values) -> tuple[Tensor, Tensor]:
+            if not self.local:
+                return total(run(given)), torch.zeros(())
+            outside, inside = vmap(lambda v: self.split(run(given | v)))(self.local_values())
+            return outside[0] + torch.logsumexp(inside, 0).sum(), inside
+
+        values: Values = {}
+        if self.joint:
+            assigned = self.joint_values()
+            log_p, inside = vmap(weigh)(assigned)
+            chosen = inverted(log_p, uniform[0])[None]
+            values = {name: v.index_select(0, chosen)[0] for name, v in assigned.items()}
+            inside = inside.index_select(0, chosen)[0]
+        elif self.local:
+            inside = weigh({})[1]
+        if self.local:
+            own = uniform[bool(self.joint) :].reshape(inside.shape[1:])
+            values |= self.local_values(inverted(inside, own))
+        return values
 
     def logsumexp(self, run: Callable[[Values], poutine.Trace]) -> Tensor:
         """log of the sum of p over all assignments; ``run`` gives the model's trace for one."""
@@ -177,7 +227,7 @@ class Plan:
 
     def holds(self, run: Callable[[Values], tuple[poutine.Trace, ...]]) -> bool:
         """Whether elements of the plates indeed do not see one another, tried on random assignments."""
-        given = {n: v[-1] for n, v in self.joint_values().items()} if self.joint else {}
+        given = {d.name: d.last() for d in self.joint + self.given}
         values = self.local_values()
         k = math.prod(d.support.shape[0] for d in self.local)
         alone = [[self.split(t) for t in run(given | {n: v[i] for n, v in values.items()})] for i in range(k)]
@@ -193,11 +243,19 @@ class Plan:
         return True
 
 
-def make_plan(discrete: tuple[Discrete, ...], run: Callable[[Values], tuple[poutine.Trace, ...]]) -> Plan:
+def make_plan(
+    discrete: tuple[Discrete, ...],
+    run: Callable[[Values], tuple[poutine.Trace, ...]],
+    most: int | None = None,
+) -> Plan:
     """The cheapest plan that is exact; ``run`` gives the traces for one assignment.
 
+    Args:
+        most: joint assignments beyond which sites are *given* instead of summed over; None: an error
+            beyond :data:`MAX_ASSIGNMENTS`.
+
     Raises:
-        CaptureError: if there is none with at most 4096 joint assignments, or a scale is at work.
+        CaptureError: if there is none with so few joint assignments, or a scale is at work.
     """
     for of in run({d.name: d.first() for d in discrete}):
         for name, site in of.nodes.items():
@@ -207,21 +265,26 @@ def make_plan(discrete: tuple[Discrete, ...], run: Callable[[Values], tuple[pout
                 raise CaptureError(
                     f"site {name!r} is scaled: a sum over discrete sites would not be of densities"
                 )
+    limit = MAX_ASSIGNMENTS if most is None else most
     groups: dict[tuple[str, ...], list[Discrete]] = {}
     for d in discrete:
         groups.setdefault(d.plates, []).append(d)
     candidates = [g for plates, g in groups.items() if plates and g[0].elements.numel() > 1]
     for group in sorted(candidates, key=_assignments, reverse=True):
-        plan = Plan(tuple(d for d in discrete if d not in group), tuple(group))
-        if _assignments(plan.joint) <= MAX_ASSIGNMENTS and _fits(plan, run) and plan.holds(run):
+        rest = tuple(d for d in discrete if d not in group)
+        few = _assignments(rest) <= limit
+        plan = Plan(rest, tuple(group)) if few else Plan(local=tuple(group), given=rest)
+        if (few or most is not None) and _fits(plan, run) and plan.holds(run):
             return plan
-    if _assignments(discrete) > MAX_ASSIGNMENTS:
-        names = ", ".join(repr(d.name) for d in discrete)
-        raise CaptureError(
-            f"discrete sites {names}: {_assignments(discrete)} joint assignments (the most is "
-            f"{MAX_ASSIGNMENTS}), and no plate of theirs has independent elements"
-        )
-    return Plan(joint=discrete)
+    if _assignments(discrete) <= limit:
+        return Plan(joint=discrete)
+    if most is not None:
+        return Plan(given=discrete)
+    names = ", ".join(repr(d.name) for d in discrete)
+    raise CaptureError(
+        f"discrete sites {names}: {_assignments(discrete)} joint assignments (the most is "
+        f"{MAX_ASSIGNMENTS}), and no plate of theirs has independent elements; only hmc goes beyond"
+    )
 
 
 def total(of: poutine.Trace) -> Tensor:
@@ -231,7 +294,7 @@ def total(of: poutine.Trace) -> Tensor:
 
 def _fits(plan: Plan, run: Callable[[Values], tuple[poutine.Trace, ...]]) -> bool:
     """Whether the local sites' elements are exactly those of their plates."""
-    of = run({d.name: d.first() for d in plan.joint + plan.local})[-1]
+    of = run({d.name: d.first() for d in plan.joint + plan.local + plan.given})[-1]
     frames = of.nodes[plan.local[0].name]["cond_indep_stack"]
     size = math.prod(f.size for f in frames if f.vectorized)
     return all(d.elements.numel() == size for d in plan.local)
@@ -250,6 +313,12 @@ def _of_plates(site: Any, plates: tuple[str, ...]) -> Tensor:
     found = found.sum(others) if others else found
     order = [f.name for f in chosen]
     return found.permute([order.index(p) for p in plates])
+
+
+def inverted(log_p: Float[Tensor, "k *e"], uniform: Float[Tensor, "*e"]) -> Tensor:
+    """Indices drawn with probabilities proportional to ``exp(log_p)``."""
+    cumulative = torch.softmax(log_p, 0).cumsum(0)
+    return (cumulative < uniform).sum(0).clamp(max=log_p.shape[0] - 1)
 
 
 def _weighted(log_q: Tensor, x: Tensor) -> Tensor:

@@ -15,15 +15,19 @@ import torch
 from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor, nn
+from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from astrozoo._capture import Layout, Model, Scope, Site, Tape, is_discrete, latent_sites, run_guide
-from astrozoo._enumerate import Discrete, find_discrete, make_plan, total
+from astrozoo._enumerate import Discrete, find_discrete, inverted, make_plan, total
 from astrozoo._graph import PureFunction, rows_of
 from astrozoo.errors import CaptureError, InputError
 from astrozoo.types import Problem
 
-__all__ = ["Elbo", "Layout", "LogDensity", "PureFunction", "Site", "elbo", "log_density"]
+__all__ = ["Elbo", "Layout", "LogDensity", "PureFunction", "Site", "elbo", "inverted", "log_density"]
+
+
+_CHUNK = 64  # draws whose discrete sites are drawn at once
 
 
 def some_rows(problem: Problem) -> list[tuple[Any, ...]]:
@@ -33,22 +37,66 @@ def some_rows(problem: Problem) -> list[tuple[Any, ...]]:
     return [rows_of(problem.args, i) for i in (0, problem.batch // 2, problem.batch - 1)]
 
 
-class LogDensity(PureFunction):
-    """log p(z, data) of a model in unconstrained space, Jacobian included, discrete sites summed out."""
+def draw_discrete(
+    model: Model,
+    z: Float[Tensor, "b m dim"],
+    args: tuple[Any, ...],
+    batch: int | None,
+    generator: torch.Generator | None,
+) -> dict[str, Tensor]:
+    """Discrete sites given the others, ``{site: [b, m, *shape]}``: see :meth:`LogDensity.discrete`."""
+    if not model.discrete:
+        return {}
 
-    def __init__(self, problem: Problem, compile: str = "auto") -> None:
+    def one(z: Tensor, uniform: Tensor, args: tuple[Any, ...]) -> dict[str, Tensor]:
+        with model.scope():
+            return model.draw_discrete(z, uniform, args)
+
+    b, m = z.shape[:2]
+    device = z.device if generator is None else generator.device
+    uniform = torch.rand(b * m, model.plan.uniforms, dtype=z.dtype, device=device, generator=generator)
+    uniform, z = uniform.to(z.device), z.flatten(0, 1)
+    problem = torch.arange(b, device=z.device).repeat_interleave(m)
+    over = vmap(one, in_dims=(0, 0, _in_dims(args, batch)))
+    parts = []
+    with torch.no_grad():
+        for i in range(0, b * m, _CHUNK):
+            rows = slice(i, i + _CHUNK)
+            given = args if batch is None else rows_of(args, problem[rows])
+            parts.append(over(z[rows], uniform[rows], given))
+    if not parts:
+        return {d.name: d.first().new_zeros(b, m, *d.first().shape) for d in model.discrete}
+    return {d.name: torch.cat([p[d.name] for p in parts]).unflatten(0, (b, m)) for d in model.discrete}
+
+
+def _in_dims(args: tuple[Any, ...], batch: int | None) -> Any:
+    leaves, spec = pytree.tree_flatten(args)
+    dims = [0 if isinstance(leaf, Tensor) and batch is not None else None for leaf in leaves]
+    return pytree.tree_unflatten(dims, spec) if leaves else None
+
+
+class LogDensity(PureFunction):
+    """log p(z, data) of a model in unconstrained space, Jacobian included, discrete sites summed out.
+
+    Sites that are given instead (see :func:`log_density`) are at the end of the vector: for each of their
+    elements the index of its value, of ``choices`` that it has; the gradient there is zero.
+    """
+
+    def __init__(self, problem: Problem, compile: str = "auto", most_assignments: int | None = None) -> None:
         scope = Scope(problem.dtype, problem.device)
-        model = Model(problem.model, some_rows(problem), scope)
+        model = Model(problem.model, some_rows(problem), scope, most_assignments)
         self.model, self.layout, self.start = model, model.layout, dict(problem.start)
+        self.choices = model.plan.choices
 
         def f(z: Tensor, *args: Any) -> Tensor:
             with scope():
                 values, log_jacobian = model.layout.constrain_with_jacobian(z)
-                return model.log_prob(values, args) + log_jacobian
+                given = model.plan.given_values(z[model.layout.dim :])
+                return model.log_prob(values | given, args) + log_jacobian
 
         super().__init__(
             f,
-            model.layout.dim,
+            model.layout.dim + len(self.choices),
             args=problem.args,
             batch=problem.batch,
             dtype=problem.dtype,
@@ -71,6 +119,9 @@ class LogDensity(PureFunction):
         for _ in range(100):
             device = self.device if generator is None else generator.device
             fresh = torch.rand(b, self.dim, dtype=self.dtype, device=device, generator=generator) * 4 - 2
+            if self.choices:
+                index = (fresh[:, self.layout.dim :] + 2) / 4 * fresh.new_tensor(self.choices)
+                fresh = torch.cat((fresh[:, : self.layout.dim], index.floor()), 1)
             fresh = torch.where(fixed.isnan(), fresh.to(self.device), fixed)
             z = torch.where(bad[:, None], fresh, z)
             value, grad = self.value_and_grad(z)
@@ -78,6 +129,21 @@ class LogDensity(PureFunction):
             if not bad.any():
                 return z
         raise self._blame(z, int(bad.nonzero()[0]))
+
+    def discrete(
+        self, z: Float[Tensor, "b m dim"], generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Draws of the discrete sites from their exact conditional given the continuous ones.
+
+        With them a draw of the marginal density becomes one of the whole posterior.
+
+        Args:
+            z: unconstrained vectors, ``m`` of each of the ``b`` problems (one where there is no batch).
+
+        Returns:
+            ``{site: [b, m, *shape]}``; nothing for a model without discrete sites.
+        """
+        return draw_discrete(self.model, z, self.args, self.batch, generator)
 
     def take(self, rows: Tensor) -> LogDensity:
         """The density of some of the independent problems; of one problem, itself."""
@@ -102,7 +168,7 @@ class LogDensity(PureFunction):
     def _blame(self, z: Tensor, row: int) -> InputError:
         args = self.args if self.batch is None else rows_of(self.args, row)
         with self.model.scope():
-            values = self.layout.constrain(z[row])
+            values = self.layout.constrain(z[row, : self.layout.dim])
             for d in self.model.discrete:
                 values[d.name] = d.first()
             nodes = self.model.run(values, args).nodes
@@ -188,6 +254,14 @@ class Elbo(PureFunction):
         """Draws of the guide as unconstrained vectors."""
         return self.layout.unconstrain(self.sample(w, noise))
 
+    def discrete(
+        self, z: Float[Tensor, "b m dim"], generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Discrete sites that the guide lacks, given its draws: see :meth:`LogDensity.discrete`."""
+        if self._discrete:
+            return {}
+        return draw_discrete(self.model, z, self.args, self.batch, generator)
+
     def log_ratio(self, w: Float[Tensor, "b p"], noise: Float[Tensor, "m e"] | None) -> Float[Tensor, "b m"]:
         """log p - log q of each draw."""
 
@@ -205,12 +279,9 @@ class Elbo(PureFunction):
 
         if noise is None:
             noise = w.new_zeros(1, self.draw_dim)
-        leaves, spec = pytree.tree_flatten(self.args)
-        dims = [0 if isinstance(leaf, Tensor) and self.batch is not None else None for leaf in leaves]
-        in_dims = pytree.tree_unflatten(dims, spec)
-        draws = torch.func.vmap(one, in_dims=(None, None, 0))
+        draws = vmap(one, in_dims=(None, None, 0))
         with torch.no_grad():
-            return torch.func.vmap(draws, in_dims=(0, in_dims if leaves else None, None))(w, self.args, noise)
+            return vmap(draws, in_dims=(0, _in_dims(self.args, self.batch), None))(w, self.args, noise)
 
     def _elbo(self, w: Tensor, *rest: Any) -> Tensor:
         noise, args = (rest[0], rest[1:]) if self.draw_dim else (w.new_zeros(0), rest)
@@ -291,13 +362,19 @@ class Elbo(PureFunction):
         return tape.used
 
 
-def log_density(problem: Problem, *, compile: str = "auto") -> LogDensity:
+def log_density(
+    problem: Problem, *, compile: str = "auto", most_assignments: int | None = None
+) -> LogDensity:
     """The log density of a problem as a function of a flat unconstrained vector.
+
+    Args:
+        most_assignments: discrete sites of more joint assignments than this are not summed out but are a
+            part of the vector, for a sampler that updates them. None: they are an error beyond 4096.
 
     Raises:
         CaptureError: if the model cannot be turned into a pure function; it names the site or the cause.
     """
-    return LogDensity(problem, compile)
+    return LogDensity(problem, compile, most_assignments)
 
 
 def elbo(

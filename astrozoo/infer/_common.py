@@ -38,6 +38,7 @@ __all__ = [
     "noise_per_latent",
     "progress_bar",
     "start_points",
+    "typed",
     "variational_start",
     "worst",
 ]
@@ -46,6 +47,8 @@ R_HAT = 1.05
 """Split R-hat below which chains are taken to agree."""
 _PROBED = 1000
 """Noise coordinates of a guide up to which its shape is probed one by one."""
+_DISCRETE = 101
+"""The stream of draws of discrete sites."""
 _SAVE_EVERY = 30.0
 """Seconds between two checkpoints."""
 
@@ -253,6 +256,8 @@ def guide_draws(
     shape = (chains * draws, elbo.draw_dim)
     noise = torch.randn(shape, generator=generator_for(seed, 1, 1), dtype=elbo.dtype).to(elbo.device)
     sites = elbo.sample(w, noise)
+    if elbo.model.discrete:
+        sites |= elbo.discrete(elbo.unconstrained(w, noise), generator_for(seed, _DISCRETE))
     shaped = {name: by_chain(x, chains, elbo.batch is not None) for name, x in sites.items()}
     moments = exact_moments(elbo, w)
     if moments is None:
@@ -262,15 +267,28 @@ def guide_draws(
     return shaped, *moments
 
 
-def ensemble_status(z: Float[Tensor, "b c n d"], diverging: Tensor) -> list[Status]:
-    """Of each problem: by the split R-hat of its unconstrained draws and its share of divergences."""
-    half = z.shape[2] // 2
-    if half < 2:
+def typed(target: Any, z: Float[Tensor, "b m d"], seed: int) -> dict[str, Tensor]:
+    """Constrained draws of all sites, the discrete ones recovered: ``{site: [b, m, *shape]}``."""
+    z = z.to(target.device)
+    continuous = target.layout.constrain(z[..., : target.layout.dim])
+    return continuous | target.discrete(z, generator_for(seed, _DISCRETE))
+
+
+def ensemble_status(
+    z: Float[Tensor, "b c n d"], diverging: Tensor, discrete: Float[Tensor, "b c n e"] | None = None
+) -> list[Status]:
+    """Of each problem: by the split R-hat of its draws and its share of divergences.
+
+    Args:
+        z: unconstrained draws.
+        discrete: indices of the values of discrete sites; those on which all draws agree have settled.
+    """
+    if z.shape[2] < 4:
         return [Status.BUDGET_SPENT] * len(z)
-    parts = torch.cat((z[:, :, :half], z[:, :, -half:]), 1)
-    within = parts.var(2).mean(1)
-    between = parts.mean(2).var(1)
-    r_hat = (1 - 1 / half + between / within).sqrt().amax(1)  # NaN where nothing moved
+    r_hat = _split_r_hat(z).amax(1)  # NaN where nothing moved
+    if discrete is not None and discrete.shape[3]:
+        agreed = (discrete == discrete[:, :1, :1]).flatten(1, 2).all(1)
+        r_hat = torch.maximum(r_hat, torch.where(agreed, 1.0, _split_r_hat(discrete)).amax(1))
     share = diverging.to(z.dtype).mean((1, 2))
     out = []
     for r, bad in zip(r_hat.tolist(), share.tolist(), strict=True):
@@ -279,6 +297,12 @@ def ensemble_status(z: Float[Tensor, "b c n d"], diverging: Tensor) -> list[Stat
             Status.CONVERGED if settled else Status.DIVERGED if bad > 0.1 or r != r else Status.BUDGET_SPENT
         )
     return out
+
+
+def _split_r_hat(z: Float[Tensor, "b c n d"]) -> Float[Tensor, "b d"]:
+    half = z.shape[2] // 2
+    parts = torch.cat((z[:, :, :half], z[:, :, -half:]), 1)
+    return (1 - 1 / half + parts.mean(2).var(1) / parts.var(2).mean(1)).sqrt()
 
 
 def by_chain(x: Float[Tensor, "b m ..."], chains: int, batched: bool) -> np.ndarray:

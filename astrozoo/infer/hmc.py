@@ -1,4 +1,9 @@
-"""Many-chain Hamiltonian Monte Carlo on the captured log density."""
+"""Many-chain Hamiltonian Monte Carlo on the captured log density.
+
+Discrete sites are summed out, and recovered from their exact conditional. Beyond :data:`ENUMERATED` joint
+assignments they are coordinates at the end of each position instead: they have no momentum and stay where
+they are along a trajectory, after which each is drawn in turn given all else (Gibbs).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from astrozoo.density import log_density
+from astrozoo.density import LogDensity, inverted, log_density
 from astrozoo.errors import InputError
 from astrozoo.infer._common import (
     Checkpoint,
@@ -25,8 +30,9 @@ from astrozoo.infer._common import (
     generator_for,
     progress_bar,
     start_points,
+    typed,
 )
-from astrozoo.types import Objective, Problem, Result, Status
+from astrozoo.types import Problem, Result, Status
 
 __all__ = ["HMCState", "hmc"]
 
@@ -39,7 +45,9 @@ DIVERGED = 1000.0
 """Energy error of a divergent trajectory."""
 DENSE_LIMIT = 200
 """Dimensions up to which the mass matrix is dense."""
-_START, _MASS, _MOMENTUM, _ACCEPT = range(4)
+ENUMERATED = 64
+"""Joint assignments of discrete sites (six binary ones) up to which they are summed out at every step."""
+_START, _MASS, _MOMENTUM, _ACCEPT, _GIBBS = range(5)
 _DRAWN = ("position", "energy", "acceptance_rate", "diverging", "n_steps", "lp")
 
 
@@ -96,15 +104,21 @@ class HMCState:
 class _Density:
     """The log density of every chain of every problem: ``[B, C, d] -> [B, C], [B, C, d]``."""
 
-    def __init__(self, objective: Objective, problems: int, chains: int) -> None:
+    def __init__(self, objective: LogDensity, problems: int, chains: int) -> None:
         rows = torch.arange(problems, device=objective.device).repeat_interleave(chains)
         self.objective = objective.take(rows)
+        self.choices = objective.choices
 
     def __call__(self, q: Float[Tensor, "B C d"]) -> tuple[Tensor, Tensor]:
         value, gradient = self.objective.value_and_grad(q.flatten(0, 1))
         good = value.isfinite() & gradient.isfinite().all(1)
         value = torch.where(good, value, -torch.inf)
         return value.view(q.shape[:2]), torch.where(good[:, None], gradient, 0.0).view(q.shape)
+
+    def values(self, q: Float[Tensor, "B C d"]) -> Float[Tensor, "B C"]:
+        """Without the gradient; no density where it is undefined."""
+        value = self.objective.values(q.flatten(0, 1))[:, 0].view(q.shape[:2])
+        return torch.where(value.isfinite(), value, -torch.inf)
 
 
 @dataclass(frozen=True)
@@ -164,6 +178,23 @@ def _transition(
     }
 
 
+def _gibbs(density: _Density, out: dict[str, Tensor], seed: int, iteration: int) -> None:
+    """Every discrete coordinate in turn from its exact conditional, in place."""
+    choices, q, value = density.choices, out["position"], out["lp"]
+    uniform = torch.rand(
+        len(choices), q.shape[1], generator=generator_for(seed, _GIBBS, iteration), dtype=q.dtype
+    ).to(q.device)
+    for k, u, at in zip(choices, uniform, range(q.shape[2] - len(choices), q.shape[2]), strict=True):
+        tried = q.repeat(k, 1, 1, 1)
+        tried[..., at] = (tried[..., at] + torch.arange(k, device=q.device)[:, None, None]) % k
+        log_p = torch.stack([value, *map(density.values, tried[1:])])
+        chosen = inverted(log_p, u.expand_as(value))[None]
+        value = log_p.gather(0, chosen)[0]
+        q = tried.gather(0, chosen[..., None].expand(1, *q.shape))[0]
+    out["position"] = q
+    out["lp"], out["gradient"] = density(q)
+
+
 def _advance(density: _Density, state: HMCState, settings: _Settings) -> None:
     """One iteration of warm-up or sampling."""
     n, warming = state.iteration, state.iteration < settings.warmup
@@ -174,6 +205,9 @@ def _advance(density: _Density, state: HMCState, settings: _Settings) -> None:
     steps = (length / step).ceil().clamp(1, EARLY_STEPS if early else settings.max_steps)
     out = _transition(density, state, step, steps, settings.seed)
     gradients = int(steps.max())
+    if density.choices:
+        _gibbs(density, out, settings.seed, n)
+        gradients += 1
     if warming:
         acceptance = _per_problem(out["acceptance_rate"], early)
         log_step, averaging = _dual_average(state.averaging, acceptance, settings.target)
@@ -187,7 +221,10 @@ def _advance(density: _Density, state: HMCState, settings: _Settings) -> None:
     state.gradients, state.iteration = state.gradients + gradients, n + 1
     ends = [int(fraction * settings.warmup) for fraction in WINDOWS]
     if warming and state.iteration in ends and len(state.window) > 1:
-        state.root = _root_of_covariance(torch.stack(state.window, 2).flatten(1, 2))
+        discrete = len(density.choices)
+        moving = slice(0, state.position.shape[2] - discrete)
+        root = _root_of_covariance(torch.stack(state.window, 2).flatten(1, 2)[..., moving])
+        state.root = torch.nn.functional.pad(root, (0, discrete, 0, discrete))
         state.window = []
         _first_step(density, state, settings, state.iteration < int(EARLY * settings.warmup))
     if warming and state.iteration == settings.warmup:
@@ -242,7 +279,7 @@ def _begin(
     density: Any, problems: int, chains: int, start: Any, precondition: Result | None, seed: int
 ) -> HMCState:
     """Starts, and the mass matrix of ``precondition`` or else the identity."""
-    d = density.dim
+    d, discrete = density.layout.dim, len(density.choices)
     like: dict[str, Any] = {"dtype": density.dtype, "device": density.device}
     root = torch.eye(d, **like).expand(problems, d, d)
     if precondition is not None:
@@ -254,17 +291,19 @@ def _begin(
         root, failed = torch.linalg.cholesky_ex(torch.as_tensor(precondition.covariance, **like))
         if failed.any():
             raise InputError("precondition", "a covariance that is not positive definite", "one that is")
-    if start is not None or precondition is None:
-        if start is None:
-            q = chain_starts(density, chains, seed)
-        else:
-            q = start_points(start, density, problems * chains, seed).view(problems, chains, d)
-    else:
+    fresh = start is None and precondition is None
+    own = chain_starts(density, chains, seed) if fresh or discrete else None
+    if start is not None:
+        q = start_points(start, density, problems * chains, seed, d).view(problems, chains, d)
+    elif precondition is not None:
         e = torch.randn(chains, d, generator=generator_for(seed, _START), dtype=density.dtype).to(
             density.device
         )
-        q = start_points(precondition, density, problems, seed)[:, None] + e @ root.mT
+        q = start_points(precondition, density, problems, seed, d)[:, None] + e @ root.mT
+    if own is not None:
+        q = own if fresh else torch.cat((q, own[..., d:]), -1)
     zeros = torch.zeros(problems, chains, **like)
+    root = torch.nn.functional.pad(root, (0, discrete, 0, discrete))
     return HMCState(q, root, zeros, zeros.expand(4, problems, chains))
 
 
@@ -291,7 +330,9 @@ def hmc(
     Step size: dual averaging of the mean acceptance over a problem's chains. Mass matrix: the covariance of
     the whole ensemble, dense up to ``DENSE_LIMIT`` dimensions, re-estimated at ``WINDOWS`` of the warm-up.
     Length of a trajectory: a quarter period of the whitened posterior, ``pi / 2``, times a factor that runs
-    over [0.5, 1.5). Every problem sees the same random numbers, so it does not depend on its neighbours.
+    over [0.5, 1.5). Discrete sites: summed out and recovered, or beyond ``ENUMERATED`` joint assignments
+    drawn one by one after each trajectory; ``stats`` says which. Every problem sees the same random numbers,
+    so it does not depend on its neighbours.
 
     Args:
         guide: none; here so that all backends are called alike.
@@ -313,7 +354,7 @@ def hmc(
         Hoffman & Gelman 2014 (step size); Sountsov & Hoffman 2021 (many chains); Gu et al. 2022 (GIGA-Lens).
     """
     began = time.monotonic()
-    target = log_density(problem, compile=compile)
+    target = log_density(problem, compile=compile, most_assignments=ENUMERATED)
     problems = problem.batch or 1
     settings = _Settings(seed, warmup, draws, target_acceptance, max_steps)
     told: dict[str, Any] = {
@@ -381,11 +422,12 @@ def _result(
         column = np.asarray(rows[: settings.draws]).reshape(-1, B, C, *rest)
         columns[name] = torch.as_tensor(column).movedim(0, 2)  # [B, C, draw, ...]
     z = columns.pop("position")
-    statuses = [why] * len(z) if why else ensemble_status(z, columns["diverging"])
-    flat = z.flatten(1, 2) if z.shape[2] else state.position.cpu()
+    d = target.layout.dim
+    statuses = [why] * len(z) if why else ensemble_status(z[..., :d], columns["diverging"], z[..., d:])
+    flat = (z.flatten(1, 2) if z.shape[2] else state.position.cpu())[..., :d]
     centred = flat - flat.mean(1, keepdim=True)
     chains = z.shape[1]
-    sites = target.layout.constrain(z.flatten(1, 2).to(target.device))
+    sites = typed(target, z.flatten(1, 2), settings.seed)
     return finish(
         problem,
         target,
@@ -396,7 +438,12 @@ def _result(
         throw=throw,
         draws={name: by_chain(x, chains, batched) for name, x in sites.items()},
         sample_stats={name: by_chain(x.flatten(1, 2), chains, batched) for name, x in columns.items()},
-        stats={"step_size": state.log_step.exp().mean(1).tolist(), "gradients_per_chain": state.gradients},
+        stats={
+            "step_size": state.log_step.exp().mean(1).tolist(),
+            "gradients_per_chain": state.gradients,
+            "discrete_summed_out": [s.name for s in (*target.model.plan.joint, *target.model.plan.local)],
+            "discrete_by_gibbs": [s.name for s in target.model.plan.given],
+        },
         location=flat.mean(1),
         covariance=centred.mT @ centred / max(1, flat.shape[1] - 1),
     )

@@ -16,6 +16,7 @@ from astrozoo.infer._common import (
     generator_for,
     progress_bar,
     start_points,
+    typed,
 )
 from astrozoo.infer._maximise import TrustRegionState, maximise
 from astrozoo.types import Problem, Result, Status
@@ -91,7 +92,7 @@ def laplace(
         eye.device
     )
     half = torch.where(bad[:, None, None], 0.0, half)
-    sites = target.layout.constrain(found.w[:, None] + e @ half.mT)
+    sites = typed(target, found.w[:, None] + e @ half.mT, seed)
     return finish(
         problem,
         target,

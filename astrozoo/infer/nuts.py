@@ -23,6 +23,7 @@ from astrozoo.infer._common import (
     generator_for,
     progress_bar,
     start_points,
+    typed,
 )
 from astrozoo.types import Objective, Problem, Result, Status
 
@@ -218,7 +219,7 @@ def _result(
         x = x.reshape(*shape, *x.shape[2:])
         return (x.movedim(0, 2) if batched else x[0]).cpu().numpy()
 
-    sites = target.layout.constrain(z.flatten(1, 2).to(target.device))
+    sites = typed(target, z.flatten(1, 2), seed)
     return finish(
         problem,
         target,
