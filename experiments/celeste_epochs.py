@@ -16,6 +16,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -23,8 +24,8 @@ import matplotlib
 import numpy as np
 import torch
 import typer
-from astropy.table import Table
-from jaxtyping import Float
+from astropy.table import Table, vstack
+from jaxtyping import Bool, Float
 
 from astrozoo import data
 from astrozoo.data.images import Field
@@ -38,6 +39,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 _CALIBRATION = {"u": 0.02, "g": 0.01, "r": 0.01, "i": 0.01, "z": 0.01}
+_TRUSTED = 0.7  # k-hat below which importance weights are to be trusted
 _EXAMPLE = "Example: `python experiments/celeste_epochs.py --out runs/epochs`"
 
 app = typer.Typer(add_completion=False)
@@ -62,7 +64,7 @@ class Measured:
         log_flux, colour = (torch.from_numpy(draws[name]) for name in ("log_flux", "colour"))
         flux = log_band_flux(log_flux, colour, fit.prior.reference).exp().numpy()
         values = np.concatenate((flux, draws["colour"], 1000 * draws["offset"]), -1)
-        colours = tuple(f"{a}-{b}" for a, b in zip(bands[:-1], bands[1:], strict=True))
+        colours = tuple(f"{a}-{b}" for a, b in pairwise(bands))
         return cls(
             (*bands, *colours, "east", "north"),
             values.mean(1),
@@ -94,41 +96,44 @@ def calibration_sd(quantity: str, mean: Float[np.ndarray, "s"]) -> Float[np.ndar
 
 
 def chi2(
-    x: Float[np.ndarray, "epoch s"], sd: Float[np.ndarray, "epoch s"]
+    x: Float[np.ndarray, "epoch s"], sd: Float[np.ndarray, "epoch s"], use: Bool[np.ndarray, "epoch s"]
 ) -> tuple[Float[np.ndarray, "s"], Float[np.ndarray, "s"]]:
-    """The weighted mean over epochs, and chi2 about it per degree of freedom."""
-    weight = sd**-2
+    """The weighted mean over epochs, and chi2 about it."""
+    weight = use / sd**2
     mean = (weight * x).sum(0) / weight.sum(0)
-    return mean, (weight * (x - mean) ** 2).sum(0) / (len(x) - 1)
+    return mean, (weight * (x - mean) ** 2).sum(0)
 
 
-def scatter(epochs: list[Measured], joint: Measured, edge: np.ndarray, minimum_snr: float) -> Table:
+def scatter(
+    epochs: list[Measured], joint: Measured, edge: np.ndarray, minimum_snr: float, largest_k_hat: float
+) -> Table:
     """A row per source and quantity, with ``used`` where it is a part of the totals."""
     rows = []
     x, sd = np.stack([m.mean for m in epochs]), np.stack([m.sd for m in epochs])
-    k_hat = np.stack([m.k_hat for m in epochs])
+    use = np.stack([m.k_hat for m in epochs]) < largest_k_hat
     bands = [q for q in joint.quantities if q in _CALIBRATION]
     snr = np.median(x[..., : len(bands)] / sd[..., : len(bands)], 0)
     for q, name in enumerate(joint.quantities):
-        mean, plain = chi2(x[..., q], sd[..., q])
-        floored = chi2(x[..., q], np.hypot(sd[..., q], calibration_sd(name, mean)))[1]
         of = [bands.index(b) for b in name.split("-") if b in bands] or [bands.index("r")]
-        for s in range(len(edge)):
+        for s in np.flatnonzero(use.sum(0) > 1):
+            xs, sds, uses = (a[:, s : s + 1] for a in (x[..., q], sd[..., q], use))
+            mean, plain = chi2(xs, sds, uses)
+            floored = chi2(xs, np.hypot(sds, calibration_sd(name, mean)), uses)[1]
             lowest = snr[s, of].min()
             rows.append(
                 {
                     "source": s,
                     "quantity": name,
-                    "epochs": len(x),
-                    "mean": mean[s],
-                    "scatter": x[:, s, q].std(ddof=1),
-                    "quoted_sd": np.median(sd[:, s, q]),
-                    "chi2": plain[s],
-                    "chi2_calibrated": floored[s],
+                    "k_hat_below": largest_k_hat,
+                    "dof": uses.sum() - 1,
+                    "mean": mean[0],
+                    "scatter": xs[uses].std(ddof=1),
+                    "quoted_sd": np.median(sds[uses]),
+                    "chi2": plain[0] / (uses.sum() - 1),
+                    "chi2_calibrated": floored[0] / (uses.sum() - 1),
                     "joint": joint.mean[s, q],
                     "joint_sd": joint.sd[s, q],
                     "snr": lowest,
-                    "worst_k_hat": k_hat[:, s].max(),
                     "used": not edge[s] and lowest > minimum_snr,
                 }
             )
@@ -143,15 +148,13 @@ def totals(table: Table) -> list[str]:
         ("colours", ["-" in q for q in table["quantity"]]),
         ("positions", [q in ("east", "north") for q in table["quantity"]]),
     ):
-        for limit, text in ((np.inf, "all fits"), (0.7, "k-hat < 0.7 in every epoch")):
-            part = table[np.array(chosen) & table["used"] & (table["worst_k_hat"] < limit)]
-            if not len(part):
-                lines.append(f"{title}, {text}: none")
-                continue
-            freedom = int((part["epochs"] - 1).sum())
+        part = table[np.array(chosen) & table["used"]]
+        freedom = int(part["dof"].sum())
+        if freedom:
+            plain, floored = (part["dof"] @ part[c] / freedom for c in ("chi2", "chi2_calibrated"))
             lines.append(
-                f"{title}, {text}: chi2/dof {part['chi2'].mean():.2f}, with calibration errors "
-                f"{part['chi2_calibrated'].mean():.2f} +- {np.sqrt(2 / freedom):.2f} expected ({freedom} dof)"
+                f"{title}: chi2/dof {plain:.2f}, with calibration errors {floored:.2f}; expected 1 +- "
+                f"{np.sqrt(2 / freedom):.2f} ({freedom} dof, of correlated quantities)"
             )
     return lines
 
@@ -191,7 +194,7 @@ def picture(epochs: list[Measured], joint: Measured, table: Table, path: Path) -
             axis.axhspan(centre - sd, centre + sd, color="C1", alpha=0.4, lw=0)
             colour = "C0" if row["used"] else "0.6"
             for e, m in enumerate(epochs):
-                hollow = "none" if m.k_hat[s] > 0.7 else colour
+                hollow = "none" if m.k_hat[s] > _TRUSTED else colour
                 axis.errorbar(e, m.mean[s, b], m.sd[s, b], fmt="o", color=colour, mfc=hollow, capsize=2, ms=4)
             axis.set_title(f"{band}: chi2/dof {row['chi2']:.2f} ({row['chi2_calibrated']:.2f})", fontsize=9)
             axis.set_xticks(place)
@@ -201,7 +204,7 @@ def picture(epochs: list[Measured], joint: Measured, table: Table, path: Path) -
     for axis in axes[-1]:
         axis.set_xlabel("epoch")
     figure.suptitle(
-        "Points: one epoch (hollow: k-hat > 0.7; grey: not in the total); band: all epochs jointly;"
+        f"Points: one epoch (hollow: k-hat > {_TRUSTED}; grey: not in the total); band: all epochs jointly;"
         " in brackets: with calibration errors"
     )
     temporary = path.with_name("." + path.name)
@@ -234,15 +237,16 @@ def main(
         measured.append(Measured.of(fit))
         typer.echo(f"{part.name}: {sum(fit.stats['seconds'].values()):.1f} s", err=True)
     *alone, joint = measured
-    table = scatter(alone, joint, np.asarray(detections["edge"]), minimum_snr)
+    edge = np.asarray(detections["edge"])
+    tables = [scatter(alone, joint, edge, minimum_snr, limit) for limit in (np.inf, _TRUSTED)]
     _write(fluxes(alone, joint, [part.name.rpartition(" ")[2] for part in epochs]), out / "fluxes.csv")
-    _write(table, out / "scatter.csv")
-    picture(alone, joint, table, out / "epochs.png")
-    typer.echo("\n".join(totals(table)))
+    _write(vstack(tables), out / "scatter.csv")
+    picture(alone, joint, tables[0], out / "epochs.png")
+    for title, table in zip(("All fits", f"Fits of k-hat < {_TRUSTED}"), tables, strict=True):
+        typer.echo("\n".join([title, *totals(table)]))
     pixels = np.nanmean(np.concatenate([m.chi2 for m in alone]), 0)
-    typer.echo(
-        "pixel chi2 by band: " + ", ".join(f"{b} {c:.2f}" for b, c in zip(_CALIBRATION, pixels, strict=True))
-    )
+    by_band = [f"{b} {c:.2f}" for b, c in zip(_CALIBRATION, pixels, strict=True)]
+    typer.echo(f"pixel chi2 by band: {', '.join(by_band)}")
 
 
 if __name__ == "__main__":
