@@ -1,4 +1,4 @@
-"""Fit the priors of the Celeste model to Stripe-82 co-add catalogues: ``models/celeste_priors_stripe82.json``.
+"""Fit the priors of the Celeste model to Stripe-82 co-adds: ``models/celeste_priors_stripe82.json``.
 
 The co-add is about two magnitudes deeper than one SDSS field, so its measurements stand for truth. Only
 derived numbers are written. What is fitted to which rows (``_CUTS``):
@@ -36,7 +36,12 @@ from astrozoo.errors import AstrozooError, DataError
 _BANDS = "ugriz"
 _ASINH_B = (1.4e-10, 0.9e-10, 1.2e-10, 1.8e-10, 7.4e-10)  # Lupton et al. 1999: softening, per band
 _DEPTH = (23.9, 25.1, 24.6, 24.1, 22.8)  # 5-sigma point-source depth of the co-add [mag], Annis et al. 2014
-_CUTS = {"flux": (15.0, 22.5), "star colour": (16.0, 20.5), "galaxy colour": (16.0, 21.5), "shape": (15.0, 21.0)}
+_CUTS = {
+    "flux": (15.0, 22.5),
+    "star colour": (16.0, 20.5),
+    "galaxy colour": (16.0, 21.5),
+    "shape": (15.0, 21.0),
+}
 _RADII = (0.1, 8.0)  # accepted half-light radii [arcsec]
 _DEV_LOGIT_SD = 2.7  # about as U-shaped as Beta(1/2, 1/2), the law of Celeste's own simulations
 _POSITION_SD = 0.4  # arcsec, each coordinate

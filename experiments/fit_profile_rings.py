@@ -9,7 +9,7 @@ surface brightness seen through a Gaussian of 0.25 radii (what pixels see). Prin
 
 import numpy as np
 from scipy.optimize import least_squares
-from scipy.special import gammainc, gammaincinv, gamma, i0e
+from scipy.special import gamma, gammainc, gammaincinv, i0e
 
 BLUR = 0.25
 
@@ -58,8 +58,11 @@ def fit(index: int, rings: int) -> tuple[np.ndarray, np.ndarray, float, float]:
 
 
 if __name__ == "__main__":
-    for name, index, rings in (("EXP", 1, 4), ("EXP", 1, 5), ("EXP", 1, 6), ("DEV", 4, 6), ("DEV", 4, 7), ("DEV", 4, 8), ("DEV", 4, 9)):
-        a, v, light, image = fit(index, rings)
-        print(f"{name} {rings} rings: enclosed light to {light:.1e}, blurred image to {image:.1e} of its peak")
-        print("  amplitudes", ", ".join(f"{x:.8g}" for x in a))
-        print("  variances ", ", ".join(f"{x:.8g}" for x in v))
+    for name, index, choices in (("EXP", 1, (4, 5, 6)), ("DEV", 4, (6, 7, 8, 9))):
+        for rings in choices:
+            a, v, light, image = fit(index, rings)
+            print(
+                f"{name}, {rings} rings: light within {light:.1e}, blurred image within {image:.1e} of its peak"
+            )
+            print("  amplitudes", ", ".join(f"{x:.8g}" for x in a))
+            print("  variances ", ", ".join(f"{x:.8g}" for x in v))
