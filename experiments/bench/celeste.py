@@ -1,0 +1,313 @@
+"""Celeste: the trust region beside Pyro's SVI on the same objective, and seconds per gradient.
+
+    python -m experiments.bench.celeste gradients
+    python -m experiments.bench.celeste fits --sources 1 --seeds 5 --out one.csv
+    python -m experiments.bench.celeste fits --sources 5 --seeds 5 --size 31 --out blend.csv
+
+``fits``: simulated patches, a structured guide, the delta-method ELBO, starts from aperture fluxes at the
+catalogue's positions. The trust region comes first (with Hessian-vector products, and with a dense Hessian
+where asked), then Adam at each learning rate: inside Pyro's SVI on the same function, uncaptured; and, at
+the best rate, on the captured one. A run has arrived at the first iteration within 0.1 nat of the best
+value that any run of that seed found; its seconds are those until then, without tracing and compiling.
+
+``gradients``: one galaxy; Pyro's ``potential_fn``, the captured density and the hand-written one, each
+repeat taking turns over all contenders, so that other load on the machine hits all alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.infer import SVI
+from pyro.infer.mcmc.util import initialize_model
+from pyro.ops.integrator import potential_grad
+from pyro.poutine.messenger import Messenger
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.distributions import constraints
+
+from astrozoo.density import Elbo, elbo, log_density
+from astrozoo.infer._maximise import maximise
+from astrozoo.infer.svi import WINDOW, AdamState, ascend
+from astrozoo.models.celeste import Celeste, Patch, load_prior, problem, simulate
+from astrozoo.models.celeste_density import TypedDensity
+from astrozoo.types import Objective, Problem
+
+GOAL = 0.1
+"""[nat] A run has arrived when it is this near the best."""
+APERTURE = 4.0
+"""[px]"""
+CHAINS = 64
+
+Course = list[tuple[float, float]]
+"""(seconds since the start, value) after each iteration."""
+
+
+def aperture_start(patch: Patch, given: Problem) -> dict[str, Tensor]:
+    """Fluxes within a circle about each catalogue position; all else as the problem's own start."""
+    at = (patch.jacobian @ patch.anchor[:, None, :, None]).squeeze(-1)  # [source, image, 2]
+    near = (patch.pixels - at[..., None]).square().sum(-2) < APERTURE**2
+    flux = ((patch.counts - patch.background) * near).sum(-1) / patch.calibration
+    log_flux = flux.clamp(min=0.1).log()  # images are in the order of the bands
+    reference = load_prior().reference
+    return {**given.start, "log_flux": log_flux[:, reference], "colour": log_flux.diff(dim=-1)}
+
+
+def by_trust_region(target: Objective, w: Tensor, budget: int, *, dense: bool) -> Course:
+    """The zoo's own; the first calls, which trace and compile, are not counted."""
+    if dense:
+        target.value_grad_hessian(w)
+    else:
+        target.value_and_grad(w), target.hvp(w, None, w)
+    target.values(w)
+    course, began = [], time.perf_counter()
+    maximise(
+        target,
+        w,
+        max_iterations=budget,
+        tolerance=1e-2,
+        dense_limit=target.dim if dense else 0,
+        callback=lambda state: course.append((time.perf_counter() - began, float(state.value[0]))),
+    )
+    return course
+
+
+def by_pyro(target: Elbo, patch: Patch, w: Tensor, rate: float, budget: int, goal: float) -> Course:
+    """Pyro's SVI with Adam on the same function of the same parameters, eager."""
+    pyro.clear_param_store()
+    f = target.f
+
+    def loss(model: Any, guide: Any, patch: Patch) -> Tensor:
+        return -f(pyro.param("w", w[0].clone()), patch)
+
+    adam: Any = pyro.optim  # its members are made at run time, unknown to type checkers
+    run = SVI(lambda patch: None, lambda patch: None, adam.Adam({"lr": rate}), loss)
+    course, began = [], time.perf_counter()
+    for _ in range(budget):
+        course.append((time.perf_counter() - began, -float(run.step(patch))))
+        if not course[-1][1] < goal:
+            break
+    return course
+
+
+def by_captured_adam(target: Elbo, w: Tensor, rate: float, budget: int, goal: float) -> Course:
+    """The zoo's own SVI."""
+    target.value_and_grad(w)
+    course: Course = []
+    before, began = 0.0, time.perf_counter()
+
+    def look(state: AdamState) -> None:
+        nonlocal before
+        now = float(state.total[0])  # of a window; emptied at its end
+        value = now - before if state.iteration % WINDOW else course[-1][1]
+        before = now if state.iteration % WINDOW else 0.0
+        course.append((time.perf_counter() - began, value))
+        if value >= goal:
+            raise KeyboardInterrupt
+
+    ascend(target, AdamState.at(w, rate), seed=0, particles=1, budget=budget, callback=look)
+    return course
+
+
+def fits(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """All runs of all seeds; a row each."""
+    rows = []
+    for seed in range(1, options.seeds + 1):
+        patch, _ = simulate(seed, sources=options.sources, size=options.size)
+        given = problem(patch)
+        target = elbo(
+            given, given.factory("guides", "structured"), objective="delta", compile=options.compile
+        )
+        w = target.initial(target.layout.unconstrain(aperture_start(patch, given))[None])
+        courses: dict[str, Course] = {
+            "trust region, Krylov": by_trust_region(target, w, options.iterations, dense=False)
+        }
+        if options.dense:
+            courses["trust region, dense"] = by_trust_region(target, w, options.iterations, dense=True)
+        goal = max(v for course in courses.values() for _, v in course) - GOAL / 2
+        for rate in options.rates:
+            courses[f"Pyro SVI, Adam {rate:g}"] = by_pyro(target, patch, w, rate, options.budget, goal)
+        top = max(v for course in courses.values() for _, v in course if math.isfinite(v))
+        adam = {name: arrival(c, top) for name, c in courses.items() if name.startswith("Pyro")}
+        best = min(adam, key=lambda name: adam[name][0])
+        rate = float(best.split()[-1])
+        courses[f"captured SVI, Adam {rate:g}"] = by_captured_adam(target, w, rate, options.budget, goal)
+        for name, course in courses.items():
+            iterations, seconds = arrival(course, top)
+            row = {"seed": seed, "sources": options.sources, "parameters": target.dim, "run": name}
+            row |= {
+                "iterations": iterations,
+                "seconds": round(seconds, 3),
+                "seconds_per_iteration": round(course[-1][0] / len(course), 4),
+                "short_by": round(top - max(v for _, v in course if math.isfinite(v)), 3),
+                "best_adam": name == best,
+            }
+            rows.append(row)
+            print(row, flush=True)
+    return rows
+
+
+def arrival(course: Course, top: float) -> tuple[float, float]:
+    """Iterations and seconds until within the goal of the top; infinite if it never was."""
+    for i, (seconds, value) in enumerate(course):
+        if value >= top - GOAL:
+            return i + 1, seconds
+    return math.inf, math.inf
+
+
+def show_fits(rows: list[dict[str, Any]], console: Console) -> None:
+    """Medians over seeds with the range; Adam's is the best rate of each seed."""
+
+    def kind(row: dict[str, Any]) -> str:
+        return "Pyro SVI, best rate" if row["best_adam"] else str(row["run"]).partition(", Adam")[0]
+
+    table = Table("run", "iterations", "seconds", "seconds each", "ratio of iterations", "ratio of seconds")
+    seeds = {row["seed"] for row in rows}
+    kinds = list(dict.fromkeys(kind(row) for row in rows if kind(row) != "Pyro SVI"))
+    held = {k: {row["seed"]: row for row in rows if kind(row) == k} for k in kinds}
+    ours = held["trust region, Krylov"]
+    for k in kinds:
+        cells = [[held[k][s][c] for s in seeds] for c in ("iterations", "seconds", "seconds_per_iteration")]
+        ratios = [[held[k][s][c] / ours[s][c] for s in seeds] for c in ("iterations", "seconds")]
+        table.add_row(k, *(spread(c) for c in cells + ratios))
+    console.print(table)
+
+
+def spread(values: list[float]) -> str:
+    """The median and the range."""
+    return f"{statistics.median(values):.4g} [{min(values):.4g}, {max(values):.4g}]"
+
+
+class Mixture(dist.MixtureSameFamily):
+    """With a support that Pyro's samplers know how to transform."""
+
+    support = constraints.real_vector
+
+
+class Known(Messenger):
+    """Puts :class:`Mixture` in place of torch's, which Pyro's ``initialize_model`` refuses."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if isinstance(msg["fn"], dist.MixtureSameFamily):
+            msg["fn"] = Mixture(msg["fn"].mixture_distribution, msg["fn"].component_distribution)
+
+
+def gradients(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Seconds per gradient of one galaxy's log density, [us]."""
+    patch, _ = simulate(1, size=options.size)
+    given = Problem(poutine.condition(Celeste(load_prior()), {"is_star": torch.zeros(1)}), (patch,))
+    density = log_density(given, compile="never")
+    layout = density.layout
+    start = aperture_start(patch, problem(patch))
+    one = layout.unconstrain(start)[None]
+    many = one + 0.01 * torch.randn(CHAINS, density.dim, generator=torch.Generator().manual_seed(0)).to(one)
+    potential = initialize_model(Known()(given.model), given.args, max_plate_nesting=2)[1]
+    sites = {s.name: one[0, s.start : s.stop].reshape(s.unconstrained_shape) for s in layout.sites}
+    expected = torch.cat([potential_grad(potential, sites)[0][s.name].reshape(-1) for s in layout.sites])
+    torch.testing.assert_close(density.value_and_grad(one)[1][0], -expected, rtol=1e-9, atol=1e-9)
+
+    def repeated(n: int) -> TypedDensity:
+        return TypedDensity(Patch(*(t.expand(n, *t.shape) for t in patch)), load_prior(), star=False)
+
+    order = ("offset", "log_radius", "ellipticity", "dev_logit", "log_flux", "colour")
+
+    def by_hand(z: Tensor) -> Tensor:
+        values = layout.constrain(z)
+        return torch.cat([values[name].reshape(len(z), -1) for name in order], -1)
+
+    typed, typed_many, u, u_many = repeated(1), repeated(CHAINS), by_hand(one), by_hand(many)
+
+    def unchecked() -> None:
+        with pyro.validation_enabled(False):
+            potential_grad(potential, sites)
+
+    contenders: dict[str, tuple[Callable[[], Any], int]] = {
+        "Pyro potential_fn": (lambda: potential_grad(potential, sites), 1),
+        "Pyro, validation off": (unchecked, 1),
+        "captured, 1 chain": (lambda: density.value_and_grad(one), 1),
+        f"captured, {CHAINS} chains": (lambda: density.value_and_grad(many), CHAINS),
+        "by hand, 1 chain": (lambda: typed.value_and_grad(u), 1),
+        f"by hand, {CHAINS} chains": (lambda: typed_many.value_and_grad(u_many), CHAINS),
+        f"by hand, {CHAINS} chains, Hessian too": (lambda: typed_many.value_grad_hessian(u_many), CHAINS),
+    }
+    if options.compile == "always":
+        compiled = log_density(given, compile="always")
+        compiled.value_and_grad(one), compiled.value_and_grad(many)
+        print(f"compiled in {compiled.compile_seconds:.1f} s {compiled.notes or ''}")
+        contenders["compiled, 1 chain"] = (lambda: compiled.value_and_grad(one), 1)
+        contenders[f"compiled, {CHAINS} chains"] = (lambda: compiled.value_and_grad(many), CHAINS)
+    rows = []
+    for call, _ in contenders.values():
+        call()
+    for repeat in range(options.repeats):
+        for name, (call, number) in contenders.items():
+            began = time.perf_counter()
+            call()
+            each = (time.perf_counter() - began) / number
+            rows.append({"repeat": repeat, "run": name, "microseconds": round(each * 1e6, 1)})
+    return rows
+
+
+def show_gradients(rows: list[dict[str, Any]], console: Console) -> None:
+    """Medians over repeats with the range."""
+    table = Table("one galaxy", "microseconds per gradient", "times faster than Pyro")
+    times: dict[str, list[float]] = {}
+    for row in rows:
+        times.setdefault(row["run"], []).append(row["microseconds"])
+    reference = statistics.median(times["Pyro potential_fn"])
+    for name, found in times.items():
+        table.add_row(name, spread(found), f"{reference / statistics.median(found):.1f}")
+    console.print(table)
+
+
+def write(rows: list[dict[str, Any]], path: Path) -> None:
+    """To a temporary name first."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    partial.replace(path)
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("fits", "gradients"))
+    parser.add_argument("--sources", type=int, default=1, help="in one patch (fits)")
+    parser.add_argument("--seeds", type=int, default=5, help="of patches (fits)")
+    parser.add_argument("--size", type=int, default=21, help="of a patch [px]")
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.1, 0.03, 0.01], help="of Adam")
+    parser.add_argument("--budget", type=int, default=3000, help="iterations of Adam")
+    parser.add_argument("--iterations", type=int, default=100, help="of the trust region")
+    parser.add_argument("--dense", action="store_true", help="the dense Hessian too (slow)")
+    parser.add_argument("--compile", choices=("auto", "always", "never"), default="never")
+    parser.add_argument("--repeats", type=int, default=15, help="(gradients)")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="CSV of every run")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.set_default_dtype(torch.float64)  # for Pyro's side: it takes Python numbers in the default dtype
+    run, show = (fits, show_fits) if options.what == "fits" else (gradients, show_gradients)
+    rows = run(options)
+    show(rows, Console(width=150))
+    if options.out is not None:
+        write(rows, options.out)
+
+
+if __name__ == "__main__":
+    main()
