@@ -90,7 +90,9 @@ def render(
         psf: includes the pixel response.
     """
     values = _rings(pixels, mu, q, variances, psf).values  # [..., k, j, p]
-    return torch.einsum("...kjp,...j->...p", values, amplitudes)
+    k, j = values.shape[-3:-1]
+    shares = amplitudes[..., None, :].expand(*amplitudes.shape[:-1], k, j).flatten(-2)
+    return (shares[..., None, :] @ values.flatten(-3, -2)).squeeze(-2)
 
 
 def jet(

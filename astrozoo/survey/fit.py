@@ -41,6 +41,7 @@ __all__ = ["FieldFit", "fit_field"]
 _BATCH = 64
 _PART = 32  # sources whose posteriors are drawn, and kept, at once
 _NOTICEABLE = 0.1  # [sigma] a change of a neighbour's light that calls for another fit
+_HOPELESS = 40.0  # [nats] by which a type's evidence must fall short to be ruled out for good
 _NOTICEABLE_SKY = 0.03  # [sigma of a pixel] the same for a change of the sky
 _KINDS = (("galaxy", False, 6), ("star", True, 2))
 _SKY_CELL = 128  # [px]
@@ -318,16 +319,27 @@ class _Job:
         state = self.state
         patch, own = self._patch(rows)
         ok = torch.ones(len(rows), dtype=torch.bool)
+        star_lead = state.evidence["star"][rows] - state.evidence["galaxy"][rows]
         for name, star, _ in _KINDS:
-            density = TypedDensity(patch, self.prior, star=star)
-            found = maximise(density, state.mode[name][rows], max_iterations=50, tolerance=1e-2)
+            # once all neighbours have been modelled, a type that is out of the question stays so
+            open_ = torch.nonzero(self._possible(rows, star) | (state.sweep < 2))[:, 0]
+            if not len(open_):
+                continue
+            density = TypedDensity(patch, self.prior, star=star).take(open_)
+            chosen = rows[open_.numpy()]
+            found = maximise(density, state.mode[name][chosen], max_iterations=50, tolerance=1e-2)
             assert found.hessian is not None  # 11 dimensions are far below the dense limit
             covariance, log_det = _inverse(-found.hessian)
-            state.mode[name][rows], state.covariance[name][rows] = found.w, covariance
-            state.evidence[name][rows] = found.value + 0.5 * (density.dim * np.log(2 * np.pi) + log_det)
-            ok &= torch.tensor([s is Status.CONVERGED for s in found.statuses])
+            state.mode[name][chosen], state.covariance[name][chosen] = found.w, covariance
+            state.evidence[name][chosen] = found.value + 0.5 * (density.dim * np.log(2 * np.pi) + log_det)
+            ok[open_] &= torch.tensor([s is Status.CONVERGED for s in found.statuses])
             for key, value in density.counts.items():
                 state.counts[key] += value
+        if state.sweep >= 2:
+            for name, other, sign in (("star", "galaxy", 1), ("galaxy", "star", -1)):
+                shut = rows[(sign * star_lead < -_HOPELESS).numpy()]
+                lead = sign * star_lead[sign * star_lead < -_HOPELESS]
+                state.evidence[name][shut] = state.evidence[other][shut] + lead
         state.converged[rows] = ok
         light = self._light(patch, rows)
         self.canvas.paint(rows, light - own)
@@ -338,6 +350,11 @@ class _Job:
             state.waiting[i] = False
             if change[k] > _NOTICEABLE:
                 state.waiting[self.adjacent[i]] = True
+
+    def _possible(self, rows: np.ndarray, star: bool) -> Tensor:
+        """Which sources may be of a type, as far as their last fits say."""
+        lead = self.state.evidence["star"][rows] - self.state.evidence["galaxy"][rows]
+        return (lead if star else -lead) >= -_HOPELESS
 
     def _light(self, patch: Patch, rows: np.ndarray) -> Float[Tensor, "b image p"]:
         """Expected electrons: the two types' images at their modes, by their probabilities."""
@@ -452,9 +469,8 @@ class _Job:
         typed = {}
         for name, star, _ in _KINDS:
             density = TypedDensity(patch, self.prior, star=star)
-            typed[name] = draw_type(
-                density, state.mode[name][rows], state.covariance[name][rows], seed=self.seed
-            )
+            mode, covariance = state.mode[name][rows], state.covariance[name][rows]
+            typed[name] = draw_type(density, mode, covariance, self._possible(rows, star), seed=self.seed)
         generator = _common.generator_for(self.seed, int(rows[0]))
         p_star, is_star, u = mix_types(typed["star"], typed["galaxy"], draws, generator)
         chi2, n_pixels = self._goodness(patch, own)

@@ -18,7 +18,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy import stats
 from torch import Tensor
 from torch.quasirandom import SobolEngine
@@ -47,6 +47,7 @@ def draw_type(
     density: TypedDensity,
     mode: Float[Tensor, "b d"],
     covariance: Float[Tensor, "b d d"],
+    possible: Bool[Tensor, "b"],
     *,
     seed: int,
     renderings: tuple[int, ...] = (32, 48, 64),
@@ -57,17 +58,25 @@ def draw_type(
     Args:
         density: of a batch of patches.
         mode, covariance: the guide.
+        possible: False where the type is ruled out already: no draws are made, the evidence is -inf.
         renderings: draws of position and shape from each proposal in turn; each is rendered once.
         fluxes: draws of flux and colours for each of them.
     """
-    parts = []
-    for start in range(0, len(mode), _CHUNK):
-        rows = torch.arange(start, min(start + _CHUNK, len(mode)))
-        parts.append(_draw(density.take(rows), mode[rows], covariance[rows], seed, renderings, fluxes))
-    u, log_ratio = (torch.cat(p) for p in zip(*parts, strict=True))
-    log_weight, k_hat = psis(log_ratio.numpy())
-    evidence = torch.logsumexp(log_ratio, -1) - math.log(log_ratio.shape[1])
-    return TypedDraws(u, torch.from_numpy(log_weight), evidence, torch.from_numpy(k_hat))
+    n = sum(renderings) * fluxes
+    out = TypedDraws(
+        mode[:, None].repeat(1, n, 1),
+        mode.new_full((len(mode), n), -math.log(n)),
+        mode.new_full((len(mode),), -torch.inf),
+        mode.new_zeros(len(mode)),
+    )
+    for rows in torch.nonzero(possible)[:, 0].split(_CHUNK):
+        u, log_ratio = _draw(density.take(rows), mode[rows], covariance[rows], seed, renderings, fluxes)
+        log_weight, k_hat = psis(log_ratio.numpy())
+        out.u[rows] = u
+        out.log_weight[rows] = torch.from_numpy(log_weight)
+        out.log_evidence[rows] = torch.logsumexp(log_ratio, -1) - math.log(n)
+        out.k_hat[rows] = torch.from_numpy(k_hat)
+    return out
 
 
 class _Proposal(NamedTuple):
@@ -138,16 +147,17 @@ def _moments(u: Tensor, log_ratio: Tensor, mean: Tensor, cov: Tensor) -> tuple[T
 
 
 def _images(density: TypedDensity, bend: Float[Tensor, "b m nb"]) -> Float[Tensor, "b m image pixel"]:
-    patch: Patch = density.patch
+    """Renderings, in single precision: their errors enter the log density times the residuals only."""
+    patch = Patch(*(t.float() if t.is_floating_point() else t for t in density.patch))
     out = []
-    for at in bend.unbind(1):
+    for at in bend.float().unbind(1):
         offset = at[:, :2]
         out.append(
             star_images(patch, offset)
             if density.star
             else galaxy_images(patch, offset, at[:, 2], at[:, 3:5], at[:, 5])
         )
-    return torch.stack(out, 1)
+    return torch.stack(out, 1).to(bend)
 
 
 def _normals(n: int, d: int, seed: int) -> Float[Tensor, "n d"]:
