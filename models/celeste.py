@@ -27,6 +27,7 @@ import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.distributions import constraints
 
 from astrozoo.errors import InputError, UnknownNameError
 from astrozoo.physics.gaussians import MixturePsf, render
@@ -178,6 +179,12 @@ def log_band_flux(
     zero = torch.zeros_like(log_flux)[..., None]
     ladder = torch.cat((zero, torch.cumsum(colour, -1)), -1)
     return log_flux[..., None] + ladder - ladder[..., reference : reference + 1]
+
+
+class NormalMixture(dist.MixtureSameFamily):
+    """A mixture of normals whose support is named, so that Pyro's own samplers and guides know it."""
+
+    support = constraints.real_vector
 
 
 class QuasiPoisson(dist.Poisson):
@@ -363,7 +370,7 @@ def _by_type(is_star: Tensor, values: Float[Tensor, "2"]) -> Tensor:
     return torch.where(is_star > 0.5, values[1], values[0])
 
 
-def _colour_prior(is_star: Tensor, prior: Prior) -> dist.MixtureSameFamily:
+def _colour_prior(is_star: Tensor, prior: Prior) -> NormalMixture:
     size = max(len(mixture.weights) for mixture in prior.colour)
     galaxy, star = (_of_size(mixture, size) for mixture in prior.colour)
 
@@ -372,7 +379,7 @@ def _colour_prior(is_star: Tensor, prior: Prior) -> dist.MixtureSameFamily:
 
     weights, means = chosen(galaxy.weights, star.weights), chosen(galaxy.means, star.means)
     tril = chosen(torch.linalg.cholesky(galaxy.covariances), torch.linalg.cholesky(star.covariances))
-    return dist.MixtureSameFamily(dist.Categorical(weights), dist.MultivariateNormal(means, scale_tril=tril))
+    return NormalMixture(dist.Categorical(weights), dist.MultivariateNormal(means, scale_tril=tril))
 
 
 def _of_size(mixture: ColourPrior, size: int) -> ColourPrior:

@@ -45,6 +45,7 @@ _HOPELESS = 40.0  # [nats] by which a type's evidence must fall short to be rule
 _NOTICEABLE_SKY = 0.03  # [sigma of a pixel] the same for a change of the sky
 _KINDS = (("galaxy", False, 6), ("star", True, 2))
 _SKY_CELL = 128  # [px]
+_SURE = 10.0  # signal to noise of fluxes whose ratio is taken for a starting colour
 _RESIDUAL_ERROR = 0.05  # of modelled light, in the search for companions
 _RESIDUAL_SNR = 5.0
 _CLOSEST = 1.5  # [px] to a known source
@@ -191,7 +192,7 @@ class _Job:
         state.waiting[:n] = before.waiting
         for row in range(n, len(self.sources)):
             state.waiting[self.adjacent[row]] = True
-        self._repaint(np.arange(n))
+        self._repaint(np.arange(len(self.sources)))
 
     def _resume(self) -> None:
         """Take up the work of a checkpoint: its state, its sky, and the light of what it had fitted."""
@@ -257,7 +258,10 @@ class _Job:
         star, galaxy = self.prior.colour
         mean = (star.weights @ star.means + galaxy.weights @ galaxy.means) / 2
         flux = torch.full((n, len(bands)), torch.nan, dtype=torch.float64)
+        error = torch.full_like(flux, torch.nan)
         for b, band in enumerate(bands):
+            if f"fluxerr_{band}" in self.table.colnames:
+                error[:, b] = torch.from_numpy(np.asarray(self.table[f"fluxerr_{band}"], float))
             if f"flux_{band}" in self.table.colnames:
                 flux[:, b] = torch.from_numpy(np.asarray(self.table[f"flux_{band}"], float))
             elif band in self.images.bands:
@@ -268,7 +272,9 @@ class _Job:
         reference = reference.clamp(min=0.3)
         colour = mean.expand(n, -1).clone()
         measured = flux.clamp(min=0.3).log().diff(dim=1)
-        good = (flux[:, 1:] > 1.0) & (flux[:, :-1] > 1.0)
+        # a noisy colour may start in another component of the prior's mixture, and stay there
+        sure = flux > torch.where(error.isfinite(), _SURE * error, 5.0)
+        good = sure[:, 1:] & sure[:, :-1]
         colour = torch.where(good, measured.clamp(-1.5, 3.5), colour)
         return torch.cat((reference.log()[:, None], colour), 1)
 
@@ -291,6 +297,9 @@ class _Job:
         state = self.state
         if fit_sky and self.checkpoint.load("sky") is None:
             self._correct_sky()
+        if state.sweep == 0 and all(light is None for light in state.light):
+            # so that the first source fitted does not take its neighbours' light for its own
+            self._repaint(np.arange(len(self.sources)))
         colours = int(self.colour.max(initial=-1)) + 1
         with _common.progress_bar("fitting sources", len(self.sources), self.progress) as report:
             while state.sweep < most and state.waiting.any():
