@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
-import math
+import inspect
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -31,9 +30,6 @@ from astrozoo.errors import (
     OutputError,
     UnknownNameError,
 )
-
-if TYPE_CHECKING:
-    from astrozoo.types import Outcome, Problem, Result
 
 __all__ = ["app", "main"]
 
@@ -53,6 +49,9 @@ app = typer.Typer(
 data_app = typer.Typer(help="Survey data that models read.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
+_BOX = "Fit this part of a field only: first and last + 1, as in 300:556,1400:1656."
+_CATALOG = "Table with ra and dec [deg] of the sources to fit, in place of detection."
+_PICTURES = "How many of the brightest sources are shown one by one."
 _Model = Annotated[str, typer.Argument(help="A name that `astrozoo list` shows.")]
 _Out = Annotated[Path, typer.Option("--out", help="Folder for the results; made if need be.")]
 _Data = Annotated[Path | None, typer.Option("--data", help="Files to fit. Without: simulated ones.")]
@@ -135,7 +134,7 @@ def data_fetch(name: Annotated[str, typer.Argument(help="A name that `astrozoo d
 
 @app.command(
     epilog="Examples: [bold]astrozoo run celeste --demo --out demo[/]; "
-    "[bold]astrozoo run celeste --data FOLDER --seed 1 --out results --strict[/]"
+    "[bold]astrozoo run celeste --data FOLDER --box 300:556,1400:1656 --out results[/]"
 )
 def run(
     model: _Model,
@@ -147,21 +146,38 @@ def run(
     device: _Device = "cpu",
     demo: Annotated[bool, typer.Option("--demo", help="The model's own small demonstration.")] = False,
     strict: _Strict = False,
+    box: Annotated[str | None, typer.Option("--box", metavar="ROWS,COLS", help=_BOX)] = None,
+    catalog: Annotated[Path | None, typer.Option("--catalog", metavar="FILE", help=_CATALOG)] = None,
+    pictures: Annotated[int | None, typer.Option("--pictures", metavar="N", min=0, help=_PICTURES)] = None,
 ) -> None:
     """Fit a model, and write posterior.nc, report.html and summary.json."""
     entry = registry.get(model)
     method, guide = _method(entry, method), _guide(entry, guide)
     if demo and data is not None:
         raise InputError("--demo", "--data too", "one of them")
+    given = {"box": box, "catalog": catalog, "pictures": pictures}
+    extra = {name: value for name, value in given.items() if value is not None}
+    job = registry.resolve(entry.job) if entry.job else None
+    taken = inspect.signature(job).parameters if job else {}
+    for name, value in extra.items():
+        if name not in taken:
+            raise InputError(f"--{name}", value, f"none: {entry.name} does not take it")
     _check_data(data)
+    _check_data(catalog, "--catalog")
     _check_out(out)
     _check_device(device)
-    if entry.job:
-        job = registry.resolve(entry.job)
-        outcome = job(out=out, path=data, demo=demo, method=method, guide=guide, seed=seed, device=device)
-    else:
-        outcome = _plain_job(entry, data, method=method, guide=guide, seed=seed, device=device)
-    _write(outcome, out)
+    from astrozoo import _jobs
+
+    told: dict[str, Any] = {"method": method, "guide": guide, "seed": seed, "device": device}
+    try:
+        outcome = (
+            job(out=out, path=data, demo=demo, **told, **extra) if job else _jobs.plain(entry, data, **told)
+        )
+        _jobs.write(outcome, out)
+    except KeyboardInterrupt:
+        if any((out / _jobs.CHECKPOINT).glob("*")):
+            _say(f"the work so far is kept in {out / _jobs.CHECKPOINT}: the same command goes on from it")
+        raise
     if strict and not outcome.result.status.ok:
         raise typer.Exit(5)
 
@@ -178,31 +194,17 @@ def compare(
     strict: _Strict = False,
 ) -> None:
     """Fit one problem with several methods, and write comparison.csv, report.html and METHOD.nc of each."""
-    from astrozoo.diagnostics.report import comparison_report, write_comparison
-    from astrozoo.infer import infer
-
     entry = registry.get(model)
     names = [_method(entry, name.strip()) for name in methods.split(",")]
     guide = _guide(entry, guide)
     _check_data(data)
     _check_out(out)
     _check_device(device)
-    problem, _ = _problem(entry, data, seed, device)
-    results: dict[str, Result] = {}
-    failures: dict[str, str] = {}
-    for name in names:
-        try:
-            results[name] = infer(problem, name, guide, seed=seed, **entry.options.get(name, {}))
-        except (AstrozooError, ArithmeticError, RuntimeError) as error:  # recorded, and told by the exit code
-            failures[name] = f"{type(error).__name__}: {error}"
-            _say(f"{name} failed: {failures[name]}")
-            continue
-        results[name].save(out / f"{name}.nc")
-        typer.echo(f"{name}: {results[name].status.value}")
-    write_comparison(results, out / "comparison.csv", failures)
-    if results:
-        comparison_report(results, out / "report.html", failures)
-    typer.echo(f"written to {out}")
+    from astrozoo._jobs import compare as job
+
+    results, failures = job(entry, names, data, out, guide=guide, seed=seed, device=device)
+    for name, said in failures.items():
+        _say(f"{name} failed: {said}")
     if failures:
         raise typer.Exit(1)
     if strict and not all(result.status.ok for result in results.values()):
@@ -245,9 +247,9 @@ def _guide(entry: registry.Entry, name: str | None) -> str:
     return name
 
 
-def _check_data(path: Path | None) -> None:
+def _check_data(path: Path | None, option: str = "--data") -> None:
     if path is not None and not path.exists():
-        raise DataError(f"--data {path}", "nothing there", "an existing file or folder")
+        raise DataError(f"{option} {path}", "nothing there", "an existing file or folder")
 
 
 def _check_out(folder: Path) -> None:
@@ -268,78 +270,6 @@ def _check_device(name: str) -> None:
     except (RuntimeError, AssertionError) as error:
         said = str(error).splitlines()[0]
         raise InputError("--device", f"{name!r} ({said})", "a device of this machine, such as cpu") from error
-
-
-def _problem(
-    entry: registry.Entry, path: Path | None, seed: int, device: str
-) -> tuple[Problem, dict[str, Any]]:
-    """The problem on its device, and the truth where it was simulated."""
-    if path is None:
-        typer.echo(f"no --data: simulating {entry.name} with seed {seed}")
-        data, truth = entry.simulate(seed)
-    else:
-        data, truth = entry.read(path), {}
-    return entry.problem(data).to(device=device), truth
-
-
-def _plain_job(
-    entry: registry.Entry, path: Path | None, *, method: str, guide: str, seed: int, device: str
-) -> Outcome:
-    import numpy as np
-
-    from astrozoo.diagnostics.metrics import z_scores
-    from astrozoo.infer import infer
-    from astrozoo.types import Outcome, Page
-
-    problem, truth = _problem(entry, path, seed, device)
-    result = infer(problem, method, guide, seed=seed, **entry.options.get(method, {}))
-    scores = z_scores(result, truth) if truth else {}
-    rows = [{"site": name, "largest |mean - truth| / SD": np.abs(z).max()} for name, z in scores.items()]
-    return Outcome(result, pages=[Page("Simulated truth", [rows])] if rows else [])
-
-
-def _write(outcome: Outcome, out: Path) -> None:
-    from astrozoo.diagnostics.metrics import diagnose
-    from astrozoo.diagnostics.report import report
-
-    result = outcome.result
-    result.save(out / "posterior.nc")
-    report(result, out / "report.html", pages=outcome.pages)
-    kept = ("run_seconds", "compile_seconds", "iterations", "counts", "notes")
-    told = {name: getattr(result, name) for name in ("model", "method", "guide", "seed", "digest")}
-    told |= {"status": result.status.value, **{k: v for k, v in result.stats.items() if k in kept}}
-    if result.statuses:
-        told["statuses"] = {s.value: result.statuses.count(s) for s in sorted(set(result.statuses))}
-    told |= {"diagnostics": diagnose(result), **outcome.summary, "environment": result.environment}
-    _write_json(told, out / "summary.json")
-    files = {
-        **outcome.files,
-        "posterior.nc": "draws",
-        "report.html": "report",
-        "summary.json": "status, cost and diagnostics",
-    }
-    for name, value in {"status": result.status.value, **outcome.summary}.items():
-        typer.echo(f"{name}: {value}")
-    for name, what in files.items():
-        typer.echo(f"{out / name}: {what}")
-
-
-def _write_json(told: Mapping[str, Any], path: Path) -> None:
-    def plain(value: Any) -> Any:  # JSON has no NaN
-        value = value.tolist() if hasattr(value, "tolist") else value
-        if isinstance(value, Mapping):
-            return {str(k): plain(v) for k, v in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(v) for v in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(json.dumps(plain(told), indent=2, default=str) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error}") from error
 
 
 def _say(text: str) -> None:

@@ -37,13 +37,16 @@ def read(path):
 def problem(data):
     return Problem(Line(), data, name="line", data_plates=("data",))
 
-def job(*, out, path, demo, method, guide, seed, device):
+def job(*, out, path, demo, method, guide, seed, device, box="all"):
     from astrozoo.infer import infer
-    (out / "extra.txt").write_text(f"{path} {demo} {device}")
+    (out / "checkpoint").mkdir()
+    (out / "extra.txt").write_text(f"{path} {demo} {device} {box}")
     result = infer(problem(simulate(seed)[0]), method, guide, seed=seed)
     return Outcome(result, [Page("Mine", ["Own words."])], {"sources": 3}, {"extra.txt": "more"})
 
-def interrupted(**settings):
+def interrupted(*, out, **settings):
+    (out / "checkpoint").mkdir(exist_ok=True)
+    (out / "checkpoint" / "part.npz").touch()
     raise KeyboardInterrupt
 
 def broken(**settings):
@@ -100,7 +103,7 @@ def test_run_writes_all_files(line, tmp_path, capsys):
     assert "Simulated truth" in (out / "report.html").read_text()
     said = capsys.readouterr().out
     assert "simulating line with seed 3" in said
-    assert "status: converged" in said
+    assert "status  converged" in said
 
 
 def test_run_reads_data_and_report_renders_what_was_saved(line, tmp_path):
@@ -113,10 +116,21 @@ def test_run_reads_data_and_report_renders_what_was_saved(line, tmp_path):
 def test_an_entry_may_bring_its_own_job(line, tmp_path, monkeypatch, capsys):
     _with_job(monkeypatch, line, "job")
     assert call("run", "line", "--demo", "--out", tmp_path) == 0
-    assert (tmp_path / "extra.txt").read_text() == "None True cpu"
+    assert (tmp_path / "extra.txt").read_text() == "None True cpu all"
     assert "Own words." in (tmp_path / "report.html").read_text()
     assert json.loads((tmp_path / "summary.json").read_text())["sources"] == 3
     assert "extra.txt" in capsys.readouterr().out
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_a_job_takes_the_options_that_it_names_and_no_others(line, tmp_path, monkeypatch, capsys):
+    assert call("run", "line", "--box", "0:3,0:3", "--out", tmp_path / "o") == 2
+    assert "--box: got 0:3,0:3, expected none: line does not take it" in capsys.readouterr().err
+    _with_job(monkeypatch, line, "job")
+    assert call("run", "line", "--pictures", 3, "--out", tmp_path / "o") == 2
+    assert not (tmp_path / "o").exists()
+    assert call("run", "line", "--box", "0:3,0:3", "--out", tmp_path) == 0
+    assert (tmp_path / "extra.txt").read_text() == "None False cpu 0:3,0:3"
 
 
 def test_compare_writes_a_row_per_method_and_parameter(line, tmp_path):
@@ -173,9 +187,14 @@ def test_a_full_disk_is_an_output_error(line, tmp_path, monkeypatch, capsys):
     def full(*args, **settings):
         raise OSError(28, "No space left on device")
 
+    _with_job(monkeypatch, line, "job")
+    assert call("run", "line", "--out", tmp_path) == 0
+    before = {p: p.read_bytes() for p in tmp_path.glob("*.*") if p.name != "posterior.nc"}
     monkeypatch.setattr(report, "_replace", full)
-    assert call("run", "line", "--out", tmp_path) == 4
+    assert call("run", "line", "--seed", 1, "--out", tmp_path) == 4
     assert "No space left" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in before} == before
+    assert (tmp_path / "checkpoint").is_dir()
 
 
 def test_the_unexpected_and_the_interrupted(line, tmp_path, monkeypatch, capsys):
@@ -187,7 +206,9 @@ def test_the_unexpected_and_the_interrupted(line, tmp_path, monkeypatch, capsys)
     assert "Traceback" in capsys.readouterr().err
     _with_job(monkeypatch, line, "interrupted")
     assert call("run", "line", "--out", tmp_path) == 130
-    assert "interrupted" in capsys.readouterr().err
+    first, last = capsys.readouterr().err.strip().splitlines()
+    assert first.endswith(f"kept in {tmp_path / 'checkpoint'}: the same command goes on from it")
+    assert last == "astrozoo: interrupted"
 
 
 def test_strict_tells_of_a_run_that_did_not_converge(line, tmp_path, monkeypatch):

@@ -10,11 +10,15 @@ References:
 
 from __future__ import annotations
 
+import bz2
+import io
 import re
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from astropy.io import fits
@@ -75,12 +79,18 @@ def read_field(
     tag = f"{number:06d}-{column}-{position:04d}"
     psf_path = _find(folder, f"psField-{tag}")
     psfs, gains, dark_variances = _read_psf_field(psf_path, bands)
+    paths = {band: _find(folder, f"frame-{band}-{tag}") for band in bands}
+    mask_paths = {
+        band: _find(folder, f"fpM-{number:06d}-{band}{column}-{position:04d}") if masks else None
+        for band in bands
+    }
     images = []
-    for band in bands:
-        path = _find(folder, f"frame-{band}-{tag}")
-        mask_path = _find(folder, f"fpM-{number:06d}-{band}{column}-{position:04d}") if masks else None
-        images.append(_read_frame(path, mask_path, band, gains[band], dark_variances[band], psfs[band]))
-        _check_overlap(images[0], images[-1], path)
+    with ThreadPoolExecutor(len(bands)) as pool:  # decompression, which is most of the work, needs no GIL
+        packed = {b: pool.submit(_opened, path) for b, path in paths.items() if path.suffix == ".bz2"}
+        for band, path in paths.items():
+            noise = gains[band], dark_variances[band]
+            images.append(_read_frame(path, mask_paths[band], band, *noise, psfs[band], packed.get(band)))
+            _check_overlap(images[0], images[-1], path)
     meta = {"survey": "SDSS", "run": str(number), "camcol": str(column), "field": str(position)}
     return Field(tuple(images), name=f"sdss-{tag}", meta=meta | {"masks": str(masks)})
 
@@ -184,8 +194,13 @@ def _missing_to_nan(values: np.ndarray) -> np.ndarray:
     return np.where(values <= -9999, np.nan, values)
 
 
+def _opened(path: Path) -> BinaryIO:
+    """A stream of a file; of one packed by bzip2, unpacked: FITS seeks back, which would unpack it anew."""
+    return io.BytesIO(bz2.decompress(path.read_bytes())) if path.suffix == ".bz2" else path.open("rb")
+
+
 @contextmanager
-def _reading(path: Path) -> Iterator[fits.HDUList]:
+def _reading(path: Path, opened: Future[BinaryIO] | None = None) -> Iterator[fits.HDUList]:
     """The HDUs of a file; whatever FITS finds wrong with it becomes a DataError that names it."""
     if not path.is_file():
         raise DataError(str(path), "no such file", "a FITS file")
@@ -193,7 +208,10 @@ def _reading(path: Path) -> Iterator[fits.HDUList]:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="File may have been truncated")
             # a stream of our own: astropy leaves its file open where a header is cut short
-            with path.open("rb") as stream, fits.open(stream, memmap=False, lazy_load_hdus=False) as hdus:
+            with (
+                _opened(path) if opened is None else opened.result() as stream,
+                fits.open(stream, memmap=False, lazy_load_hdus=False) as hdus,
+            ):
                 yield hdus
     except (DataError, InputError):
         raise
@@ -252,9 +270,15 @@ def _celestial_wcs(header: fits.Header, path: Path) -> WCS:
 
 
 def _read_frame(
-    path: Path, mask_path: Path | None, band: str, gain: float, dark_variance: float, psf: EigenPsf
+    path: Path,
+    mask_path: Path | None,
+    band: str,
+    gain: float,
+    dark_variance: float,
+    psf: EigenPsf,
+    opened: Future[BinaryIO] | None,
 ) -> Image:
-    with _reading(path) as hdus:
+    with _reading(path, opened) as hdus:
         if len(hdus) < 3:
             raise DataError(str(path), f"{len(hdus)} HDUs", "image, calibration and sky (3 HDUs or more)")
         flux = np.asarray(hdus[0].data, dtype=float)

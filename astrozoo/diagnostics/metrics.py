@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -16,7 +17,20 @@ from astrozoo.errors import InputError
 if TYPE_CHECKING:
     from astrozoo.types import Result
 
-__all__ = ["Scalars", "compare", "diagnose", "is_chain", "scalars", "standard_errors", "summary", "z_scores"]
+__all__ = [
+    "POOR_K_HAT",
+    "Scalars",
+    "compare",
+    "diagnose",
+    "is_chain",
+    "scalars",
+    "standard_errors",
+    "summary",
+    "z_scores",
+]
+
+POOR_K_HAT = 0.7
+"""Pareto k-hat above which importance weights, and what was fitted, are not to be trusted."""
 
 _CHAIN_STATS = {"acceptance_rate", "diverging", "energy", "tree_depth"}
 _MOST = 1000
@@ -74,18 +88,28 @@ def standard_errors(result: Result, of: Scalars) -> Float[np.ndarray, "scalar"]:
     """Monte-Carlo standard errors of the means."""
     if is_chain(result):
         return mcse(of.draws)
-    chains, draws = of.draws.shape[:2]
-    return of.draws.std(axis=(0, 1)) / np.sqrt(chains * draws)
+    known = np.isfinite(of.draws).sum((0, 1))
+    return _known(np.nanstd, of.draws) / np.sqrt(np.maximum(known, 1))
+
+
+def _known(function: Any, draws: np.ndarray, *settings: Any) -> np.ndarray:
+    """A statistic of the draws that are not NaN (shapes of a star are); NaN where there is none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of columns that are all NaN
+        return function(draws, *settings, axis=(0, 1))
 
 
 def summary(result: Result, most: int = 60) -> list[dict[str, Any]]:
-    """Mean, SD, 90% interval and Monte-Carlo error of each scalar; of chains, ESS and R-hat too."""
+    """Mean, SD, 90% interval and Monte-Carlo error of each scalar; of chains, ESS and R-hat too.
+
+    Draws that are NaN, such as the shape of what is a star in that draw, are left out.
+    """
     held = scalars(result, most)
-    low, high = np.quantile(held.draws, (0.05, 0.95), axis=(0, 1))
+    low, high = _known(np.nanquantile, held.draws, (0.05, 0.95))
     columns: dict[str, Any] = {
         "parameter": held.labels,
-        "mean": held.draws.mean((0, 1)),
-        "sd": held.draws.std((0, 1)),
+        "mean": _known(np.nanmean, held.draws),
+        "sd": _known(np.nanstd, held.draws),
         "5%": low,
         "95%": high,
         "mcse": standard_errors(result, held),
@@ -101,7 +125,8 @@ def diagnose(result: Result) -> dict[str, Any]:
     """The worst of each diagnostic that the result allows; scalars, by name.
 
     Of chains: largest R-hat, smallest ESS, divergences, smallest E-BFMI, mean acceptance. Of an approximation
-    with ``log_ratio`` (log p - log q of each draw) among its ``sample_stats``: the largest k-hat.
+    with ``log_ratio`` (log p - log q of each draw) among its ``sample_stats``, or ``k_hat`` of each problem
+    among its ``stats``: the largest k-hat, and of how many problems it is poor.
     """
     found: dict[str, Any] = {}
     stats = result.sample_stats
@@ -119,9 +144,14 @@ def diagnose(result: Result) -> dict[str, Any]:
         found["smallest e-bfmi"] = float(bfmi(stats["energy"]).min())
     if "acceptance_rate" in stats:
         found["mean acceptance"] = float(stats["acceptance_rate"].mean())
+    shapes = np.asarray(result.stats.get("k_hat", ()), float)
     if "log_ratio" in stats:
         ratios = stats["log_ratio"].reshape(-1, *stats["log_ratio"].shape[2:])
-        found["largest k-hat"] = float(np.max(k_hat(np.moveaxis(ratios, 0, -1))))
+        shapes = np.asarray(k_hat(np.moveaxis(ratios, 0, -1)))
+    if shapes.size:
+        found["largest k-hat"] = _worst(np.max, shapes)
+    if shapes.size > 1:
+        found["problems with a poor k-hat"] = int((~(shapes <= POOR_K_HAT)).sum())  # NaN is poor too
     return found
 
 

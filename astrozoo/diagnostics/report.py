@@ -15,7 +15,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from astrozoo.diagnostics import plots
-from astrozoo.diagnostics.metrics import Scalars, compare, diagnose, is_chain, scalars, summary
+from astrozoo.diagnostics.metrics import (
+    POOR_K_HAT,
+    Scalars,
+    compare,
+    diagnose,
+    is_chain,
+    scalars,
+    summary,
+)
 from astrozoo.errors import InputError, OutputError
 from astrozoo.types import Page, Result, Status
 
@@ -34,7 +42,8 @@ def report(result: Result, path: str | Path, *, pages: Sequence[Page] = (), titl
     """Write a self-contained, printable HTML report.
 
     Args:
-        result: of any backend. Sections are shown for what it holds.
+        result: of any backend. Sections are shown for what it holds; of independent problems that the model's
+            own sections show, no general summary of parameters.
         path: of the file; it is replaced only when the new one is whole.
         pages: the model's own sections, shown first.
         title: of the page; by default the model and the method.
@@ -43,12 +52,16 @@ def report(result: Result, path: str | Path, *, pages: Sequence[Page] = (), titl
         OutputError: the file cannot be written.
     """
     found = diagnose(result)
-    sections = [*pages, _summary_page(result, found)]
-    if is_chain(result):
+    empty = not any(draws.size for draws in result.draws.values())
+    told = empty or bool(result.statuses and pages)
+    sections = [*pages] if told else [*pages, _summary_page(result, found)]
+    if is_chain(result) and not empty:
         sections += _chain_pages(result)
     if result.trace:
         sections.append(_progress_page(result))
-    sections += [_posterior_page(result), _provenance_page(result)]
+    if not told:
+        sections.append(_posterior_page(result))
+    sections.append(_provenance_page(result, found if told else {}))
     title = title or f"{result.model}: {result.method}" + (f" ({result.guide})" if result.guide else "")
     return _render(path, title, _banners(result, found), sections)
 
@@ -59,15 +72,20 @@ def _banners(result: Result, found: Mapping[str, Any]) -> list[dict[str, str]]:
         counts = {s: result.statuses.count(s) for s in Status if s in result.statuses}
         text = f"{len(result.statuses)} problems: " + ", ".join(f"{n} {s.value}" for s, n in counts.items())
         kind = "warn" if 0 < counts.get(Status.CONVERGED, 0) < len(result.statuses) else kind
-    banners = [{"kind": kind, "head": f"{result.status.value.capitalize()}.", "text": f"{text}."}]
-    banners[0]["text"] = text if text.endswith(".") else f"{text}."
+        text += "."
+    banners = [{"kind": kind, "head": f"{result.status.value.capitalize()}.", "text": text}]
     doubts = [
         (found.get("largest r-hat", 1) > 1.01, "The chains disagree (R-hat above 1.01): run longer."),
         (found.get("smallest bulk ess", 400) < 400, "Fewer than 400 effective draws: means are uncertain."),
         (found.get("divergences", 0) > 0, "There were divergences: parts of the posterior may be missed."),
         (found.get("smallest e-bfmi", 1) < 0.3, "E-BFMI below 0.3: the tails are explored slowly."),
-        (found.get("largest k-hat", 0) > 0.7, "k-hat above 0.7: the guide is far from the posterior."),
     ]
+    poor = found.get("problems with a poor k-hat", 0)
+    if poor:
+        text = f"{poor} of {len(result.statuses)} problems have a k-hat above {POOR_K_HAT}"
+        doubts.append((True, f"{text}: their means and errors are not to be trusted."))
+    elif found.get("largest k-hat", 0) > POOR_K_HAT:
+        doubts.append((True, f"k-hat above {POOR_K_HAT}: the guide is far from the posterior."))
     return banners + [{"kind": "warn", "head": "Look out.", "text": text} for holds, text in doubts if holds]
 
 
@@ -111,9 +129,13 @@ def _progress_page(result: Result) -> Page:
 
 def _posterior_page(result: Result) -> Page:
     held = scalars(result, 40).some(40)
+    known = np.flatnonzero(np.isfinite(held.draws).all((0, 1)))
+    held = Scalars([held.labels[i] for i in known], held.draws[..., known])
     sites: dict[str, list[int]] = {}
     for i, label in enumerate(held.labels):
         sites.setdefault(label.partition("[")[0], []).append(i)
+    if not sites:
+        return Page("Posterior", ["No parameter has a value in every draw."])
     parts: list[Any] = [(plots.forest(held, sites), "Medians with 50% and 90% intervals.")]
     varying = [i for i in range(len(held)) if np.ptp(held.draws[..., i]) > 0][:5]
     if len(varying) > 1:
@@ -125,9 +147,14 @@ def _posterior_page(result: Result) -> Page:
     return Page("Posterior", parts)
 
 
-def _provenance_page(result: Result) -> Page:
-    rows = {"method": result.method, "guide": result.guide, "seed": result.seed, "data": result.digest}
-    rows |= dict(flatten(result.stats)) | result.environment
+def _provenance_page(result: Result, found: Mapping[str, Any]) -> Page:
+    rows: dict[str, Any] = {
+        "method": result.method,
+        "guide": result.guide,
+        "seed": result.seed,
+        "data": result.digest,
+    }
+    rows |= dict(found) | dict(flatten(result.stats)) | result.environment
     return Page("Cost and provenance", [[{"what": k, "value": _short(v)} for k, v in rows.items()]])
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -58,12 +60,14 @@ def run(
     device: str = "cpu",
     box: str | None = None,
     catalog: Path | None = None,
-    pictures: int | None = 60,
+    pictures: int | None = 24,
     progress: bool = True,
 ) -> Outcome:
     """Read a field, detect its sources, fit them, and write ``catalog.fits`` and ``catalog.parquet``.
 
-    A run that was interrupted goes on where it was, if it is given the same folder, field and seed.
+    A run that was interrupted goes on where it was, if it is given the same folder, field and seed: its work
+    is kept in ``out/checkpoint``, which the caller removes once all results are saved. A field without any
+    source gives an empty catalogue.
 
     Args:
         out: folder, which exists.
@@ -81,33 +85,52 @@ def run(
         progress: tell what is being done, on standard error.
 
     Raises:
-        InputError: settings that do not fit together, or no source to fit.
+        InputError: settings that do not fit together, a box off the field, or a catalogue without any source
+            on it.
         DataError: files that are missing or not what they should be.
         OutputError: the catalogue cannot be written.
     """
     _check(method, guide, device, demo, path)
-    say = Console(stderr=True, quiet=not progress, highlight=False)
-    images, origin = _field(path, box, seed, say)
-    say.print(escape(f"field: {origin}"))
+    console = Console(stderr=True, quiet=not progress, highlight=False, soft_wrap=True)
+
+    def say(text: str) -> None:
+        console.print(escape(text))
+
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "read"):
+        images, origin = _field(path, box, seed, say)
+    ny, nx = reference_image(images).shape
+    say(f"field: {origin}; {len(images.images)} images ({', '.join(images.bands)}) of about {ny}x{nx} pixels")
     sources = None if catalog is None else read_sources(catalog, images)
     if sources is not None:
-        say.print(escape(f"sources: {len(sources)} of {catalog}"))
-    fit = fit_field(images, sources, seed=seed, progress=progress, checkpoint=out / "checkpoint")
-    if not len(fit.detections):
-        raise InputError(f"field {images.name!r}", "no source above the threshold", "at least one")
+        say(f"sources: the {len(sources)} of {catalog} that are on the field")
+    kept = out / "checkpoint"
+    going = "going on with an earlier run" if any(kept.glob("*.npz")) else "detecting and fitting sources"
+    say(f"{going} (Ctrl-C stops; the same command then goes on from there)")
+    fit = fit_field(images, sources, seed=seed, progress=progress, checkpoint=kept)
+    seconds |= fit.stats.get("seconds", {})
     table = catalogue(fit)
     for name in ("catalog.fits", "catalog.parquet"):
         write_catalogue(table, out / name)
-    say.print(escape(f"catalogue: {len(table)} sources, written to {out / 'catalog.fits'}; now the report"))
+    say(f"{len(table)} sources in {out / 'catalog.fits'}; now the report")
+    with _timed(seconds, "pictures"):
+        pages = report_pages(fit, table, origin, pictures)
     return Outcome(
         to_result(fit, table, seed),
-        pages=report_pages(fit, table, origin, pictures),
-        summary=_summary(fit, table, origin),
+        pages=pages,
+        summary=_summary(fit, table, origin) | {"seconds": {k: round(v, 1) for k, v in seconds.items()}},
         files={
             "catalog.fits": "catalogue with errors (FITS table)",
             "catalog.parquet": "the same (Parquet)",
         },
     )
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - started
 
 
 def _check(method: str, guide: str, device: str, demo: bool, path: Path | None) -> None:
@@ -122,20 +145,22 @@ def _check(method: str, guide: str, device: str, demo: bool, path: Path | None) 
         raise InputError("demo", f"data too ({path})", "one of them")
 
 
-def _field(path: Path | None, box: str | None, seed: int, say: Console) -> tuple[Field, str]:
+def _field(path: Path | None, box: str | None, seed: int, say: Callable[[str], None]) -> tuple[Field, str]:
     """The field, cut to its box, and a line on what it is."""
     if path is not None:
+        say(f"reading {path}")
         images = read_field(path)
         cut = images if box is None else crop(images, *read_box(box))
         return cut, f"{images.name} of {path}" + (f", rows and columns {box}" if box else "")
     try:
         folder = fetch(_DEMO, progress=False)
     except DataError as error:
-        say.print(escape(f"no real data ({error})"))
+        say(f"no real data ({error})")
         images, _ = simulate_field(n_sources=60, seed=seed, r_range=(15.5, 22.0), min_separation=4)
         cut = images if box is None else crop(images, *read_box(box))
         return cut, f"simulated by GalSim with seed {seed}"
     box = box or _DEMO_BOX
+    say(f"reading {folder}")
     images = crop(read_field(folder), *read_box(box))
     return images, f"real: SDSS Stripe 82, run 2583 camcol 2 field 136, rows and columns {box}"
 
@@ -212,7 +237,7 @@ def to_result(fit: FieldFit, table: Table, seed: int) -> Result:
         method=_METHOD,
         guide=_GUIDE,
         digest=_digest(fit),
-        stats={**fit.stats, **_cost(fit.stats)},
+        stats={**fit.stats, **_cost(fit.stats), "k_hat": np.asarray(fit.k_hat, float)},
         statuses=statuses,
         dims={"offset": ("axis",), "colour": ("colour",), "ellipticity": ("component",)},
         coords={
@@ -241,7 +266,7 @@ def _digest(fit: FieldFit) -> str:
     return h.hexdigest()[:16]
 
 
-def report_pages(fit: FieldFit, table: Table, origin: str, limit: int | None = 60) -> list[Page]:
+def report_pages(fit: FieldFit, table: Table, origin: str, limit: int | None = 24) -> list[Page]:
     """The report's sections on the field and its sources.
 
     Args:
@@ -252,19 +277,18 @@ def report_pages(fit: FieldFit, table: Table, origin: str, limit: int | None = 6
     """
     reference = reference_image(fit.field)
     p = np.asarray(table["p_star"])
-    counts = (
-        f"{len(table)} sources: {int((p > 0.5).sum())} more likely stars, {int((p <= 0.5).sum())} galaxies."
-    )
+    counts = f"{len(table)} sources: {(p > 0.5).sum()} more likely stars, {(p <= 0.5).sum()} galaxies."
     caption = (
         "Top: data, model, and how residuals are distributed. Bottom: the sources with their numbers "
         f"(a galaxy's ellipse is at its half-light radius, 2 px at least), residuals in {reference.band} and "
         "of all images together; grey pixels are masked."
     )
     about = "chi2 is the mean squared residual of valid pixels outside saturated cores; 1 is noise alone."
-    field = Page(
-        "Field",
-        [f"{origin[0].upper()}{origin[1:]}. {counts}", (overview(fit, table), caption), _HOW_TO_READ],
-    )
+    field = Page("Field", [f"{origin[0].upper()}{origin[1:]}. {counts}", (overview(fit, table), caption)])
+    goodness = Page("Goodness of fit", [about, chi2_by_band(fit)])
+    if not len(table):
+        return [Page("Field", [*field.parts, "No source was found above the threshold."]), goodness]
+    field = Page("Field", [*field.parts, _HOW_TO_READ])
     chosen = _chosen(table, fit, limit)
     shown = cutouts(fit, table, chosen)
     said = (
@@ -279,7 +303,7 @@ def report_pages(fit: FieldFit, table: Table, origin: str, limit: int | None = 6
     )
     return [
         field,
-        Page("Goodness of fit", [about, chi2_by_band(fit)]),
+        goodness,
         Page("Catalogue", _listed(table, fit)),
         Page("Sources", [said, *((figure, "") for figure in shown)]),
     ]
@@ -339,7 +363,6 @@ def _summary(fit: FieldFit, table: Table, origin: str) -> dict[str, Any]:
         "sources": len(table),
         "stars": int((p > 0.5).sum()),
         "galaxies": int((p <= 0.5).sum()),
-        "flagged": {name: int(np.sum(table[name])) for name in FLAGS},
+        "flagged": {name.replace("_", " "): int(np.sum(table[name])) for name in FLAGS},
         "chi2 per pixel": chi2,
-        "seconds": dict(fit.stats.get("seconds", {})),
     }

@@ -77,6 +77,7 @@ def _fit_around(images: Field, truth: Table, rng: np.random.Generator) -> FieldF
         prior=load_prior(),
         draws=draws,
         model=model,
+        p_star=star.mean(1),
         k_hat=k_hat,
         converged=converged,
         chi2=np.ones((n, len(images.bands))),

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from astrozoo.data.images import Field
 from astrozoo.diagnostics.report import report
 from astrozoo.errors import DataError, InputError
+from astrozoo.survey import fit as fitting
 from astrozoo.survey import job
 from astrozoo.survey.catalogue import catalogue
 from astrozoo.survey.fit import FieldFit
@@ -60,6 +61,59 @@ def test_a_result_that_can_be_saved_and_reported(fake_fit: Fake, tmp_path: Path)
     path = report(result, tmp_path / "report.html", pages=job.report_pages(fit, table, "simulated", 3))
     html = path.read_text()
     assert html.count("data:image/png") >= 2
+    assert f"1 of {len(table)} problems have a k-hat above 0.7" in html
+    assert "<h2>Summary</h2>" not in html
+    html = report(back, tmp_path / "again.html").read_text()  # of the saved result, without the pages
+    assert "<h2>Summary</h2>" in html
+
+
+def _sky_alone(images: Field) -> Field:
+    rng = np.random.default_rng(1)
+    return Field(tuple(replace(i, counts=rng.poisson(i.sky).astype(float)) for i in images))
+
+
+def test_a_field_without_sources_gives_an_empty_catalogue_and_says_so(
+    fake_fit: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "read_field", lambda path: _sky_alone(fake_fit[0].field))
+    outcome = job.run(out=tmp_path, path=tmp_path, progress=False)
+    assert outcome.summary["sources"] == 0
+    assert len(Table.read(tmp_path / "catalog.fits")) == len(Table.read(tmp_path / "catalog.parquet")) == 0
+    assert outcome.result.status is Status.CONVERGED
+    back = Result.load(outcome.result.save(tmp_path / "posterior.nc"))
+    html = report(back, tmp_path / "report.html", pages=outcome.pages).read_text()
+    assert "No source was found" in html
+    assert "Posterior" not in html
+
+
+def test_a_killed_run_goes_on_to_the_same_answer(
+    fake_fit: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "read_field", lambda path: fake_fit[0].field)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    settings = {"path": tmp_path, "box": "20:90,10:90", "progress": False}
+    whole = job.run(out=tmp_path / "whole", **settings)
+    original = fitting._Job._posterior
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fitting._Job, "_posterior", killed)
+    with pytest.raises(KeyboardInterrupt):
+        job.run(out=tmp_path / "killed", **settings)
+    assert not (tmp_path / "killed" / "catalog.fits").exists()
+    monkeypatch.setattr(fitting._Job, "_posterior", original)
+
+    def refitted(*arguments: object) -> None:
+        raise AssertionError("the fit was done already")
+
+    monkeypatch.setattr(fitting._Job, "_fit", refitted)
+    again = job.run(out=tmp_path / "killed", **settings)
+    for name, draws in whole.result.draws.items():
+        np.testing.assert_allclose(again.result.draws[name], draws, rtol=1e-9, err_msg=name)
+    with pytest.raises(InputError, match="checkpoint of another field"):
+        job.run(out=tmp_path / "killed", seed=1, **settings)
 
 
 def test_bad_sources_are_shown_whatever_their_flux(fake_fit: Fake) -> None:
