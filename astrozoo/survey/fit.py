@@ -46,7 +46,7 @@ _NOTICEABLE_SKY = 0.03  # [sigma of a pixel] the same for a change of the sky
 _KINDS = (("galaxy", False, 6), ("star", True, 2))
 _SKY_CELL = 128  # [px]
 _SURE = 10.0  # signal to noise of fluxes whose ratio is taken for a starting colour
-_RESIDUAL_ERROR = 0.05  # of modelled light, in the search for companions
+_RESIDUAL_ERROR = 0.1  # of modelled light, in the search for companions
 _RESIDUAL_SNR = 5.0
 _CLOSEST = 1.5  # [px] to a known source
 
