@@ -281,6 +281,9 @@ def _read_frame(
     with _reading(path, opened) as hdus:
         if len(hdus) < 3:
             raise DataError(str(path), f"{len(hdus)} HDUs", "image, calibration and sky (3 HDUs or more)")
+        unit = str(hdus[0].header.get("BUNIT", "nanomaggy"))
+        if not unit.lower().startswith(("nanomagg", "nmgy")):
+            raise DataError(str(path), f"pixels in {unit!r}", "a sky-subtracted frame in nanomaggies")
         flux = np.asarray(hdus[0].data, dtype=float)
         nanomaggies_per_count = np.asarray(hdus[1].data, dtype=float)
         coarse, x, y = (np.asarray(hdus[2].data[name][0], float) for name in ("ALLSKY", "XINTERP", "YINTERP"))

@@ -29,7 +29,7 @@ from astrozoo.survey.goodness import chi2_by_band
 from astrozoo.survey.pictures import cutouts, overview
 from astrozoo.types import Outcome, Page, Result, Status
 
-__all__ = ["read_box", "read_sources", "report_pages", "run", "to_result"]
+__all__ = ["check_pixels", "read_box", "read_sources", "report_pages", "run", "to_result"]
 
 _DEMO = "sdss-2583-2-136"
 _DEMO_BOX = "300:556,1400:1656"
@@ -91,6 +91,8 @@ def run(
         OutputError: the catalogue cannot be written.
     """
     _check(method, guide, device, demo, path)
+    if box is not None:
+        read_box(box)  # a bad one is told before files are read
     console = Console(stderr=True, quiet=not progress, highlight=False, soft_wrap=True)
 
     def say(text: str) -> None:
@@ -99,6 +101,7 @@ def run(
     seconds: dict[str, float] = {}
     with _timed(seconds, "read"):
         images, origin = _field(path, box, seed, say)
+        check_pixels(images)
     ny, nx = reference_image(images).shape
     say(f"field: {origin}; {len(images.images)} images ({', '.join(images.bands)}) of about {ny}x{nx} pixels")
     sources = None if catalog is None else read_sources(catalog, images)
@@ -163,6 +166,31 @@ def _field(path: Path | None, box: str | None, seed: int, say: Callable[[str], N
     say(f"reading {folder}")
     images = crop(read_field(folder), *read_box(box))
     return images, f"real: SDSS Stripe 82, run 2583 camcol 2 field 136, rows and columns {box}"
+
+
+def check_pixels(images: Field) -> None:
+    """Raise unless every valid pixel can be used.
+
+    Raises:
+        InputError: no pixel is valid, or a valid one has counts that are not finite, or a sky or calibration
+            that is not finite and positive.
+    """
+    if not any(image.valid.any() for image in images):
+        raise InputError(f"field {images.name!r}", "every pixel masked", "an image with valid pixels")
+    for image in images:
+        good = {"counts": np.isfinite(image.counts)}
+        for name in ("sky", "calibration"):
+            values = getattr(image, name)
+            good[name] = np.isfinite(values) & (values > 0)
+        for name, usable in good.items():
+            bad = int((image.valid & ~usable).sum())
+            if bad:
+                wrong = "not finite" if name == "counts" else "not finite or not positive"
+                raise InputError(
+                    f"image {image.name or image.band}",
+                    f"{bad} valid pixels with {name} {wrong}",
+                    "a mask over them",
+                )
 
 
 def read_box(text: str) -> tuple[slice, slice]:

@@ -1,3 +1,4 @@
+import bz2
 import gzip
 
 import numpy as np
@@ -147,13 +148,13 @@ def test_masks_can_be_done_without(folder):
 @pytest.mark.parametrize(
     "name", ["frame-r-000042-3-0007.fits", "psField-000042-3-0007.fit", "fpM-000042-r3-0007.fit"]
 )
-@pytest.mark.parametrize("compress", [False, True])
-def test_a_truncated_file_is_named(folder, name, compress):
+@pytest.mark.parametrize("suffix", ["", ".gz", ".bz2"])
+def test_a_truncated_file_is_named(folder, name, suffix):
     content = (folder / name).read_bytes()
     (folder / name).unlink()
-    if compress:
-        content = gzip.compress(content)
-        name += ".gz"
+    if suffix:
+        content = {".gz": gzip, ".bz2": bz2}[suffix].compress(content)
+    name += suffix
     (folder / name).write_bytes(content[: int(0.6 * len(content))])
     with pytest.raises(DataError, match=name):
         read_field(folder, bands="r")
@@ -165,6 +166,14 @@ def test_a_frame_without_calibration(folder):
         fits.HDUList([hdus[0].copy()]).writeto(folder / "short.fits")
     (folder / "short.fits").rename(path)
     with pytest.raises(DataError, match=r"frame-r.*1 HDUs"):
+        read_field(folder, bands="r")
+
+
+def test_a_frame_that_is_not_in_nanomaggies(folder):
+    head = header()
+    head["BUNIT"] = "DN"
+    write_frame(folder, "r", head=head)
+    with pytest.raises(DataError, match=r"frame-r.*pixels in 'DN', expected .*nanomaggies"):
         read_field(folder, bands="r")
 
 
