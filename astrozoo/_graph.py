@@ -250,17 +250,8 @@ class PureFunction:
 
     def _prepare(self, entry: str, w: Tensor, noise: Tensor | None) -> Callable[..., Any]:
         """Check the shapes, and find or make the graph that serves them."""
+        self._check_inputs(w, noise)
         b = w.shape[0]
-        if w.ndim != 2 or w.shape[1] != self.dim or (self.batch is not None and b != self.batch):
-            rows = "any" if self.batch is None else self.batch
-            raise InputError("w", f"shape {tuple(w.shape)}", f"[{rows}, {self.dim}]")
-        if w.dtype != self.dtype:
-            raise InputError("w", w.dtype, str(self.dtype))
-        if (noise is None) != (self.noise_dim == 0) or (
-            noise is not None and noise.shape[1:] != (self.noise_dim,)
-        ):
-            got = None if noise is None else f"shape {tuple(noise.shape)}"
-            raise InputError("noise", got, f"[draws, {self.noise_dim}]" if self.noise_dim else "None")
         made = self._graphs.setdefault((entry, None if noise is None else noise.shape[0]), {})
         size = graph_size(b, set(made))
         if size not in made:
@@ -277,6 +268,19 @@ class PureFunction:
             return tuple(x[:b] for x in out) if isinstance(out, tuple | list) else out[:b]
 
         return run
+
+    def _check_inputs(self, w: Tensor, noise: Tensor | None) -> None:
+        b = w.shape[0]
+        if w.ndim != 2 or w.shape[1] != self.dim or (self.batch is not None and b != self.batch):
+            rows = "any" if self.batch is None else self.batch
+            raise InputError("w", f"shape {tuple(w.shape)}", f"[{rows}, {self.dim}]")
+        if w.dtype != self.dtype:
+            raise InputError("w", w.dtype, str(self.dtype))
+        if (noise is None) != (self.noise_dim == 0) or (
+            noise is not None and noise.shape[1:] != (self.noise_dim,)
+        ):
+            got = None if noise is None else f"shape {tuple(noise.shape)}"
+            raise InputError("noise", got, f"[draws, {self.noise_dim}]" if self.noise_dim else "None")
 
     def _report(self, seconds: float, note: str | None) -> None:
         self._timing["compile"] += seconds

@@ -217,6 +217,7 @@ class Elbo(PureFunction):
         f, noise_dim = self._elbo, self.draw_dim
         if objective != "monte_carlo":
             f, noise_dim = problem.factory("objectives", objective)(problem, self.module), 0
+        self.derivatives = getattr(f, "derivatives", None)
         super().__init__(
             f,
             sum(s.numel() for s in self.shapes.values()),
@@ -228,6 +229,21 @@ class Elbo(PureFunction):
             compile=compile,
         )
         self.check()
+
+    def value_grad_hessian(
+        self, w: Float[Tensor, "b p"], noise: Tensor | None = None
+    ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b p"], Float[Tensor, "b p p"]]:
+        """Mean over draws, its gradient and its exact Hessian: by the objective's own, where it has them."""
+        if self.derivatives is None:
+            return super().value_grad_hessian(w, noise)
+        self._check_inputs(w, noise)
+        self.counts["hessian"] += len(w)
+        rows = [
+            self.derivatives(x.detach(), *(self.args if self.batch is None else rows_of(self.args, i)))
+            for i, x in enumerate(w)
+        ]
+        value, gradient, hessian = (torch.stack(column) for column in zip(*rows, strict=True))
+        return value, gradient, hessian
 
     def initial(self, z0: Float[Tensor, "b dim"] | None = None) -> Float[Tensor, "b p"]:
         """Flat parameters to start from: the guide's own, or moved to ``z0`` by its method ``initial``."""

@@ -105,7 +105,9 @@ class Problem:
         coords: values along those named axes.
         guides: guides made for this model: name -> factory(problem) -> Pyro guide module.
         objectives: objectives in place of the Monte-Carlo ELBO: name -> factory(problem, guide) -> pure
-            function of (flat guide parameters, ``*args``) returning a scalar to be maximised.
+            function of (flat guide parameters, ``*args``) returning a scalar to be maximised. It may carry
+            an attribute ``derivatives``, a function of the same arguments returning that scalar, its
+            gradient and its Hessian, which then takes the place of automatic second derivatives.
             Factories may be given as "module:attribute", imported when asked for.
 
     Raises:

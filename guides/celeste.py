@@ -21,7 +21,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from astrozoo.errors import InputError
@@ -203,52 +203,76 @@ def delta_elbo(problem: Problem, guide: CelesteGuide) -> Callable[[Tensor, Patch
         parts = w.split([s.numel() for s in shapes.values()])
         p = {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
         own = prior.to(w)
-        log_q = torch.stack(
-            (nn.functional.logsigmoid(-p["star_logit"]), nn.functional.logsigmoid(p["star_logit"]))
-        )
-        log_p = torch.log(torch.stack((1 - w.new_tensor(own.prob_star), w.new_tensor(own.prob_star))))
-        terms, moments = [], []
+        moments = []
         for kind, name in enumerate(("galaxy", "star")):
             loc = p[f"{name}_loc"]
-            tril = scale_tril(p[f"{name}_scale"], loc.shape[-1], family)
-            terms.append(_prior_and_entropy(loc, tril, own, kind, patch.anchor, family) + log_p[kind])
-            moments.append(_moments(loc, tril, own, kind, patch))
+            moments.append(
+                _moments(loc, scale_tril(p[f"{name}_scale"], loc.shape[-1], family), own, kind, patch)
+            )
         expected = torch.stack([m[0] for m in moments])  # [type, source, image, pixel]
         variance = torch.stack([m[1] for m in moments])
-        q = log_q.exp()
-        value = (q * (torch.stack(terms) - log_q)).sum()
-        kinds = (
-            torch.cartesian_prod(*[torch.arange(2)] * sources).reshape(-1, sources).to(w.device)
-        )  # [2^s, s]
+        kinds = every_choice(sources, w.device)
         which = torch.arange(sources, device=w.device)
         rate = patch.background + expected[kinds, which].sum(1)  # [2^s, image, pixel]
         spread = variance[kinds, which].sum(1)
         pixel = patch.counts * (rate.log() - 0.5 * spread / rate**2) - rate - torch.lgamma(patch.counts + 1)
-        weight = log_q[kinds, which].sum(-1).exp()
-        return value + (weight * (patch.mask * pixel).sum((-2, -1))).sum()
+        weight = _log_types(p["star_logit"])[kinds, which].sum(-1).exp()
+        cost = without_pixels(p, own, patch.anchor, family)
+        return cost + (weight * (patch.mask * pixel).sum((-2, -1))).sum()
 
+    from astrozoo.guides.celeste_hessian import derivatives  # which imports this file
+
+    elbo.derivatives = derivatives(problem, guide)  # type: ignore[attr-defined]
     return elbo
 
 
-def _moments(loc: Tensor, tril: Tensor, prior: Prior, kind: int, patch: Patch) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each source's electrons in each pixel, [source, image, pixel]."""
+def every_choice(sources: int, device: torch.device) -> Int[Tensor, "choice source"]:
+    """All joint types of a patch's sources: 0 a galaxy, 1 a star."""
+    return torch.cartesian_prod(*[torch.arange(2, device=device)] * sources).reshape(-1, sources)
+
+
+def _log_types(star_logit: Float[Tensor, "source"]) -> Float[Tensor, "2 source"]:
+    return torch.stack((nn.functional.logsigmoid(-star_logit), nn.functional.logsigmoid(star_logit)))
+
+
+def without_pixels(p: dict[str, Tensor], prior: Prior, anchor: Tensor, family: str) -> Float[Tensor, ""]:
+    """The ELBO's prior and entropy: a sum over sources."""
+    log_q = _log_types(p["star_logit"])
+    log_p = torch.log(torch.stack((1 - log_q.new_tensor(prior.prob_star), log_q.new_tensor(prior.prob_star))))
+    terms = []
+    for kind, name in enumerate(("galaxy", "star")):
+        loc = p[f"{name}_loc"]
+        tril = scale_tril(p[f"{name}_scale"], loc.shape[-1], family)
+        terms.append(_prior_and_entropy(loc, tril, prior, kind, anchor, family) + log_p[kind])
+    return (log_q.exp() * (torch.stack(terms) - log_q)).sum()
+
+
+def nodes(
+    loc: Tensor, tril: Tensor, prior: Prior, kind: int, patch: Patch
+) -> tuple[Float[Tensor, "k s d"], Float[Tensor, "k s image"], Float[Tensor, "k s image"]]:
+    """Cubature nodes (with the conditional mean of flux and colours), logarithms of E flux and E flux^2."""
     n = _STAR if kind else _GALAXY
     d = loc.shape[1]
     eye = torch.eye(n, dtype=loc.dtype, device=loc.device)
-    nodes = math.sqrt(n) * torch.cat((eye, -eye))  # [k, n]
-    shift = torch.einsum("sdn,kn->ksd", tril[:, :, :n], nodes)
-    u = loc + shift  # [k, s, d]: at the nodes, with the conditional mean of flux and colours
-    if kind:
-        image = star_images(patch, u[..., :2])  # [k, s, image, pixel]
-    else:
-        image = galaxy_images(patch, u[..., :2], u[..., 2], u[..., 3:5], u[..., 5])
+    signed = math.sqrt(n) * torch.cat((eye, -eye))  # [k, n]
+    u = loc + torch.einsum("sdn,kn->ksd", tril[:, :, :n], signed)
     nb = d - n
     ladder = torch.tril(loc.new_ones(nb, nb - 1), -1)
     bands = torch.cat((loc.new_ones(nb, 1), ladder - ladder[prior.reference]), 1)[patch.band]  # [image, nb]
     mean = torch.einsum("ib,ksb->ksi", bands, u[..., n:])
     var = torch.einsum("ib,sbc->sic", bands, tril[:, n:, n:]).square().sum(-1)  # [s, image]
-    first = patch.calibration * torch.exp(mean + 0.5 * var)
-    second = patch.calibration**2 * torch.exp(2 * mean + 2 * var)
+    return u, mean + 0.5 * var, 2 * mean + 2 * var
+
+
+def _moments(loc: Tensor, tril: Tensor, prior: Prior, kind: int, patch: Patch) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each source's electrons in each pixel, [source, image, pixel]."""
+    u, log_first, log_second = nodes(loc, tril, prior, kind, patch)
+    if kind:
+        image = star_images(patch, u[..., :2])  # [k, s, image, pixel]
+    else:
+        image = galaxy_images(patch, u[..., :2], u[..., 2], u[..., 3:5], u[..., 5])
+    first = patch.calibration * torch.exp(log_first)
+    second = patch.calibration**2 * torch.exp(log_second)
     expected = (first[..., None] * image).mean(0)
     return expected, (second[..., None] * image**2).mean(0) - expected**2
 

@@ -53,7 +53,8 @@ def trust_region(
     Args:
         draws: from the fitted guide, per chain; they are independent, and chains only a shape.
         budget: the most iterations; each takes ``particles`` Hessians (or up to 100 Hessian-vector
-            products above 200 parameters) and at least as many gradients, per problem.
+            products above 200 parameters, for objectives without derivatives of their own) and at least as
+            many gradients, per problem.
         objective: "monte_carlo", or a name from ``problem.objectives``.
         start: unconstrained latents or flat guide parameters, ``[dim]`` or ``[problem, dim]``, or a Result.
         mode: "stochastic" (fresh draws in each iteration) or "fixed" (draws made once).
@@ -104,6 +105,7 @@ def trust_region(
             max_iterations=budget,
             radius=radius,
             tolerance=tolerance,
+            dense_limit=200 if target.derivatives is None else target.dim,
             callback=after_each,
             state=state,
         )

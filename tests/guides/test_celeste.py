@@ -134,6 +134,44 @@ def test_the_delta_method_understates_a_wide_flux():
     assert bias[2] < 10 * bias[1] < 0
 
 
+@pytest.mark.parametrize(("family", "sources"), CASES)
+def test_the_written_derivatives_are_those_of_autodiff(family, sources):
+    patch, truth = simulate(2, sources=sources, size=7, snr_floor=40.0)
+    patch = patch._replace(mask=patch.mask * (torch.arange(49) % 5 > 0))
+    delta, _ = objectives(problem(patch), family)
+    w = shaken(delta, truth)
+    value, gradient, hessian = (t[0] for t in delta.value_grad_hessian(w))
+    assert delta.counts == {"value": 0, "gradient": 0, "hvp": 0, "hessian": 1}
+    w = w[0].requires_grad_()
+    expected = delta.f(w, patch)
+    torch.testing.assert_close(value, expected.detach(), rtol=1e-12, atol=0)
+    (slope,) = torch.autograd.grad(expected, w, create_graph=True)
+    close(gradient, slope.detach())
+    directions = torch.randn(5, len(w), generator=torch.Generator().manual_seed(1), dtype=F64)
+    for v in torch.eye(len(w), dtype=F64) if family == "point" else directions:
+        close(hessian @ v, torch.autograd.grad(slope, w, v, retain_graph=True)[0])
+    close(hessian, hessian.T)
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    """To 1e-9 of the largest entry."""
+    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * float(b.abs().max()))
+
+
+def test_written_derivatives_of_a_batch_are_those_of_its_rows():
+    patches = [simulate(seed, size=7)[0] for seed in (1, 2)]
+    batch = problem(Patch(*(torch.stack(t) for t in zip(*patches, strict=True))))
+    together, _ = objectives(batch, "point")
+    w = together.initial(together.layout.unconstrain(batch.start))
+    second = together.take(torch.tensor([1])).value_grad_hessian(w[1:])
+    for got, expected in zip(together.value_grad_hessian(w), second, strict=True):
+        torch.testing.assert_close(got[1], expected[0], rtol=1e-12, atol=1e-9)
+    with pytest.raises(InputError, match="w: got shape"):
+        together.value_grad_hessian(w[:1])
+    with pytest.raises(InputError, match="noise"):
+        together.value_grad_hessian(w, w)
+
+
 def test_a_structured_guide_without_correlations_is_the_mean_field():
     given, patch, truth = scene(2)
     (full, _), (diagonal, _) = (objectives(given, family) for family in ("structured", "mean_field"))
