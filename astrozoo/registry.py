@@ -5,7 +5,7 @@ A new model is one file ``models/<name>.py``, one ``guides/<name>.py`` where it 
 
 * ``problem(data, **settings) -> Problem``;
 * ``simulate(seed=0, **settings) -> (data, truth)``, with ``truth`` a dict of site -> tensor;
-* ``read(path, **settings) -> data``.
+* ``read(path, **settings) -> data``, unless the entry has a job that reads.
 """
 
 from __future__ import annotations
@@ -95,7 +95,10 @@ class Entry:
 
         Raises:
             DataError: if the files are missing or are not what the model reads.
+            InputError: if the entry's job reads its own data.
         """
+        if self.job:
+            raise InputError(f"read of {self.name!r}", "an entry with a job that reads", "`astrozoo run`")
         return resolve(f"{self.module}:read")(Path(path), **settings)
 
     def problem(self, data: Any, **settings: Any) -> Any:

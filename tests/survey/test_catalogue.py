@@ -119,6 +119,7 @@ def test_no_source_gives_no_rows(fake_fit: Fake) -> None:
         fit,
         detections=fit.detections[:0],
         draws={k: v[:0] for k, v in fit.draws.items()},
+        p_star=fit.p_star[:0],
         k_hat=fit.k_hat[:0],
         converged=fit.converged[:0],
         chi2=fit.chi2[:0],
