@@ -149,11 +149,9 @@ def curvature(
     x, y = rings.offsets.unbind(-2)  # [..., k, p]
     one = torch.ones_like(x)
     xx, xy, yy = x * x, x * y, y * y
-    monomials = torch.stack(
-        (one, x, y, xx, xy, yy, xx * x, xx * y, x * yy, y * yy)
-        + (xx * xx, xx * xy, xy * xy, xy * yy, yy * yy),
-        -1,
-    )  # [..., k, p, 15]
+    cubic = (xx * x, xx * y, x * yy, y * yy)
+    quartic = (xx * xx, xx * xy, xy * xy, xy * yy, yy * yy)
+    monomials = torch.stack((one, x, y, xx, xy, yy, *cubic, *quartic), -1)  # [..., k, p, 15]
     moments = rings.values @ (weights[..., None, :, None] * monomials)  # [..., k, j, 15]
     t = _whiten(moments, rings.inverse)  # moments of u instead of the offset
     m0, m10, m01, m20, m11, m02, m30, m21, m12, m03, m40, m31, m22, m13, m04 = t.unbind(-1)

@@ -38,7 +38,8 @@ def test_the_wheel_holds_every_module_and_data_file(wheel):
         expected |= {f"{name}/{p.relative_to(top)}" for p in _shipped(top)}
     expected |= {f"astrozoo/guides/{p.name}" for p in _shipped(_ROOT / "guides")}
     assert expected <= held, f"missing: {sorted(expected - held)}"
-    assert {"astrozoo/py.typed", "astrozoo/models/celeste.py", "astrozoo/models/celeste_priors_stripe82.json"} <= held
+    models = {f"astrozoo/models/{name}" for name in ("celeste.py", "celeste_priors_stripe82.json")}
+    assert {"astrozoo/py.typed", *models} <= held
     assert not [name for name in held if name.startswith(("tests", "models/", "guides/"))]
 
 

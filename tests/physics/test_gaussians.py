@@ -40,7 +40,9 @@ def test_a_render_is_the_sum_of_its_gaussians(scene):
                 normal = torch.distributions.MultivariateNormal(
                     s["mu"][i] + s["psf"].means[i, k], torch.stack((xx, xy, xy, yy)).reshape(2, 2)
                 )
-                want[i] += s["groups"][0, j] * s["psf"].weights[i, k] * normal.log_prob(s["pixels"][i].T).exp()
+                want[i] += (
+                    s["groups"][0, j] * s["psf"].weights[i, k] * normal.log_prob(s["pixels"][i].T).exp()
+                )
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-16)
 
 
@@ -65,4 +67,6 @@ def test_first_and_second_derivatives_equal_autodiff(scene):
                 return image(t) @ weights[i]
 
             torch.testing.assert_close(gradient[i, g], torch.func.grad(weighted)(t), rtol=1e-10, atol=1e-13)
-            torch.testing.assert_close(hessian[i, g], torch.func.jacrev(torch.func.grad(weighted))(t), rtol=1e-10, atol=1e-13)
+            torch.testing.assert_close(
+                hessian[i, g], torch.func.jacrev(torch.func.grad(weighted))(t), rtol=1e-10, atol=1e-13
+            )

@@ -71,7 +71,9 @@ def test_a_galaxy_looks_like_galsims(row, profile):
     groups, variances = galaxy_rings(FLOAT)
     variance = (psf_sigma / scale) ** 2 + 1 / 12  # Gaussian PSF and, to second order, the pixel
     psf = MixturePsf(
-        torch.ones(1, dtype=FLOAT), torch.zeros(1, 2, dtype=FLOAT), torch.tensor([[variance, 0, variance]], dtype=FLOAT)
+        torch.ones(1, dtype=FLOAT),
+        torch.zeros(1, 2, dtype=FLOAT),
+        torch.tensor([[variance, 0, variance]], dtype=FLOAT),
     )
     yy, xx = torch.meshgrid(torch.arange(n), torch.arange(n), indexing="ij")
     pixels = torch.stack((xx.flatten(), yy.flatten())).to(FLOAT)
