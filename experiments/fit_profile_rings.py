@@ -61,8 +61,6 @@ if __name__ == "__main__":
     for name, index, choices in (("EXP", 1, (4, 5, 6)), ("DEV", 4, (6, 7, 8, 9))):
         for rings in choices:
             a, v, light, image = fit(index, rings)
-            print(
-                f"{name}, {rings} rings: light within {light:.1e}, blurred image within {image:.1e} of its peak"
-            )
+            print(f"{name}, {rings} rings: light to {light:.1e}, blurred image to {image:.1e} of its peak")
             print("  amplitudes", ", ".join(f"{x:.8g}" for x in a))
             print("  variances ", ", ".join(f"{x:.8g}" for x in v))
