@@ -92,7 +92,7 @@ def test_a_killed_run_goes_on_to_the_same_answer(
     monkeypatch.setattr(job, "read_field", lambda path: fake_fit[0].field)
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
-    settings = {"path": tmp_path, "box": "20:90,10:90", "progress": False}
+    settings = {"path": tmp_path, "box": "20:75,10:65", "progress": False}
     whole = job.run(out=tmp_path / "whole", **settings)
     original = fitting._Job._posterior
 
