@@ -1,0 +1,131 @@
+"""A simulated field from end to end, resuming after an interruption, and bad input."""
+
+import numpy as np
+import pytest
+from astropy.table import Table
+
+from astrozoo.data.images import Field
+from astrozoo.data.simulate import simulate_field
+from astrozoo.diagnostics.scoring import match
+from astrozoo.errors import DataError, InputError
+from astrozoo.survey import fit as fitting
+from astrozoo.survey.catalogue import catalogue
+from astrozoo.survey.fit import fit_field
+
+SETTINGS = {"draws": 64, "progress": False, "max_sweeps": 3}
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """A star, a galaxy, and a close pair."""
+    sources = Table(
+        {
+            "is_star": [True, False, True, True],
+            "x": [22.0, 70.3, 30.0, 35.5],
+            "y": [20.4, 24.0, 70.0, 71.0],
+            "radius": [np.nan, 1.2, np.nan, np.nan],
+            "axis_ratio": [np.nan, 0.6, np.nan, np.nan],
+            "angle": [np.nan, 40.0, np.nan, np.nan],
+            "dev_fraction": [np.nan, 0.0, np.nan, np.nan],
+        }
+    )
+    for band, scale in zip("gri", (0.5, 1.0, 1.4), strict=True):
+        sources[f"flux_{band}"] = scale * np.array([40.0, 60.0, 30.0, 20.0])
+    return simulate_field(sources=sources, seed=3, shape=(96, 96), bands="gri")
+
+
+@pytest.fixture(scope="module")
+def fitted(scene):
+    return fit_field(scene[0], **SETTINGS)
+
+
+def test_every_source_is_recovered_within_its_posterior(scene, fitted):
+    _, truth = scene
+    table = catalogue(fitted)
+    i, j = match(truth, table)
+    assert list(i) == [0, 1, 2, 3]
+    found = table[j]
+    assert list(found["p_star"] > 0.5) == [True, False, True, True]
+    for band in "gri":
+        z = (found[f"log_flux_{band}"] - np.log(truth[f"flux_{band}"][i])) / found[f"log_flux_{band}_sd"]
+        assert np.abs(z).max() < 5
+    east = (found["ra"] - truth["ra"][i]) * np.cos(np.deg2rad(truth["dec"][i])) * 3.6e6
+    north = (found["dec"] - truth["dec"][i]) * 3.6e6
+    assert np.abs(east / found["ra_sd"]).max() < 5
+    assert np.abs(north / found["dec_sd"]).max() < 5
+    galaxy = found[1]
+    assert abs(np.log(galaxy["radius"] / 1.2)) < 5 * galaxy["log_radius_sd"]
+
+
+def test_the_residuals_are_noise(scene, fitted):
+    for image, model in zip(scene[0], fitted.model, strict=True):
+        chi2 = ((image.counts - model)[image.valid] ** 2 / model[image.valid]).mean()
+        # 96 x 96 pixels: the standard error of a mean chi2 is sqrt(2 / 9216) = .015
+        assert abs(chi2 - 1) < 5 * 0.015
+
+
+def test_the_same_seed_gives_the_same_draws(scene, fitted):
+    again = fit_field(scene[0], **SETTINGS)
+    for name, draws in fitted.draws.items():
+        np.testing.assert_array_equal(draws, again.draws[name])
+
+
+def test_an_interrupted_fit_goes_on_to_the_same_answer(scene, fitted, tmp_path, monkeypatch):
+    calls = []
+    plain = fitting._Job._posterior
+
+    def interrupted(self, rows, draws):
+        calls.append(len(rows))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return plain(self, rows, draws)
+
+    folder = tmp_path / "checkpoint"
+    monkeypatch.setattr(fitting._Job, "_posterior", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit_field(scene[0], checkpoint=folder, **SETTINGS)
+    done = calls[0]
+    resumed = fit_field(scene[0], checkpoint=folder, **SETTINGS)
+    assert sum(calls[2:]) == len(resumed.detections) - done  # what was finished is not done again
+    for name, draws in fitted.draws.items():
+        np.testing.assert_allclose(resumed.draws[name], draws, rtol=1e-6, atol=1e-6)
+    with pytest.raises(InputError, match="another field"):
+        fit_field(scene[0], checkpoint=folder, seed=1, **SETTINGS)
+    (folder / "sky.npz").write_bytes(b"cut off")
+    with pytest.raises(DataError, match="unreadable"):
+        fit_field(scene[0], checkpoint=folder, **SETTINGS)
+
+
+def test_a_source_that_was_missed_is_found_in_the_residuals(scene):
+    images, truth = scene
+    job = fitting._Job(
+        images, truth[["ra", "dec"]][1:], fitting.load_prior(), 0, False, fitting.Checkpoint(None, "")
+    )
+    job.sweeps(2, True)
+    found = job.companions()
+    assert len(match(truth[:1], found)[0]) == 1
+
+
+def test_a_catalogue_of_positions_is_enough(scene):
+    images, truth = scene
+    fit = fit_field(Field(images.images[1:2]), truth[["ra", "dec"]][:2], **SETTINGS)  # r alone
+    z = np.log(truth["flux_r"][:2]) - fit.draws["log_flux"].mean(1)
+    assert (np.abs(z) < 5 * fit.draws["log_flux"].std(1)).all()
+
+
+@pytest.mark.parametrize(
+    ("catalog", "message"),
+    [
+        (Table({"x": [1.0], "y": [2.0]}), "ra and dec"),
+        (Table({"ra": [np.nan], "dec": [0.0]}), "no sky coordinates"),
+        (Table({"ra": [100.0], "dec": [50.0]}), "in no image"),
+    ],
+)
+def test_a_bad_catalogue_is_named(scene, catalog, message):
+    with pytest.raises(InputError, match=message):
+        fit_field(scene[0], catalog, **SETTINGS)
+
+
+def test_an_empty_catalogue_gives_an_empty_fit(scene):
+    fit = fit_field(scene[0], Table({"ra": np.zeros(0), "dec": np.zeros(0)}), **SETTINGS)
+    assert len(catalogue(fit)) == 0

@@ -1,0 +1,107 @@
+"""Patches of a field: the right pixels, all light accounted for, no neighbours of one colour."""
+
+import numpy as np
+import pytest
+import torch
+from astropy.coordinates import SkyCoord
+
+from astrozoo.errors import InputError
+from astrozoo.survey.partition import Canvas, Sources, colouring, dispersion, half_sizes, neighbours
+
+BANDS = ("u", "g", "r", "i", "z")
+
+
+@pytest.fixture
+def located(simulated_field):
+    field = simulated_field[0] if isinstance(simulated_field, tuple) else simulated_field
+    ny, nx = field.images[0].shape
+    xy = np.array([[nx / 2 + 0.3, ny / 2 - 0.2], [0.4, 1.2], [nx / 2 + 6, ny / 2]])
+    ra, dec = field.images[0].wcs.all_pix2world(xy, 0).T
+    return field, Sources.locate(field, ra, dec, np.array([8, 8, 8])), xy
+
+
+def test_a_patch_holds_the_pixels_around_its_source(located):
+    field, sources, xy = located
+    canvas = Canvas(field, sources, BANDS)
+    rows = np.arange(3)
+    patch = canvas.patches(rows, torch.zeros(()))
+    for k, (x, y) in enumerate(xy):
+        px = patch.pixels[k, 0].T.numpy() + (x, y)
+        np.testing.assert_allclose(px, np.rint(px), atol=1e-6)
+        col, row = np.rint(px).astype(int).T
+        ny, nx = field.images[0].shape
+        inside = (col >= 0) & (col < nx) & (row >= 0) & (row < ny)
+        assert not (patch.mask[k, 0].numpy()[~inside]).any()
+        np.testing.assert_array_equal(
+            patch.counts[k, 0].numpy()[inside], field.images[0].counts[row[inside], col[inside]]
+        )
+        np.testing.assert_array_equal(
+            patch.mask[k, 0].numpy()[inside] > 0, field.images[0].valid[row[inside], col[inside]]
+        )
+
+
+def test_a_source_is_where_the_sky_says_in_every_image(located):
+    field, sources, _ = located
+    for k, image in enumerate(field):
+        sky = SkyCoord(sources.ra, sources.dec, unit="deg")
+        x, y = image.wcs.world_to_pixel(sky)  # astropy's own 0-based, centres at integers
+        np.testing.assert_allclose(sources.xy[k], np.stack((x, y), 1), atol=1e-6)
+        # one arcsec north and east
+        north = image.wcs.world_to_pixel(SkyCoord(sky.ra, sky.dec + _ARCSEC))
+        np.testing.assert_allclose(
+            sources.jacobian[k, :, :, 1], np.stack(north, 1) - sources.xy[k], atol=1e-4
+        )
+
+
+_ARCSEC = SkyCoord(0, 1 / 3600, unit="deg").dec
+
+
+def test_light_taken_out_and_painted_back_leaves_the_model_as_it_was(located):
+    field, sources, _ = located
+    canvas = Canvas(field, sources, BANDS)
+    rows = np.array([0])
+    light = torch.rand(1, len(field.images), 17 * 17, dtype=torch.float64)
+    canvas.paint(np.array([2]), 2 * light)
+    before = [m.clone() for m in canvas.model]
+    canvas.paint(rows, light)
+    with_own = canvas.patches(rows, torch.zeros(())).background
+    without = canvas.patches(rows, light).background
+    torch.testing.assert_close(with_own - without, light)
+    canvas.paint(rows, -light)
+    for now, then in zip(canvas.model, before, strict=True):
+        torch.testing.assert_close(now, then)
+
+
+def test_neighbours_never_share_a_colour():
+    rng = np.random.default_rng(0)
+    n = 400
+    xy = rng.uniform(0, 500, (1, n, 2))
+    nothing = np.zeros((1, n, 1))
+    sources = Sources(
+        np.zeros(n), np.zeros(n), xy, np.zeros((1, n, 2, 2)), np.ones((1, n)),
+        half_sizes(rng.uniform(1, 8, n)), nothing, nothing, nothing,
+    )  # fmt: skip
+    adjacent = neighbours(sources)
+    colour = colouring(adjacent)
+    for i, others in enumerate(adjacent):
+        assert (colour[others] != colour[i]).all()
+        overlap = np.abs(xy[0] - xy[0, i]).max(1) <= sources.half + sources.half[i]
+        assert set(np.flatnonzero(overlap)) - {i} <= set(others)
+
+
+def test_patches_grow_with_the_extent_and_stop_at_the_largest():
+    assert list(half_sizes(np.array([0.5, 2.0, 2.1, 1e3, np.nan]))) == [8, 8, 12, 40, 8]
+
+
+def test_bright_pixels_are_over_dispersed():
+    counts, sky = torch.tensor([100.0, 10_100.0]), torch.tensor([100.0, 100.0])
+    got = dispersion(counts, sky)
+    assert float(got[0]) == 1
+    assert float(got[1]) == pytest.approx(1 + (0.04 * 10_000) ** 2 / 10_100)
+
+
+@pytest.mark.parametrize(("ra", "dec"), [(np.nan, 0.0), (10.0, 95.0), (200.0, 10.0)])
+def test_positions_off_the_sky_or_the_field_are_refused(located, ra, dec):
+    field = located[0]
+    with pytest.raises(InputError, match="catalogue"):
+        Sources.locate(field, np.array([ra]), np.array([dec]), np.array([8]))
