@@ -146,7 +146,15 @@ def fit_field(
     if catalog is None:
         more = job.companions()
         if len(more):
-            job = _Job(images, vstack([table, more]), prior, seed, progress, store, earlier=job)
+            job = _Job(
+                images,
+                vstack([table, more], metadata_conflicts="silent"),
+                prior,
+                seed,
+                progress,
+                store,
+                earlier=job,
+            )
             job.sweeps(max_sweeps, fit_sky)
     clock["fit"] = time.perf_counter() - started
     started = time.perf_counter()

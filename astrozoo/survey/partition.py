@@ -132,7 +132,7 @@ class Canvas:
 
     def __init__(self, field: Field, sources: Sources, bands: tuple[str, ...]) -> None:
         self.field, self.sources = field, sources
-        self.pad = HALF_SIZES[-1] + 2
+        self.pad = 2 * HALF_SIZES[-1] + 2
         self._band = [bands.index(image.band) for image in field]
         self.shape = [(i.shape[0] + 2 * self.pad, i.shape[1] + 2 * self.pad) for i in field]
         self.counts = [self._padded(i.counts, 0.0) for i in field]
@@ -170,8 +170,8 @@ class Canvas:
         xy = torch.from_numpy(self.sources.xy[image, rows])
         ny, nx = self.shape[image]
         # a source may lie outside one of the images: its square is then moved to the padding, all masked
-        x = xy[:, 0].round().long().clamp(-2, nx - 2 * self.pad + 1)
-        y = xy[:, 1].round().long().clamp(-2, ny - 2 * self.pad + 1)
+        x = xy[:, 0].round().long().clamp(-half - 1, nx - 2 * self.pad + half)
+        y = xy[:, 1].round().long().clamp(-half - 1, ny - 2 * self.pad + half)
         index = (y[:, None] + dy + self.pad) * nx + x[:, None] + dx + self.pad
         pixels = torch.stack((x[:, None] + dx - xy[:, :1], y[:, None] + dy - xy[:, 1:]), 1)
         return index, pixels

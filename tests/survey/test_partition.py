@@ -1,5 +1,7 @@
 """Patches of a field: the right pixels, all light accounted for, no neighbours of one colour."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -26,7 +28,7 @@ def test_a_patch_holds_the_pixels_around_its_source(located):
     rows = np.arange(3)
     patch = canvas.patches(rows, torch.zeros(()))
     for k, (x, y) in enumerate(xy):
-        px = patch.pixels[k, 0].T.numpy() + (x, y)
+        px = patch.pixels[k, 0].T.numpy() + np.array([x, y])
         np.testing.assert_allclose(px, np.rint(px), atol=1e-6)
         col, row = np.rint(px).astype(int).T
         ny, nx = field.images[0].shape
@@ -105,3 +107,13 @@ def test_positions_off_the_sky_or_the_field_are_refused(located, ra, dec):
     field = located[0]
     with pytest.raises(InputError, match="catalogue"):
         Sources.locate(field, np.array([ra]), np.array([dec]), np.array([8]))
+
+
+def test_a_source_outside_one_image_has_no_pixels_there(located):
+    field, _, _ = located
+    ny, nx = field.images[0].shape
+    for x, y in ((-9.0, ny / 2), (nx + 8.4, ny / 2), (nx / 2, -200.0), (nx + 90.0, ny + 90.0)):
+        inside = field.images[0].wcs.all_pix2world([[nx / 2, ny / 2]], 0)[0]
+        sources = Sources.locate(field, inside[:1], inside[1:], np.array([8]))
+        moved = replace(sources, xy=np.broadcast_to([x, y], sources.xy.shape).copy())
+        assert not Canvas(field, moved, BANDS).patches(np.array([0]), torch.zeros(())).mask.any()
