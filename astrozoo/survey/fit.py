@@ -1,54 +1,39 @@
 """Celeste over a whole field: every source a posterior, overlapping neighbours modelled together.
 
-Block coordinate ascent. The overlap graph of the sources is coloured; all sources of one colour and patch
-size are fitted in one batched trust-region call, as a star and as a galaxy, with the others' light in the
-background; then the next colour. A source is fitted again only if a neighbour's light has changed
-noticeably. When all is settled, each source's posterior is drawn.
+Sources are fitted as stars and as galaxies in sweeps (:mod:`astrozoo.survey.sweeps`); companions that show
+only in the residuals join in; when all is settled, each source's posterior is drawn
+(:mod:`astrozoo.survey.posterior`).
 
 References:
-    Regier et al. 2019, Annals of Applied Statistics 13, 1884, sections 4 and 5 (Cyclades scheduling).
+    Regier et al. 2019, Annals of Applied Statistics 13, 1884.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sep
 import torch
 from astropy.table import Table, vstack
 from jaxtyping import Float, Int
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from astrozoo.data.images import Field
 from astrozoo.errors import InputError
 from astrozoo.infer import _common
-from astrozoo.infer._maximise import maximise
-from astrozoo.models.celeste import Patch, Prior, galaxy_images, load_prior, star_images
+from astrozoo.models.celeste import Patch, Prior, load_prior
 from astrozoo.models.celeste_density import TypedDensity
 from astrozoo.survey.checkpoint import Checkpoint, fingerprint
 from astrozoo.survey.detect import detect
-from astrozoo.survey.partition import Canvas, Sources, colouring, half_sizes, neighbours
 from astrozoo.survey.posterior import draw_type, mix_types
-from astrozoo.types import Status
+from astrozoo.survey.sweeps import KINDS, Sweeps
 
 __all__ = ["FieldFit", "fit_field"]
 
-_BATCH = 64
 _PART = 32  # sources whose posteriors are drawn, and kept, at once
-_NOTICEABLE = 0.1  # [sigma] a change of a neighbour's light that calls for another fit
-_HOPELESS = 40.0  # [nats] by which a type's evidence must fall short to be ruled out for good
-_NOTICEABLE_SKY = 0.03  # [sigma of a pixel] the same for a change of the sky
-_KINDS = (("galaxy", False, 6), ("star", True, 2))
-_SKY_CELL = 128  # [px]
-_SURE = 10.0  # signal to noise of fluxes whose ratio is taken for a starting colour
-_RESIDUAL_ERROR = 0.1  # of modelled light, in the search for companions
-_RESIDUAL_SNR = 5.0
-_CLOSEST = 1.5  # [px] to a known source
 
 
 @dataclass(frozen=True)
@@ -81,23 +66,6 @@ class FieldFit:
     chi2: Float[np.ndarray, "s band"]
     n_pixels: Int[np.ndarray, "s"]
     stats: dict[str, Any]
-
-
-@dataclass
-class _State:
-    """What the sweeps work on: modes, inverse curvatures and evidences of both types of every source."""
-
-    mode: dict[str, Tensor]
-    covariance: dict[str, Tensor]
-    evidence: dict[str, Tensor]
-    converged: Tensor
-    light: list[Tensor | None]
-    waiting: np.ndarray
-    sweep: int = 0
-    colour: int = 0
-    counts: dict[str, int] = field(
-        default_factory=lambda: {"value": 0, "gradient": 0, "hvp": 0, "hessian": 0}
-    )
 
 
 def fit_field(
@@ -141,12 +109,12 @@ def fit_field(
     key = fingerprint(images, np.asarray(table["ra"]), np.asarray(table["dec"]), *settings)
     store = Checkpoint(checkpoint, key)
     started = time.perf_counter()
-    job = _Job(images, table, prior, seed, progress, store)
-    job.sweeps(max_sweeps, fit_sky)
+    job = Sweeps(images, table, prior, seed, progress, store)
+    job.run(max_sweeps, fit_sky)
     if catalog is None:
         more = job.companions()
         if len(more):
-            job = _Job(
+            job = Sweeps(
                 images,
                 vstack([table, more], metadata_conflicts="silent"),
                 prior,
@@ -155,362 +123,89 @@ def fit_field(
                 store,
                 earlier=job,
             )
-            job.sweeps(max_sweeps, fit_sky)
+            job.run(max_sweeps, fit_sky)
     clock["fit"] = time.perf_counter() - started
     started = time.perf_counter()
-    fit = job.finish(draws)
+    fit = _finish(job, draws)
     clock["draw"] = time.perf_counter() - started
     fit.stats["seconds"] = {k: round(v, 3) for k, v in clock.items()}
     return fit
 
 
-class _Job:
-    def __init__(
-        self,
-        images: Field,
-        table: Table,
-        prior: Prior,
-        seed: int,
-        progress: bool,
-        checkpoint: Checkpoint,
-        earlier: _Job | None = None,
-    ) -> None:
-        self.checkpoint, self.turn = checkpoint, 0 if earlier is None else 1
-        self.images, self.table, self.prior, self.seed, self.progress = images, table, prior, seed, progress
-        ra, dec = np.asarray(table["ra"], float), np.asarray(table["dec"], float)
-        extent = np.asarray(table["a"], float) if "a" in table.colnames else np.full(len(table), 2.0)
-        self.sources = Sources.locate(images, ra, dec, half_sizes(extent))
-        self.canvas = Canvas(images, self.sources, prior.bands)
-        self.adjacent = neighbours(self.sources)
-        self.colour = colouring(self.adjacent)
-        self.state = self._start()
-        if earlier is not None:
-            self._inherit(earlier)
-        self._resume()
-
-    def _inherit(self, earlier: _Job) -> None:
-        """Begin with an earlier job's sources and sky; only what is near the new sources waits."""
-        n, state, before = len(earlier.sources), self.state, earlier.state
-        for name, _, _ in _KINDS:
-            for part in ("mode", "covariance", "evidence"):
-                getattr(state, part)[name][:n] = getattr(before, part)[name]
-        state.converged[:n] = before.converged
-        state.counts, state.sweep = before.counts, 1
-        self.canvas.sky = earlier.canvas.sky
-        state.waiting[:n] = before.waiting
-        for row in range(n, len(self.sources)):
-            state.waiting[self.adjacent[row]] = True
-        self._repaint(np.arange(len(self.sources)))
-
-    def _resume(self) -> None:
-        """Take up the work of a checkpoint: its state, its sky, and the light of what it had fitted."""
-        held, sky, state = self.checkpoint.load(f"state-{self.turn}"), self.checkpoint.load("sky"), self.state
-        if held is None or sky is None:
-            return
-        for name, _, _ in _KINDS:
-            for part in ("mode", "covariance", "evidence"):
-                getattr(state, part)[name] = torch.from_numpy(held[f"{part}_{name}"])
-        state.converged, state.waiting = torch.from_numpy(held["converged"]), held["waiting"]
-        state.sweep, state.colour = int(held["sweep"]), int(held["colour"])
-        self.canvas.sky = [torch.from_numpy(sky[f"sky_{k}"]) for k in range(len(self.canvas.sky))]
-        self._repaint(np.flatnonzero(held["fitted"]))
-
-    def _repaint(self, fitted: Int[np.ndarray, "n"]) -> None:
-        """Paint the light of sources as their modes and evidences have it."""
-        for half in np.unique(self.sources.half[fitted]):
-            of_size = fitted[self.sources.half[fitted] == half]
-            for i in range(0, len(of_size), _BATCH):
-                rows = of_size[i : i + _BATCH]
-                patch, own = self._patch(rows)
-                light = self._light(patch, rows)
-                self.canvas.paint(rows, light - own)
-                for k, row in enumerate(rows):
-                    self.state.light[row] = light[k]
-
-    def _save(self) -> None:
-        state = self.state
-        held = {
-            f"{part}_{name}": getattr(state, part)[name].numpy()
-            for name, _, _ in _KINDS
-            for part in ("mode", "covariance", "evidence")
-        }
-        held |= {
-            "converged": state.converged.numpy(),
-            "waiting": state.waiting,
-            "sweep": np.asarray(state.sweep),
-            "colour": np.asarray(state.colour),
-            "fitted": np.array([light is not None for light in state.light], bool),
-        }
-        self.checkpoint.save(f"state-{self.turn}", held)
-
-    def _start(self) -> _State:
-        n, nb = len(self.sources), len(self.prior.bands)
-        state = _State({}, {}, {}, torch.zeros(n, dtype=torch.bool), [None] * n, np.ones(n, bool))
-        linear = self._start_fluxes()
-        size = torch.full((n,), self.prior.log_radius_mean, dtype=torch.float64)
-        if "half_light_radius" in self.table.colnames:
-            seen = torch.from_numpy(np.asarray(self.table["half_light_radius"], float))
-            size = torch.where(seen > 0.3, seen.clamp(max=20.0), 0.3).log()
-        zero = torch.zeros(n, 1, dtype=torch.float64)
-        shape = torch.cat((zero, zero, size[:, None], zero, zero, zero), 1)
-        state.mode = {"star": torch.cat((zero, zero, linear), 1), "galaxy": torch.cat((shape, linear), 1)}
-        for name, _, bending in _KINDS:
-            d = bending + nb
-            state.covariance[name] = torch.eye(d, dtype=torch.float64).repeat(n, 1, 1)
-            state.evidence[name] = torch.zeros(n, dtype=torch.float64)
-        return state
-
-    def _start_fluxes(self) -> Float[Tensor, "s band"]:
-        """ln flux in the reference band and colours, from the table or from the pixels; positive by force."""
-        n, bands = len(self.sources), self.prior.bands
-        star, galaxy = self.prior.colour
-        mean = (star.weights @ star.means + galaxy.weights @ galaxy.means) / 2
-        flux = torch.full((n, len(bands)), torch.nan, dtype=torch.float64)
-        error = torch.full_like(flux, torch.nan)
-        for b, band in enumerate(bands):
-            if f"fluxerr_{band}" in self.table.colnames:
-                error[:, b] = torch.from_numpy(np.asarray(self.table[f"fluxerr_{band}"], float))
-            if f"flux_{band}" in self.table.colnames:
-                flux[:, b] = torch.from_numpy(np.asarray(self.table[f"flux_{band}"], float))
-            elif band in self.images.bands:
-                flux[:, b] = self._aperture(band)
-        reference = torch.nan_to_num(flux[:, self.prior.reference], nan=1.0)
-        if bands[self.prior.reference] not in self.images.bands:
-            reference = torch.nan_to_num(flux, nan=0.0).amax(1)
-        reference = reference.clamp(min=0.3)
-        colour = mean.expand(n, -1).clone()
-        measured = flux.clamp(min=0.3).log().diff(dim=1)
-        # a noisy colour may start in another component of the prior's mixture, and stay there
-        sure = flux > torch.where(error.isfinite(), _SURE * error, 5.0)
-        good = sure[:, 1:] & sure[:, :-1]
-        colour = torch.where(good, measured.clamp(-1.5, 3.5), colour)
-        return torch.cat((reference.log()[:, None], colour), 1)
-
-    def _aperture(self, band: str) -> Float[Tensor, "s"]:
-        """Flux in a square of 11 px about each position [nMgy]."""
-        total = torch.zeros(len(self.sources), dtype=torch.float64)
-        seen = torch.zeros_like(total)
-        for half in np.unique(self.sources.half):
-            rows = np.flatnonzero(self.sources.half == half)
-            patch = self.canvas.patches(rows, torch.zeros((), dtype=torch.float64))
-            inside = (patch.pixels.abs().amax(2) <= 5.5) * patch.mask
-            for k, image in enumerate(self.images):
-                if image.band == band:
-                    excess = ((patch.counts - patch.background) * inside)[:, k].sum(-1)
-                    total[rows] += excess / patch.calibration[:, k]
-                    seen[rows] += 1
-        return total / seen.clamp(min=1)
-
-    def sweeps(self, most: int, fit_sky: bool) -> None:
-        state = self.state
-        if fit_sky and self.checkpoint.load("sky") is None:
-            self._correct_sky()
-        if state.sweep == 0 and all(light is None for light in state.light):
-            # so that the first source fitted does not take its neighbours' light for its own
-            self._repaint(np.arange(len(self.sources)))
-        colours = int(self.colour.max(initial=-1)) + 1
-        with _common.progress_bar("fitting sources", len(self.sources), self.progress) as report:
-            while state.sweep < most and state.waiting.any():
-                while state.colour < colours:
-                    due = np.flatnonzero(state.waiting & (self.colour == state.colour))
-                    for half in np.unique(self.sources.half[due]):
-                        rows = due[self.sources.half[due] == half]
-                        for i in range(0, len(rows), _BATCH):
-                            self._fit(rows[i : i + _BATCH])
-                            report(int((~state.waiting).sum()), f"sweep {state.sweep + 1}")
-                            if self.checkpoint.due:
-                                self._save()
-                    state.colour += 1
-                if state.sweep == 0 and fit_sky:
-                    self._correct_sky()
-                state.sweep, state.colour = state.sweep + 1, 0
-                self._save()
-
-    def _patch(self, rows: np.ndarray) -> tuple[Patch, Tensor]:
-        n_pixels = (2 * int(self.sources.half[rows[0]]) + 1) ** 2
-        blank = torch.zeros(len(self.images.images), n_pixels, dtype=torch.float64)
-        own = torch.stack([blank if self.state.light[i] is None else self.state.light[i] for i in rows])
-        return self.canvas.patches(rows, own), own
-
-    def _fit(self, rows: np.ndarray) -> None:
-        state = self.state
-        patch, own = self._patch(rows)
-        ok = torch.ones(len(rows), dtype=torch.bool)
-        star_lead = state.evidence["star"][rows] - state.evidence["galaxy"][rows]
-        for name, star, _ in _KINDS:
-            # once all neighbours have been modelled, a type that is out of the question stays so
-            open_ = torch.nonzero(self._possible(rows, star) | (state.sweep < 2))[:, 0]
-            if not len(open_):
-                continue
-            density = TypedDensity(patch, self.prior, star=star).take(open_)
-            chosen = rows[open_.numpy()]
-            found = maximise(density, state.mode[name][chosen], max_iterations=50, tolerance=1e-2)
-            assert found.hessian is not None  # 11 dimensions are far below the dense limit
-            covariance, log_det = _inverse(-found.hessian)
-            state.mode[name][chosen], state.covariance[name][chosen] = found.w, covariance
-            state.evidence[name][chosen] = found.value + 0.5 * (density.dim * np.log(2 * np.pi) + log_det)
-            ok[open_] &= torch.tensor([s is Status.CONVERGED for s in found.statuses])
-            for key, value in density.counts.items():
-                state.counts[key] += value
-        if state.sweep >= 2:
-            for name, other, sign in (("star", "galaxy", 1), ("galaxy", "star", -1)):
-                shut = rows[(sign * star_lead < -_HOPELESS).numpy()]
-                lead = sign * star_lead[sign * star_lead < -_HOPELESS]
-                state.evidence[name][shut] = state.evidence[other][shut] + lead
-        state.converged[rows] = ok
-        light = self._light(patch, rows)
-        self.canvas.paint(rows, light - own)
-        rate = patch.background + own
-        change = (patch.mask * (light - own) ** 2 / rate).sum((-2, -1)).sqrt()
-        for k, i in enumerate(rows):
-            state.light[i] = light[k]
-            state.waiting[i] = False
-            if change[k] > _NOTICEABLE:
-                state.waiting[self.adjacent[i]] = True
-
-    def _possible(self, rows: np.ndarray, star: bool) -> Tensor:
-        """Which sources may be of a type, as far as their last fits say."""
-        lead = self.state.evidence["star"][rows] - self.state.evidence["galaxy"][rows]
-        return (lead if star else -lead) >= -_HOPELESS
-
-    def _light(self, patch: Patch, rows: np.ndarray) -> Float[Tensor, "b image p"]:
-        """Expected electrons: the two types' images at their modes, by their probabilities."""
-        state = self.state
-        p_star = torch.sigmoid(state.evidence["star"][rows] - state.evidence["galaxy"][rows])
-        total = torch.zeros_like(patch.counts)
-        for name, star, _ in _KINDS:
-            u = state.mode[name][rows]
-            density = TypedDensity(patch, self.prior, star=star)
-            image = (
-                star_images(patch, u[:, :2])
-                if star
-                else galaxy_images(patch, u[:, :2], u[:, 2], u[:, 3:5], u[:, 5])
-            )
-            share = p_star if star else 1 - p_star
-            total += (share[:, None] * density.electrons(u))[..., None] * image
-        return total
-
-    def _correct_sky(self) -> None:
-        """Add to each image's sky what is left of its pixels on a coarse mesh (SEP's clipped background)."""
-        canvas = self.canvas
-        for k, image in enumerate(self.images):
-            left = canvas.unpadded(canvas.counts[k] - canvas.sky[k] - canvas.model[k], k)
-            if min(left.shape) < _SKY_CELL // 2:
-                continue
-            mesh = sep.Background(
-                np.ascontiguousarray(left), mask=~image.valid, bw=_SKY_CELL, bh=_SKY_CELL, fw=3, fh=3
-            )
-            extra = torch.from_numpy(np.pad(mesh.back(), canvas.pad, mode="edge")).flatten()
-            lowest = 0.5 * canvas.sky[k]
-            canvas.sky[k] = torch.maximum(canvas.sky[k] + extra, lowest)
-            if float(np.abs(mesh.back() / np.sqrt(image.sky)).max()) > _NOTICEABLE_SKY:
-                self.state.waiting[:] = True
-        self.checkpoint.save("sky", {f"sky_{k}": sky.numpy() for k, sky in enumerate(canvas.sky)})
-
-    def companions(self) -> Table:
-        """Sources that show only in what the model leaves: blends that the first detection took for one.
-
-        Residuals count in units of a noise that grows with the modelled light, so that errors of the PSF
-        are not taken for sources.
-        """
-        left = []
-        for k, image in enumerate(self.images):
-            model = self.canvas.unpadded(self.canvas.sky[k] + self.canvas.model[k], k)
-            light = self.canvas.unpadded(self.canvas.model[k], k)
-            scale = np.sqrt(1 + (_RESIDUAL_ERROR * light) ** 2 / model)
-            counts = np.where(image.valid, model + (image.counts - model) / scale, model)
-            left.append(replace(image, counts=counts, sky=model))
-        found = detect(Field(tuple(left), self.images.name), threshold=_RESIDUAL_SNR)
-        if not len(found):
-            return found
-        xy = np.stack(self.images.images[0].wcs.all_world2pix(found["ra"], found["dec"], 0), -1)
-        known = self.sources.xy[0]
-        distance = cKDTree(known).query(xy)[0] if len(known) else np.full(len(found), np.inf)
-        keep = (
-            (distance > _CLOSEST) & ~np.asarray(found["saturated"], bool) & ~np.asarray(found["edge"], bool)
-        )
-        found["blended"] = True
-        return found[keep]
-
-    def finish(self, draws: int) -> FieldFit:
-        n = len(self.sources)
-        parts: list[dict[str, np.ndarray]] = []
-        done = 0
-        with _common.progress_bar("drawing posteriors", n, self.progress) as report:
-            for half in np.unique(self.sources.half):
-                of_size = np.flatnonzero(self.sources.half == half)
-                for i in range(0, len(of_size), _PART):
-                    rows = of_size[i : i + _PART]
-                    name = f"draws-{half}-{i}"
-                    part = self.checkpoint.load(name)
-                    if part is None:
-                        part = self._posterior(rows, draws)
-                        self.checkpoint.save(name, part)
-                    parts.append(part)
-                    done += len(rows)
-                    report(done, "")
-        order = np.argsort(np.concatenate([p["rows"] for p in parts])) if parts else np.zeros(0, int)
-        nb, nc = len(self.images.bands), len(self.prior.bands)
-        empty = {
-            "u": np.zeros((0, draws, 6 + nc)), "is_star": np.zeros((0, draws)), "k_hat": np.zeros(0),
-            "chi2": np.zeros((0, nb)), "p_star": np.zeros(0), "n_pixels": np.zeros(0, int),
-        }  # fmt: skip
-        held = {key: np.concatenate([none, *(p[key] for p in parts)])[order] for key, none in empty.items()}
-        u, canvas = held["u"], self.canvas
-        return FieldFit(
-            field=self.images,
-            detections=self.table,
-            prior=self.prior,
-            draws={
-                "is_star": held["is_star"],
-                "offset": u[..., :2],
-                "log_radius": u[..., 2],
-                "ellipticity": u[..., 3:5],
-                "dev_logit": u[..., 5],
-                "log_flux": u[..., 6],
-                "colour": u[..., 7:],
-            },
-            model=[canvas.unpadded(canvas.sky[k] + canvas.model[k], k) for k in range(len(canvas.model))],
-            p_star=held["p_star"],
-            k_hat=held["k_hat"],
-            converged=self.state.converged.numpy() & ~self.state.waiting,
-            chi2=held["chi2"],
-            n_pixels=held["n_pixels"],
-            stats={"sources": n, "sweeps": self.state.sweep, "evaluations": dict(self.state.counts)},
-        )
-
-    def _posterior(self, rows: Int[np.ndarray, "b"], draws: int) -> dict[str, np.ndarray]:
-        """Draws, k-hat and goodness of fit of sources of one patch size."""
-        state = self.state
-        patch, own = self._patch(rows)
-        typed = {}
-        for name, star, _ in _KINDS:
-            density = TypedDensity(patch, self.prior, star=star)
-            mode, covariance = state.mode[name][rows], state.covariance[name][rows]
-            typed[name] = draw_type(density, mode, covariance, self._possible(rows, star), seed=self.seed)
-        generator = _common.generator_for(self.seed, int(rows[0]))
-        p_star, is_star, u = mix_types(typed["star"], typed["galaxy"], draws, generator)
-        chi2, n_pixels = self._goodness(patch, own)
-        k_hat = torch.where(p_star > 0.5, typed["star"].k_hat, typed["galaxy"].k_hat)
-        return {
-            "rows": rows, "u": u.numpy(), "is_star": is_star.numpy(), "k_hat": k_hat.numpy(),
-            "chi2": chi2, "n_pixels": n_pixels, "p_star": p_star.numpy(),
-        }  # fmt: skip
-
-    def _goodness(self, patch: Patch, own: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Reduced chi2 of each patch by band, and its number of pixels."""
-        rate = patch.background + own
-        terms = patch.mask * (patch.counts - rate) ** 2 / rate
-        chi2 = np.full((len(own), len(self.images.bands)), np.nan)
-        for b, band in enumerate(self.images.bands):
-            chosen = [k for k, image in enumerate(self.images) if image.band == band]
-            used = (patch.mask[:, chosen] > 0).sum((-2, -1))
-            chi2[:, b] = torch.where(used > 0, terms[:, chosen].sum((-2, -1)) / used, torch.nan).numpy()
-        return chi2, (patch.mask > 0).sum((-2, -1)).numpy()
+def _finish(job: Sweeps, draws: int) -> FieldFit:
+    n = len(job.sources)
+    parts: list[dict[str, np.ndarray]] = []
+    done = 0
+    with _common.progress_bar("drawing posteriors", n, job.progress) as report:
+        for half in np.unique(job.sources.half):
+            of_size = np.flatnonzero(job.sources.half == half)
+            for i in range(0, len(of_size), _PART):
+                rows = of_size[i : i + _PART]
+                name = f"draws-{half}-{i}"
+                part = job.checkpoint.load(name)
+                if part is None:
+                    part = _posterior(job, rows, draws)
+                    job.checkpoint.save(name, part)
+                parts.append(part)
+                done += len(rows)
+                report(done, "")
+    order = np.argsort(np.concatenate([p["rows"] for p in parts])) if parts else np.zeros(0, int)
+    nb, nc = len(job.images.bands), len(job.prior.bands)
+    empty = {
+        "u": np.zeros((0, draws, 6 + nc)), "is_star": np.zeros((0, draws)), "k_hat": np.zeros(0),
+        "chi2": np.zeros((0, nb)), "p_star": np.zeros(0), "n_pixels": np.zeros(0, int),
+    }  # fmt: skip
+    held = {key: np.concatenate([none, *(p[key] for p in parts)])[order] for key, none in empty.items()}
+    u, canvas = held["u"], job.canvas
+    return FieldFit(
+        field=job.images,
+        detections=job.table,
+        prior=job.prior,
+        draws={
+            "is_star": held["is_star"],
+            "offset": u[..., :2],
+            "log_radius": u[..., 2],
+            "ellipticity": u[..., 3:5],
+            "dev_logit": u[..., 5],
+            "log_flux": u[..., 6],
+            "colour": u[..., 7:],
+        },
+        model=[canvas.unpadded(canvas.sky[k] + canvas.model[k], k) for k in range(len(canvas.model))],
+        p_star=held["p_star"],
+        k_hat=held["k_hat"],
+        converged=job.state.converged.numpy() & ~job.state.waiting,
+        chi2=held["chi2"],
+        n_pixels=held["n_pixels"],
+        stats={"sources": n, "sweeps": job.state.sweep, "evaluations": dict(job.state.counts)},
+    )
 
 
-def _inverse(curvature: Float[Tensor, "b d d"]) -> tuple[Float[Tensor, "b d d"], Float[Tensor, "b"]]:
-    """Covariance and its log determinant; directions of no or wrong curvature get a unit variance."""
-    values, vectors = torch.linalg.eigh(curvature)
-    values = torch.where(values > 1e-2, values, torch.ones_like(values))
-    return (vectors / values[:, None]) @ vectors.mT, -values.log().sum(-1)
+def _posterior(job: Sweeps, rows: Int[np.ndarray, "b"], draws: int) -> dict[str, np.ndarray]:
+    """Draws, k-hat and goodness of fit of sources of one patch size."""
+    state = job.state
+    patch, own = job.patch(rows)
+    typed = {}
+    for name, star, _ in KINDS:
+        density = TypedDensity(patch, job.prior, star=star)
+        mode, covariance = state.mode[name][rows], state.covariance[name][rows]
+        typed[name] = draw_type(density, mode, covariance, job.possible(rows, star), seed=job.seed)
+    generator = _common.generator_for(job.seed, int(rows[0]))
+    p_star, is_star, u = mix_types(typed["star"], typed["galaxy"], draws, generator)
+    chi2, n_pixels = _goodness(job, patch, own)
+    k_hat = torch.where(p_star > 0.5, typed["star"].k_hat, typed["galaxy"].k_hat)
+    return {
+        "rows": rows, "u": u.numpy(), "is_star": is_star.numpy(), "k_hat": k_hat.numpy(),
+        "chi2": chi2, "n_pixels": n_pixels, "p_star": p_star.numpy(),
+    }  # fmt: skip
+
+
+def _goodness(job: Sweeps, patch: Patch, own: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Reduced chi2 of each patch by band, and its number of pixels."""
+    rate = patch.background + own
+    terms = patch.mask * (patch.counts - rate) ** 2 / rate
+    chi2 = np.full((len(own), len(job.images.bands)), np.nan)
+    for b, band in enumerate(job.images.bands):
+        chosen = [k for k, image in enumerate(job.images) if image.band == band]
+        used = (patch.mask[:, chosen] > 0).sum((-2, -1))
+        chi2[:, b] = torch.where(used > 0, terms[:, chosen].sum((-2, -1)) / used, torch.nan).numpy()
+    return chi2, (patch.mask > 0).sum((-2, -1)).numpy()

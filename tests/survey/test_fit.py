@@ -72,7 +72,7 @@ def test_the_same_seed_gives_the_same_draws(scene, fitted):
 
 def test_an_interrupted_fit_goes_on_to_the_same_answer(scene, fitted, tmp_path, monkeypatch):
     calls = []
-    plain = fitting._Job._posterior
+    plain = fitting._posterior
 
     def interrupted(self, rows, draws):
         calls.append(len(rows))
@@ -81,7 +81,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_answer(scene, fitted, tmp_path, 
         return plain(self, rows, draws)
 
     folder = tmp_path / "checkpoint"
-    monkeypatch.setattr(fitting._Job, "_posterior", interrupted)
+    monkeypatch.setattr(fitting, "_posterior", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit_field(scene[0], checkpoint=folder, **SETTINGS)
     done = calls[0]
@@ -98,10 +98,10 @@ def test_an_interrupted_fit_goes_on_to_the_same_answer(scene, fitted, tmp_path, 
 
 def test_a_source_that_was_missed_is_found_in_the_residuals(scene):
     images, truth = scene
-    job = fitting._Job(
+    job = fitting.Sweeps(
         images, truth[["ra", "dec"]][1:], fitting.load_prior(), 0, False, fitting.Checkpoint(None, "")
     )
-    job.sweeps(2, True)
+    job.run(2, True)
     found = job.companions()
     assert len(match(truth[:1], found)[0]) == 1
 

@@ -94,21 +94,21 @@ def test_a_killed_run_goes_on_to_the_same_answer(
     (tmp_path / "killed").mkdir()
     settings = {"path": tmp_path, "box": "20:75,10:65", "progress": False}
     whole = job.run(out=tmp_path / "whole", **settings)
-    original = fitting._Job._posterior
+    original = fitting._posterior
 
     def killed(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fitting._Job, "_posterior", killed)
+    monkeypatch.setattr(fitting, "_posterior", killed)
     with pytest.raises(KeyboardInterrupt):
         job.run(out=tmp_path / "killed", **settings)
     assert not (tmp_path / "killed" / "catalog.fits").exists()
-    monkeypatch.setattr(fitting._Job, "_posterior", original)
+    monkeypatch.setattr(fitting, "_posterior", original)
 
     def refitted(*arguments: object) -> None:
         raise AssertionError("the fit was done already")
 
-    monkeypatch.setattr(fitting._Job, "_fit", refitted)
+    monkeypatch.setattr(fitting.Sweeps, "_fit", refitted)
     again = job.run(out=tmp_path / "killed", **settings)
     for name, draws in whole.result.draws.items():
         np.testing.assert_allclose(again.result.draws[name], draws, rtol=1e-9, err_msg=name)

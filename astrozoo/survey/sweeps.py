@@ -1,0 +1,342 @@
+"""Block coordinate ascent over the sources of a field.
+
+The overlap graph of the sources is coloured; all sources of one colour and patch size are fitted in one
+batched trust-region call, as a star and as a galaxy, with the others' light in the background; then the next
+colour. A source is fitted again only if a neighbour's light has changed noticeably.
+
+References:
+    Regier et al. 2019, Annals of Applied Statistics 13, 1884, section 5 (Cyclades scheduling).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import sep
+import torch
+from astropy.table import Table
+from jaxtyping import Float, Int
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from astrozoo.data.images import Field
+from astrozoo.infer import _common
+from astrozoo.infer._maximise import maximise
+from astrozoo.models.celeste import Patch, Prior, galaxy_images, star_images
+from astrozoo.models.celeste_density import TypedDensity
+from astrozoo.survey.checkpoint import Checkpoint
+from astrozoo.survey.detect import detect
+from astrozoo.survey.partition import Canvas, Sources, colouring, half_sizes, neighbours
+from astrozoo.types import Status
+
+__all__ = ["KINDS", "Sweeps"]
+
+KINDS = (("galaxy", False, 6), ("star", True, 2))
+"""Name of each type, whether it is the star, and how many parameters move or bend its image."""
+_BATCH = 64
+_NOTICEABLE = 0.1  # [sigma] a change of a neighbour's light that calls for another fit
+_HOPELESS = 40.0  # [nats] by which a type's evidence must fall short to be ruled out for good
+_NOTICEABLE_SKY = 0.03  # [sigma of a pixel] the same for a change of the sky
+_SKY_CELL = 128  # [px]
+_SURE = 10.0  # signal to noise of fluxes whose ratio is taken for a starting colour
+_RESIDUAL_ERROR = 0.1  # of modelled light, in the search for companions
+_RESIDUAL_SNR = 5.0
+_CLOSEST = 1.5  # [px] to a known source
+
+
+@dataclass
+class _State:
+    """What the sweeps work on: modes, inverse curvatures and evidences of both types of every source."""
+
+    mode: dict[str, Tensor]
+    covariance: dict[str, Tensor]
+    evidence: dict[str, Tensor]
+    converged: Tensor
+    light: list[Tensor | None]
+    waiting: np.ndarray
+    sweep: int = 0
+    colour: int = 0
+    counts: dict[str, int] = field(
+        default_factory=lambda: {"value": 0, "gradient": 0, "hvp": 0, "hessian": 0}
+    )
+
+
+class Sweeps:
+    """The fit of a field as it stands: modes and evidences of both types of every source, and their light."""
+
+    def __init__(
+        self,
+        images: Field,
+        table: Table,
+        prior: Prior,
+        seed: int,
+        progress: bool,
+        checkpoint: Checkpoint,
+        earlier: Sweeps | None = None,
+    ) -> None:
+        self.checkpoint, self.turn = checkpoint, 0 if earlier is None else 1
+        self.images, self.table, self.prior, self.seed, self.progress = images, table, prior, seed, progress
+        ra, dec = np.asarray(table["ra"], float), np.asarray(table["dec"], float)
+        extent = np.asarray(table["a"], float) if "a" in table.colnames else np.full(len(table), 2.0)
+        self.sources = Sources.locate(images, ra, dec, half_sizes(extent))
+        self.canvas = Canvas(images, self.sources, prior.bands)
+        self.adjacent = neighbours(self.sources)
+        self.colour = colouring(self.adjacent)
+        self.state = self._start()
+        if earlier is not None:
+            self._inherit(earlier)
+        self._resume()
+
+    def _inherit(self, earlier: Sweeps) -> None:
+        """Begin with an earlier job's sources and sky; only what is near the new sources waits."""
+        n, state, before = len(earlier.sources), self.state, earlier.state
+        for name, _, _ in KINDS:
+            for part in ("mode", "covariance", "evidence"):
+                getattr(state, part)[name][:n] = getattr(before, part)[name]
+        state.converged[:n] = before.converged
+        state.counts, state.sweep = before.counts, 1
+        self.canvas.sky = earlier.canvas.sky
+        state.waiting[:n] = before.waiting
+        for row in range(n, len(self.sources)):
+            state.waiting[self.adjacent[row]] = True
+        self._repaint(np.arange(len(self.sources)))
+
+    def _resume(self) -> None:
+        """Take up the work of a checkpoint: its state, its sky, and the light of what it had fitted."""
+        held, sky, state = self.checkpoint.load(f"state-{self.turn}"), self.checkpoint.load("sky"), self.state
+        if held is None or sky is None:
+            return
+        for name, _, _ in KINDS:
+            for part in ("mode", "covariance", "evidence"):
+                getattr(state, part)[name] = torch.from_numpy(held[f"{part}_{name}"])
+        state.converged, state.waiting = torch.from_numpy(held["converged"]), held["waiting"]
+        state.sweep, state.colour = int(held["sweep"]), int(held["colour"])
+        self.canvas.sky = [torch.from_numpy(sky[f"sky_{k}"]) for k in range(len(self.canvas.sky))]
+        self._repaint(np.flatnonzero(held["fitted"]))
+
+    def _repaint(self, fitted: Int[np.ndarray, "n"]) -> None:
+        """Paint the light of sources as their modes and evidences have it."""
+        for half in np.unique(self.sources.half[fitted]):
+            of_size = fitted[self.sources.half[fitted] == half]
+            for i in range(0, len(of_size), _BATCH):
+                rows = of_size[i : i + _BATCH]
+                patch, own = self.patch(rows)
+                light = self._light(patch, rows)
+                self.canvas.paint(rows, light - own)
+                for k, row in enumerate(rows):
+                    self.state.light[row] = light[k]
+
+    def _save(self) -> None:
+        state = self.state
+        held = {
+            f"{part}_{name}": getattr(state, part)[name].numpy()
+            for name, _, _ in KINDS
+            for part in ("mode", "covariance", "evidence")
+        }
+        held |= {
+            "converged": state.converged.numpy(),
+            "waiting": state.waiting,
+            "sweep": np.asarray(state.sweep),
+            "colour": np.asarray(state.colour),
+            "fitted": np.array([light is not None for light in state.light], bool),
+        }
+        self.checkpoint.save(f"state-{self.turn}", held)
+
+    def _start(self) -> _State:
+        n, nb = len(self.sources), len(self.prior.bands)
+        state = _State({}, {}, {}, torch.zeros(n, dtype=torch.bool), [None] * n, np.ones(n, bool))
+        linear = self._start_fluxes()
+        size = torch.full((n,), self.prior.log_radius_mean, dtype=torch.float64)
+        if "half_light_radius" in self.table.colnames:
+            seen = torch.from_numpy(np.asarray(self.table["half_light_radius"], float))
+            size = torch.where(seen > 0.3, seen.clamp(max=20.0), 0.3).log()
+        zero = torch.zeros(n, 1, dtype=torch.float64)
+        shape = torch.cat((zero, zero, size[:, None], zero, zero, zero), 1)
+        state.mode = {"star": torch.cat((zero, zero, linear), 1), "galaxy": torch.cat((shape, linear), 1)}
+        for name, _, bending in KINDS:
+            d = bending + nb
+            state.covariance[name] = torch.eye(d, dtype=torch.float64).repeat(n, 1, 1)
+            state.evidence[name] = torch.zeros(n, dtype=torch.float64)
+        return state
+
+    def _start_fluxes(self) -> Float[Tensor, "s band"]:
+        """ln flux in the reference band and colours, from the table or from the pixels; positive by force."""
+        n, bands = len(self.sources), self.prior.bands
+        star, galaxy = self.prior.colour
+        mean = (star.weights @ star.means + galaxy.weights @ galaxy.means) / 2
+        flux = torch.full((n, len(bands)), torch.nan, dtype=torch.float64)
+        error = torch.full_like(flux, torch.nan)
+        for b, band in enumerate(bands):
+            if f"fluxerr_{band}" in self.table.colnames:
+                error[:, b] = torch.from_numpy(np.asarray(self.table[f"fluxerr_{band}"], float))
+            if f"flux_{band}" in self.table.colnames:
+                flux[:, b] = torch.from_numpy(np.asarray(self.table[f"flux_{band}"], float))
+            elif band in self.images.bands:
+                flux[:, b] = self._aperture(band)
+        reference = torch.nan_to_num(flux[:, self.prior.reference], nan=1.0)
+        if bands[self.prior.reference] not in self.images.bands:
+            reference = torch.nan_to_num(flux, nan=0.0).amax(1)
+        reference = reference.clamp(min=0.3)
+        colour = mean.expand(n, -1).clone()
+        measured = flux.clamp(min=0.3).log().diff(dim=1)
+        # a noisy colour may start in another component of the prior's mixture, and stay there
+        sure = flux > torch.where(error.isfinite(), _SURE * error, 5.0)
+        good = sure[:, 1:] & sure[:, :-1]
+        colour = torch.where(good, measured.clamp(-1.5, 3.5), colour)
+        return torch.cat((reference.log()[:, None], colour), 1)
+
+    def _aperture(self, band: str) -> Float[Tensor, "s"]:
+        """Flux in a square of 11 px about each position [nMgy]."""
+        total = torch.zeros(len(self.sources), dtype=torch.float64)
+        seen = torch.zeros_like(total)
+        for half in np.unique(self.sources.half):
+            rows = np.flatnonzero(self.sources.half == half)
+            patch = self.canvas.patches(rows, torch.zeros((), dtype=torch.float64))
+            inside = (patch.pixels.abs().amax(2) <= 5.5) * patch.mask
+            for k, image in enumerate(self.images):
+                if image.band == band:
+                    excess = ((patch.counts - patch.background) * inside)[:, k].sum(-1)
+                    total[rows] += excess / patch.calibration[:, k]
+                    seen[rows] += 1
+        return total / seen.clamp(min=1)
+
+    def run(self, most: int, fit_sky: bool) -> None:
+        """Fit whatever waits, ``most`` passes at most; correct the sky before the first and after it."""
+        state = self.state
+        if fit_sky and self.checkpoint.load("sky") is None:
+            self._correct_sky()
+        if state.sweep == 0 and all(light is None for light in state.light):
+            # so that the first source fitted does not take its neighbours' light for its own
+            self._repaint(np.arange(len(self.sources)))
+        colours = int(self.colour.max(initial=-1)) + 1
+        with _common.progress_bar("fitting sources", len(self.sources), self.progress) as report:
+            while state.sweep < most and state.waiting.any():
+                while state.colour < colours:
+                    due = np.flatnonzero(state.waiting & (self.colour == state.colour))
+                    for half in np.unique(self.sources.half[due]):
+                        rows = due[self.sources.half[due] == half]
+                        for i in range(0, len(rows), _BATCH):
+                            self._fit(rows[i : i + _BATCH])
+                            report(int((~state.waiting).sum()), f"sweep {state.sweep + 1}")
+                            if self.checkpoint.due:
+                                self._save()
+                    state.colour += 1
+                if state.sweep == 0 and fit_sky:
+                    self._correct_sky()
+                state.sweep, state.colour = state.sweep + 1, 0
+                self._save()
+
+    def patch(self, rows: np.ndarray) -> tuple[Patch, Tensor]:
+        """Patches of sources of one size, and the light that these sources have there."""
+        n_pixels = (2 * int(self.sources.half[rows[0]]) + 1) ** 2
+        blank = torch.zeros(len(self.images.images), n_pixels, dtype=torch.float64)
+        own = torch.stack([blank if self.state.light[i] is None else self.state.light[i] for i in rows])
+        return self.canvas.patches(rows, own), own
+
+    def _fit(self, rows: np.ndarray) -> None:
+        state = self.state
+        patch, own = self.patch(rows)
+        ok = torch.ones(len(rows), dtype=torch.bool)
+        star_lead = state.evidence["star"][rows] - state.evidence["galaxy"][rows]
+        for name, star, _ in KINDS:
+            # once all neighbours have been modelled, a type that is out of the question stays so
+            open_ = torch.nonzero(self.possible(rows, star) | (state.sweep < 2))[:, 0]
+            if not len(open_):
+                continue
+            density = TypedDensity(patch, self.prior, star=star).take(open_)
+            chosen = rows[open_.numpy()]
+            found = maximise(density, state.mode[name][chosen], max_iterations=50, tolerance=1e-2)
+            assert found.hessian is not None  # 11 dimensions are far below the dense limit
+            covariance, log_det = _inverse(-found.hessian)
+            state.mode[name][chosen], state.covariance[name][chosen] = found.w, covariance
+            state.evidence[name][chosen] = found.value + 0.5 * (density.dim * np.log(2 * np.pi) + log_det)
+            ok[open_] &= torch.tensor([s is Status.CONVERGED for s in found.statuses])
+            for key, value in density.counts.items():
+                state.counts[key] += value
+        if state.sweep >= 2:
+            for name, other, sign in (("star", "galaxy", 1), ("galaxy", "star", -1)):
+                shut = rows[(sign * star_lead < -_HOPELESS).numpy()]
+                lead = sign * star_lead[sign * star_lead < -_HOPELESS]
+                state.evidence[name][shut] = state.evidence[other][shut] + lead
+        state.converged[rows] = ok
+        light = self._light(patch, rows)
+        self.canvas.paint(rows, light - own)
+        rate = patch.background + own
+        change = (patch.mask * (light - own) ** 2 / rate).sum((-2, -1)).sqrt()
+        for k, i in enumerate(rows):
+            state.light[i] = light[k]
+            state.waiting[i] = False
+            if change[k] > _NOTICEABLE:
+                state.waiting[self.adjacent[i]] = True
+
+    def possible(self, rows: np.ndarray, star: bool) -> Tensor:
+        """Which sources may be of a type, as far as their last fits say."""
+        lead = self.state.evidence["star"][rows] - self.state.evidence["galaxy"][rows]
+        return (lead if star else -lead) >= -_HOPELESS
+
+    def _light(self, patch: Patch, rows: np.ndarray) -> Float[Tensor, "b image p"]:
+        """Expected electrons: the two types' images at their modes, by their probabilities."""
+        state = self.state
+        p_star = torch.sigmoid(state.evidence["star"][rows] - state.evidence["galaxy"][rows])
+        total = torch.zeros_like(patch.counts)
+        for name, star, _ in KINDS:
+            u = state.mode[name][rows]
+            density = TypedDensity(patch, self.prior, star=star)
+            image = (
+                star_images(patch, u[:, :2])
+                if star
+                else galaxy_images(patch, u[:, :2], u[:, 2], u[:, 3:5], u[:, 5])
+            )
+            share = p_star if star else 1 - p_star
+            total += (share[:, None] * density.electrons(u))[..., None] * image
+        return total
+
+    def _correct_sky(self) -> None:
+        """Add to each image's sky what is left of its pixels on a coarse mesh (SEP's clipped background)."""
+        canvas = self.canvas
+        for k, image in enumerate(self.images):
+            left = canvas.unpadded(canvas.counts[k] - canvas.sky[k] - canvas.model[k], k)
+            if min(left.shape) < _SKY_CELL // 2:
+                continue
+            mesh = sep.Background(
+                np.ascontiguousarray(left), mask=~image.valid, bw=_SKY_CELL, bh=_SKY_CELL, fw=3, fh=3
+            )
+            extra = torch.from_numpy(np.pad(mesh.back(), canvas.pad, mode="edge")).flatten()
+            lowest = 0.5 * canvas.sky[k]
+            canvas.sky[k] = torch.maximum(canvas.sky[k] + extra, lowest)
+            if float(np.abs(mesh.back() / np.sqrt(image.sky)).max()) > _NOTICEABLE_SKY:
+                self.state.waiting[:] = True
+        self.checkpoint.save("sky", {f"sky_{k}": sky.numpy() for k, sky in enumerate(canvas.sky)})
+
+    def companions(self) -> Table:
+        """Sources that show only in what the model leaves: blends that the first detection took for one.
+
+        Residuals count in units of a noise that grows with the modelled light, so that errors of the PSF
+        are not taken for sources.
+        """
+        left = []
+        for k, image in enumerate(self.images):
+            model = self.canvas.unpadded(self.canvas.sky[k] + self.canvas.model[k], k)
+            light = self.canvas.unpadded(self.canvas.model[k], k)
+            scale = np.sqrt(1 + (_RESIDUAL_ERROR * light) ** 2 / model)
+            counts = np.where(image.valid, model + (image.counts - model) / scale, model)
+            left.append(replace(image, counts=counts, sky=model))
+        found = detect(Field(tuple(left), self.images.name), threshold=_RESIDUAL_SNR)
+        if not len(found):
+            return found
+        xy = np.stack(self.images.images[0].wcs.all_world2pix(found["ra"], found["dec"], 0), -1)
+        known = self.sources.xy[0]
+        distance = cKDTree(known).query(xy)[0] if len(known) else np.full(len(found), np.inf)
+        keep = (
+            (distance > _CLOSEST) & ~np.asarray(found["saturated"], bool) & ~np.asarray(found["edge"], bool)
+        )
+        found["blended"] = True
+        return found[keep]
+
+
+def _inverse(curvature: Float[Tensor, "b d d"]) -> tuple[Float[Tensor, "b d d"], Float[Tensor, "b"]]:
+    """Covariance and its log determinant; directions of no or wrong curvature get a unit variance."""
+    values, vectors = torch.linalg.eigh(curvature)
+    values = torch.where(values > 1e-2, values, torch.ones_like(values))
+    return (vectors / values[:, None]) @ vectors.mT, -values.log().sum(-1)
