@@ -18,7 +18,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy import stats
 from torch import Tensor
 from torch.quasirandom import SobolEngine
@@ -200,10 +200,16 @@ def mix_types(
         place = (torch.arange(n) + offset) / n * cumulative[:, -1:]
         index = torch.searchsorted(cumulative, place.contiguous()).clamp(max=cumulative.shape[1] - 1)
         # systematic resampling goes in order: shuffle, so that any subset of draws is fair
-        index = index[:, torch.randperm(n, generator=generator)]
+        index = torch.gather(index, 1, _shuffles(b, n, generator))
         chosen[name] = torch.gather(typed.u, 1, index[..., None].expand(-1, -1, typed.u.shape[-1]))
     missing = chosen["star"].new_full((b, n, 4), torch.nan)
     as_galaxy = torch.cat((chosen["star"][..., :2], missing, chosen["star"][..., 2:]), -1)
     u = torch.where(is_star[..., None], as_galaxy, chosen["galaxy"])
-    order = torch.randperm(n, generator=generator)
-    return p_star, is_star[:, order].to(u), u[:, order]
+    order = _shuffles(b, n, generator)
+    u = torch.gather(u, 1, order[..., None].expand(-1, -1, u.shape[-1]))
+    return p_star, torch.gather(is_star, 1, order).to(u), u
+
+
+def _shuffles(b: int, n: int, generator: torch.Generator) -> Int[Tensor, "b n"]:
+    """A permutation for each source: with one for all, their draws would go up and down together."""
+    return torch.rand(b, n, generator=generator, dtype=torch.float64).argsort(-1)
