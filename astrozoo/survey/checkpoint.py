@@ -20,14 +20,28 @@ _EVERY = 30.0  # [s] between two savings of work in progress
 
 
 def fingerprint(images: Field, *settings: object) -> str:
-    """A hash of all pixels and of the settings: what a checkpoint must agree with."""
+    """A hash of all pixels, their places on the sky, the PSFs, and the settings: what a checkpoint is of."""
     h = hashlib.sha256()
-    for image in images:
-        for array in (image.counts, image.sky, image.calibration, image.valid):
+
+    def add(part: object) -> None:
+        array = part if isinstance(part, np.ndarray) else None
+        said = repr(part) if array is None else f"{array.dtype}{array.shape}"
+        h.update(
+            f"{len(said)}:{said}".encode()
+        )  # its length, so that no two lists of parts run together alike
+        if array is not None:
             h.update(np.ascontiguousarray(array).tobytes())
-        h.update(image.band.encode())
+
+    for image in images:
+        ny, nx = image.shape
+        corners = np.array([[0.0, 0.0, nx - 1.0, nx - 1.0], [0.0, ny - 1.0, 0.0, ny - 1.0]])
+        add(image.band)
+        for array in (image.counts, image.sky, image.calibration, image.valid):
+            add(array)
+        add(np.stack(image.wcs.all_pix2world(*corners, 0)))
+        add(image.psf.stamp((nx - 1) / 2, (ny - 1) / 2))
     for setting in settings:
-        h.update(setting.tobytes() if isinstance(setting, np.ndarray) else repr(setting).encode())
+        add(setting)
     return h.hexdigest()[:16]
 
 
@@ -72,7 +86,7 @@ class Checkpoint:
         try:
             with np.load(path, allow_pickle=False) as held:
                 return {k: held[k] for k in held.files}
-        except (OSError, ValueError, BadZipFile) as error:
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
             raise DataError(
                 str(path), f"an unreadable file ({error})", "a checkpoint; remove it to begin anew"
             ) from error

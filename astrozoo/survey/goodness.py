@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from astropy.table import Table
 from jaxtyping import Bool, Int
 from scipy.ndimage import binary_dilation
 
 from astrozoo.data.images import Image
 from astrozoo.survey.catalogue import measured_bands
-from astrozoo.survey.partition import half_sizes
+from astrozoo.survey.partition import dispersion, half_sizes
 
 if TYPE_CHECKING:
     from astrozoo.survey.fit import FieldFit
@@ -59,17 +60,23 @@ def nearest_pixels(image: Image, table: Table) -> Int[np.ndarray, "s 2"]:
 def chi2_by_band(fit: FieldFit) -> list[dict[str, object]]:
     """Mean squared residual, in sigma, of valid pixels outside saturated cores: near 1 where the model holds.
 
+    A pixel's variance is the model's own: Poisson, and the PSF's error of the light
+    (:func:`astrozoo.survey.partition.dispersion`).
+
     Returns:
         A row per band: over all such pixels, over those inside the sources' patches, over the rest (the sky
-        alone), and how many residuals exceed 5 sigma.
+        alone), over all with Poisson noise alone, and how many residuals exceed 5 sigma.
     """
     good, inside = good_pixels(fit), patches(fit)
     rows: list[dict[str, object]] = []
     for band in measured_bands(fit):
-        square, near = [], []
+        square, poisson, near = [], [], []
         for image, model, usable, patch in zip(fit.field, fit.model, good, inside, strict=True):
             if image.band == band:
-                square.append(((image.counts - model)[usable] ** 2) / model[usable])
+                alone = ((image.counts - model)[usable] ** 2) / model[usable]
+                counts, sky = (torch.from_numpy(a[usable]) for a in (image.counts, image.sky))
+                poisson.append(alone)
+                square.append(alone / dispersion(counts, sky).numpy())
                 near.append(patch[usable])
         z2, close = np.concatenate(square), np.concatenate(near)
 
@@ -83,6 +90,7 @@ def chi2_by_band(fit: FieldFit) -> list[dict[str, object]]:
                 "chi2 per pixel": mean(z2),
                 "in patches": mean(z2[close]),
                 "elsewhere": mean(z2[~close]),
+                "Poisson alone": mean(np.concatenate(poisson)),
                 "pixels beyond 5 sigma": int((z2 > 25).sum()),
             }
         )

@@ -311,8 +311,10 @@ def report_pages(fit: FieldFit, table: Table, origin: str, limit: int | None = 2
         f"(a galaxy's ellipse is at its half-light radius, 2 px at least), residuals in {reference.band} and "
         "of all images together; grey pixels are masked."
     )
-    about = "chi2 is the mean squared residual of valid pixels outside saturated cores; 1 is noise alone."
-    field = Page("Field", [f"{origin[0].upper()}{origin[1:]}. {counts}", (overview(fit, table), caption)])
+    about = (
+        "chi2 is the mean squared residual of valid pixels outside saturated cores, in units of the model's "
+        "variance: Poisson noise, and the PSF's error of the light. 1 is noise alone."
+    )
     goodness = Page("Goodness of fit", [about, chi2_by_band(fit)])
     if not len(table):
         return [Page("Field", [*field.parts, "No source was found above the threshold."]), goodness]

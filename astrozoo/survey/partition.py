@@ -104,13 +104,14 @@ def half_sizes(extent: Float[np.ndarray, "s"], *, factor: float = 4.0) -> Int[np
 
 def neighbours(sources: Sources) -> list[Int[np.ndarray, "n"]]:
     """For each source, those whose light may fall in its patch: their squares overlap in some image."""
-    xy, half = sources.xy[0], sources.half
-    found: list[list[int]] = [[] for _ in range(len(sources))]
-    tree = cKDTree(xy)
-    for i, j in tree.query_pairs(2.0 * float(half.max(initial=0)) + 2.0, p=np.inf, output_type="ndarray"):
-        if np.abs(xy[i] - xy[j]).max() <= half[i] + half[j] + 2:
-            found[i].append(int(j))
-            found[j].append(int(i))
+    half = sources.half
+    found: list[set[int]] = [set() for _ in range(len(sources))]
+    for xy in sources.xy:
+        pairs = cKDTree(xy).query_pairs(2.0 * float(half.max(initial=0)) + 2.0, p=np.inf)
+        for i, j in pairs:
+            if np.abs(xy[i] - xy[j]).max() <= half[i] + half[j] + 2:
+                found[i].add(j)
+                found[j].add(i)
     return [np.array(sorted(f), dtype=int) for f in found]
 
 
