@@ -84,7 +84,7 @@ class Checkpoint:
         if path is None or not path.is_file():
             return None
         try:
-            with np.load(path, allow_pickle=False) as held:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as held:  # closed, if no archive
                 return {k: held[k] for k in held.files}
         except (OSError, ValueError, EOFError, BadZipFile) as error:
             raise DataError(

@@ -315,6 +315,7 @@ def report_pages(fit: FieldFit, table: Table, origin: str, limit: int | None = 2
         "chi2 is the mean squared residual of valid pixels outside saturated cores, in units of the model's "
         "variance: Poisson noise, and the PSF's error of the light. 1 is noise alone."
     )
+    field = Page("Field", [f"{origin[0].upper()}{origin[1:]}. {counts}", (overview(fit, table), caption)])
     goodness = Page("Goodness of fit", [about, chi2_by_band(fit)])
     if not len(table):
         return [Page("Field", [*field.parts, "No source was found above the threshold."]), goodness]

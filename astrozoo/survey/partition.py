@@ -104,15 +104,18 @@ def half_sizes(extent: Float[np.ndarray, "s"], *, factor: float = 4.0) -> Int[np
 
 def neighbours(sources: Sources) -> list[Int[np.ndarray, "n"]]:
     """For each source, those whose light may fall in its patch: their squares overlap in some image."""
-    half = sources.half
-    found: list[set[int]] = [set() for _ in range(len(sources))]
+    half, n = sources.half, len(sources)
+    pairs = []
     for xy in sources.xy:
-        pairs = cKDTree(xy).query_pairs(2.0 * float(half.max(initial=0)) + 2.0, p=np.inf)
-        for i, j in pairs:
-            if np.abs(xy[i] - xy[j]).max() <= half[i] + half[j] + 2:
-                found[i].add(j)
-                found[j].add(i)
-    return [np.array(sorted(f), dtype=int) for f in found]
+        near = cKDTree(xy).query_pairs(
+            2.0 * float(half.max(initial=0)) + 2.0, p=np.inf, output_type="ndarray"
+        )
+        i, j = near.T
+        pairs.append(near[np.abs(xy[i] - xy[j]).max(1) <= half[i] + half[j] + 2])
+    each_once = np.unique(np.concatenate(pairs), axis=0)
+    both = np.concatenate((each_once, each_once[:, ::-1]))
+    both = both[np.lexsort(both.T[::-1])]
+    return np.split(both[:, 1].astype(int), np.searchsorted(both[:, 0], np.arange(1, n))) if n else []
 
 
 def colouring(adjacent: list[Int[np.ndarray, "n"]]) -> Int[np.ndarray, "s"]:

@@ -7,6 +7,8 @@ import pytest
 import torch
 from astropy.coordinates import SkyCoord
 
+from astrozoo.data.images import Field, GaussianMixture
+from astrozoo.data.psf import MixturePsf
 from astrozoo.errors import InputError
 from astrozoo.survey.partition import Canvas, Sources, colouring, dispersion, half_sizes, neighbours
 
@@ -89,6 +91,58 @@ def test_neighbours_never_share_a_colour():
         assert (colour[others] != colour[i]).all()
         overlap = np.abs(xy[0] - xy[0, i]).max(1) <= sources.half + sources.half[i]
         assert set(np.flatnonzero(overlap)) - {i} <= set(others)
+
+
+def test_neighbours_in_any_one_image_are_neighbours():
+    turn = np.array([[1.0, 1.0], [-1.0, 1.0]]) / np.sqrt(2)
+    xy = np.array(
+        [[0.0, 0.0], [20.0, 0.0], [200.0, 0.0]]
+    )  # squares of 8: apart as they are, turned they touch
+    nothing = np.zeros((2, 3, 1))
+    sources = Sources(
+        np.zeros(3), np.zeros(3), np.stack((xy, xy @ turn)), np.zeros((2, 3, 2, 2)), np.ones((2, 3)),
+        np.full(3, 8), nothing, nothing, nothing,
+    )  # fmt: skip
+    assert [list(n) for n in neighbours(sources)] == [[1], [0], []]
+    none = replace(sources, ra=np.zeros(0), dec=np.zeros(0), xy=np.zeros((2, 0, 2)), half=np.zeros(0, int))
+    assert neighbours(none) == []
+
+
+def test_psfs_are_padded_to_the_most_components(simulated_field):
+    one = MixturePsf(GaussianMixture(np.ones(1), np.zeros((1, 2)), 2 * np.eye(2)[None]))
+    first, second = simulated_field.images
+    field = Field((first, replace(second, psf=one)))
+    ra, dec = first.wcs.all_pix2world([[30.0, 30.0], [20.0, 25.0]], 0).T
+    sources = Sources.locate(field, ra, dec, np.array([8, 8]))
+    k = len(first.psf.mixture(30.0, 30.0).weights)
+    assert sources.psf_weights.shape == (2, 2, k)
+    assert k > 1
+    np.testing.assert_allclose(sources.psf_weights.sum(-1), 1, atol=1e-6)
+    assert not sources.psf_weights[1, :, 1:].any()
+    xx, xy, yy = np.moveaxis(sources.psf_covariances, -1, 0)
+    assert (xx * yy > xy**2).all()
+
+
+@pytest.mark.parametrize(
+    ("what", "value"),
+    [("counts", np.nan), ("counts", np.inf), ("sky", np.nan), ("sky", np.inf), ("sky", -1.0)],
+)
+def test_pixels_that_are_no_numbers_are_refused_unless_masked(simulated_field, what, value):
+    image = simulated_field.images[0]
+    broken = getattr(image, what).copy()
+    broken[10, 12] = value
+    valid = image.valid.copy()
+    ra, dec = image.wcs.all_pix2world([[12.0, 10.0]], 0).T
+    with pytest.raises(InputError, match="1 valid pixels"):
+        field = Field((replace(image, **{what: broken}),))
+        Canvas(field, Sources.locate(field, ra, dec, np.array([8])), BANDS)
+    valid[10, 12] = False
+    field = Field((replace(image, valid=valid, **{what: broken}),))
+    canvas = Canvas(field, Sources.locate(field, ra, dec, np.array([8])), BANDS)
+    patch = canvas.patches(np.array([0]), torch.zeros((), dtype=torch.float64))
+    assert float(patch.mask[0, 0, 17 * 8 + 8]) == 0
+    assert all(torch.isfinite(t).all() for t in (patch.counts, patch.background, patch.mask))
+    assert (patch.background > 0).all()
 
 
 def test_patches_grow_with_the_extent_and_stop_at_the_largest():
