@@ -133,12 +133,13 @@ def test_pixels_that_are_no_numbers_are_refused_unless_masked(simulated_field, w
     broken[10, 12] = value
     valid = image.valid.copy()
     ra, dec = image.wcs.all_pix2world([[12.0, 10.0]], 0).T
+    field = Field((replace(image, **{what: broken}),))
+    sources = Sources.locate(field, ra, dec, np.array([8]))
     with pytest.raises(InputError, match="1 valid pixels"):
-        field = Field((replace(image, **{what: broken}),))
-        Canvas(field, Sources.locate(field, ra, dec, np.array([8])), BANDS)
+        Canvas(field, sources, BANDS)
     valid[10, 12] = False
     field = Field((replace(image, valid=valid, **{what: broken}),))
-    canvas = Canvas(field, Sources.locate(field, ra, dec, np.array([8])), BANDS)
+    canvas = Canvas(field, sources, BANDS)
     patch = canvas.patches(np.array([0]), torch.zeros((), dtype=torch.float64))
     assert float(patch.mask[0, 0, 17 * 8 + 8]) == 0
     assert all(torch.isfinite(t).all() for t in (patch.counts, patch.background, patch.mask))
