@@ -1,5 +1,7 @@
 """A simulated field from end to end, resuming after an interruption, and bad input."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from astropy.table import Table
@@ -129,3 +131,66 @@ def test_a_bad_catalogue_is_named(scene, catalog, message):
 def test_an_empty_catalogue_gives_an_empty_fit(scene):
     fit = fit_field(scene[0], Table({"ra": np.zeros(0), "dec": np.zeros(0)}), **SETTINGS)
     assert len(catalogue(fit)) == 0
+
+
+def test_a_band_without_a_prior_is_named(scene):
+    with pytest.raises(InputError, match="bands"):
+        fit_field(Field((replace(scene[0].images[0], band="Y"),)), **SETTINGS)
+
+
+def test_a_field_of_sky_alone_gives_an_empty_fit(scene):
+    rng = np.random.default_rng(0)
+    sky = Field(tuple(replace(i, counts=rng.poisson(i.sky).astype(float)) for i in scene[0]))
+    fit = fit_field(sky, **SETTINGS)
+    assert len(fit.detections) == len(catalogue(fit)) == 0
+    assert fit.draws["colour"].shape == (0, 64, 4)
+    assert len(fit.model) == 3
+
+
+@pytest.fixture(scope="module")
+def apart():
+    """Four sources well apart, 18 to 20 mag, in five bands."""
+    return simulate_field(n_sources=4, seed=11, shape=(96, 96), r_range=(18, 20), min_separation=24)
+
+
+@pytest.mark.parametrize("what", ["five bands", "without the reference band", "two epochs"])
+def test_fields_of_any_bands_and_epochs(apart, what):
+    images, truth = apart
+    if what == "without the reference band":
+        images = Field(tuple(i for i in images if i.band in "gi"))
+    elif what == "two epochs":  # of other noise and another corner of the sky
+        first, second = (
+            simulate_field(sources=truth, seed=seed, shape=(96, 96), bands="gr")[0] for seed in (21, 22)
+        )
+        images = Field(first.images + tuple(i.crop(slice(0, 80), slice(7, 96)) for i in second))
+    fit = fit_field(images, **SETTINGS)
+    table = catalogue(fit)
+    i, j = match(truth, table)
+    assert list(i) == [0, 1, 2, 3]
+    assert len(table) == 4
+    assert fit.converged.all()
+    assert list(fit.p_star[j] > 0.5) == list(truth["is_star"][i])
+    assert ((fit.chi2 > 0.85) & (fit.chi2 < 1.15)).all(where=fit.n_pixels[:, None] > 1000)
+    for band in images.bands:
+        z = (table[f"log_flux_{band}"][j] - np.log(truth[f"flux_{band}"][i])) / table[f"log_flux_{band}_sd"][
+            j
+        ]
+        assert np.abs(z).max() < 5
+    if what == "two epochs":
+        whole = fit_field(Field(images.images[:2]), truth[["ra", "dec"]], **SETTINGS)
+        once = whole.draws["log_flux"].std(1)[i]
+        assert np.median(fit.draws["log_flux"].std(1)[j] / once) < 0.85  # of 1 / sqrt(2), more or less
+
+
+def test_a_close_pair_of_known_positions_is_fitted_together():
+    pair = Table({"is_star": [True, True], "x": [40.0, 45.0], "y": [48.0, 48.0]})
+    for name in ("radius", "axis_ratio", "angle", "dev_fraction"):
+        pair[name] = np.nan
+    for band, scale in zip("gri", (0.5, 1.0, 1.4), strict=True):
+        pair[f"flux_{band}"] = scale * np.array([30.0, 12.0])
+    images, truth = simulate_field(sources=pair, seed=5, shape=(80, 96), bands="gri")
+    fit = fit_field(images, truth[["ra", "dec"]], **(SETTINGS | {"max_sweeps": 5}))
+    assert fit.converged.all()
+    assert (fit.p_star > 0.5).all()
+    log_flux = fit.draws["log_flux"]
+    assert (np.abs(log_flux.mean(1) - np.log(truth["flux_r"])) < 5 * log_flux.std(1)).all()
