@@ -105,14 +105,15 @@ class Sweeps:
     def _resume(self) -> None:
         """Take up the work of a checkpoint: its state, its sky, and the light of what it had fitted."""
         held, sky, state = self.checkpoint.load(f"state-{self.turn}"), self.checkpoint.load("sky"), self.state
-        if held is None or sky is None:
+        if sky is not None:
+            self.canvas.sky = [torch.from_numpy(sky[f"sky_{k}"]) for k in range(len(self.canvas.sky))]
+        if held is None:
             return
         for name, _, _ in KINDS:
             for part in ("mode", "covariance", "evidence"):
                 getattr(state, part)[name] = torch.from_numpy(held[f"{part}_{name}"])
         state.converged, state.waiting = torch.from_numpy(held["converged"]), held["waiting"]
         state.sweep, state.colour = int(held["sweep"]), int(held["colour"])
-        self.canvas.sky = [torch.from_numpy(sky[f"sky_{k}"]) for k in range(len(self.canvas.sky))]
         self._repaint(np.flatnonzero(held["fitted"]))
 
     def _repaint(self, fitted: Int[np.ndarray, "n"]) -> None:
