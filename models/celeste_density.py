@@ -54,7 +54,7 @@ class TypedDensity:
         ladder = torch.tril(groups.new_ones(self.n_colours + 1, self.n_colours), -1)
         ladder = ladder - ladder[prior.reference]
         self._bands = torch.cat(
-            (torch.ones_like(ladder[:, :1]), ladder), 1
+            (ladder.new_ones(len(ladder), 1), ladder), 1
         )  # d ln flux_b / d (log_flux, colour)
         self._constant = (patch.mask * (-torch.lgamma(patch.counts + 1))).sum((-2, -1))
 

@@ -75,7 +75,7 @@ def fit_field(
     prior: Prior | None = None,
     seed: int = 0,
     draws: int = 512,
-    max_sweeps: int = 5,
+    max_sweeps: int = 20,
     fit_sky: bool = True,
     progress: bool = True,
     checkpoint: Path | None = None,
@@ -87,16 +87,21 @@ def fit_field(
         catalog: sources to fit, with ``ra`` and ``dec`` [deg]; detected where not given. Columns that
             :func:`astrozoo.survey.detect.detect` makes (fluxes, sizes) are used as starts if present.
         draws: equal-weight draws per source.
-        max_sweeps: at most this many passes over the sources.
+        max_sweeps: at most this many passes; after the first, only over sources whose neighbours changed.
         fit_sky: correct the images' sky by what is left after the first sweep, on a coarse mesh.
         checkpoint: folder that work is kept in, and taken up from after an interruption. The caller removes
             it (:meth:`astrozoo.survey.checkpoint.Checkpoint.clear`) once the result is saved.
 
     Raises:
-        InputError: for a catalogue without positions, bands without a prior, unusable pixels, or a checkpoint
-            of other work.
+        InputError: for no draws or sweeps, a field without valid pixels, a catalogue without positions, bands
+            without a prior, unusable pixels, or a checkpoint of other work.
     """
     prior = prior or load_prior()
+    for what, got in (("draws", draws), ("max_sweeps", max_sweeps)):
+        if got < 1:
+            raise InputError(what, got, "1 or more")
+    if not any(image.valid.any() for image in images):
+        raise InputError(f"field {images.name!r}", "every pixel masked", "an image with valid pixels")
     unknown = [b for b in images.bands if b not in prior.bands]
     if unknown:
         raise InputError("bands", unknown, f"bands with a prior, {', '.join(prior.bands)}")
@@ -105,7 +110,7 @@ def fit_field(
     clock = {"detect": time.perf_counter()}
     table = detect(images) if catalog is None else catalog
     clock["detect"] = time.perf_counter() - clock["detect"]
-    settings = (seed, draws, max_sweeps, fit_sky, prior.bands, prior.prob_star, catalog is None)
+    settings = (seed, draws, max_sweeps, fit_sky, repr(prior), catalog is None)
     key = fingerprint(images, np.asarray(table["ra"]), np.asarray(table["dec"]), *settings)
     store = Checkpoint(checkpoint, key)
     started = time.perf_counter()

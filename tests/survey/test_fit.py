@@ -196,3 +196,16 @@ def test_a_close_pair_of_known_positions_is_fitted_together():
     assert (fit.p_star > 0.5).all()
     log_flux = fit.draws["log_flux"]
     assert (np.abs(log_flux.mean(1) - np.log(truth["flux_r"])) < 5 * log_flux.std(1)).all()
+
+
+@pytest.mark.parametrize("setting", ["draws", "max_sweeps"])
+def test_nothing_to_do_is_refused(scene, setting):
+    with pytest.raises(InputError, match=f"{setting}: got 0"):
+        fit_field(scene[0], **{**SETTINGS, setting: 0})
+
+
+def test_a_fully_masked_field_is_refused_with_a_catalogue_too(scene):
+    images, truth = scene
+    masked = tuple(replace(image, valid=np.zeros_like(image.valid)) for image in images)
+    with pytest.raises(InputError, match="every pixel masked"):
+        fit_field(Field(masked), truth[["ra", "dec"]], **SETTINGS)
