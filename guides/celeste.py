@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from astrozoo.errors import InputError
-from astrozoo.models.celeste import Celeste, Patch, Prior, galaxy_images, star_images
+from astrozoo.models.celeste import Celeste, Patch, Prior, band_matrix, galaxy_images, star_images
 from astrozoo.types import Problem
 
 __all__ = ["CelesteGuide", "delta_elbo", "mean_field", "point", "structured"]
@@ -257,8 +257,7 @@ def nodes(
     signed = math.sqrt(n) * torch.cat((eye, -eye))  # [k, n]
     u = loc + torch.einsum("sdn,kn->ksd", tril[:, :, :n], signed)
     nb = d - n
-    ladder = torch.tril(loc.new_ones(nb, nb - 1), -1)
-    bands = torch.cat((loc.new_ones(nb, 1), ladder - ladder[prior.reference]), 1)[patch.band]  # [image, nb]
+    bands = band_matrix(nb, prior.reference, loc)[patch.band]  # [image, nb]
     mean = torch.einsum("ib,ksb->ksi", bands, u[..., n:])
     var = torch.einsum("ib,sbc->sic", bands, tril[:, n:, n:]).square().sum(-1)  # [s, image]
     return u, mean + 0.5 * var, 2 * mean + 2 * var

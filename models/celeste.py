@@ -40,6 +40,7 @@ __all__ = [
     "Patch",
     "Prior",
     "QuasiPoisson",
+    "band_matrix",
     "galaxy_images",
     "load_prior",
     "log_band_flux",
@@ -203,6 +204,12 @@ class QuasiPoisson(dist.Poisson):
 
     def log_prob(self, value: Tensor) -> Tensor:
         return self.weight * super().log_prob(value)
+
+
+def band_matrix(bands: int, reference: int, like: Tensor) -> Float[Tensor, "band parameter"]:
+    """The matrix of :func:`log_band_flux`: d ln(flux) / d (log_flux, colours)."""
+    ladder = torch.tril(like.new_ones(bands, bands - 1), -1)
+    return torch.cat((like.new_ones(bands, 1), ladder - ladder[reference]), 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from astrozoo.models.celeste import ColourPrior, Patch, Prior
+from astrozoo.models.celeste import ColourPrior, Patch, Prior, band_matrix
 from astrozoo.physics.gaussians import curvature, jet, render
 from astrozoo.physics.profiles import galaxy_rings, sky_covariance_jet, sky_to_pixel
 
@@ -51,11 +51,7 @@ class TypedDensity:
         groups, variances = galaxy_rings(self.dtype, self.device)
         self._groups = groups.new_ones(1, 1) if star else groups
         self._variances = variances.new_zeros(1) if star else variances
-        ladder = torch.tril(groups.new_ones(self.n_colours + 1, self.n_colours), -1)
-        ladder = ladder - ladder[prior.reference]
-        self._bands = torch.cat(
-            (ladder.new_ones(len(ladder), 1), ladder), 1
-        )  # d ln flux_b / d (log_flux, colour)
+        self._bands = band_matrix(len(prior.bands), prior.reference, groups)
         self._constant = (patch.mask * (-torch.lgamma(patch.counts + 1))).sum((-2, -1))
 
     def take(self, rows: Tensor) -> TypedDensity:

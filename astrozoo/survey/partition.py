@@ -219,10 +219,10 @@ class Canvas:
             model.index_add_(0, index.flatten(), light[:, k].flatten())
 
 
-def dispersion(counts: Tensor, sky: Tensor) -> Tensor:
-    """Variance of a pixel over its Poisson variance, with the PSF's error of the light above the sky."""
+def dispersion(counts: Tensor, sky: Tensor, error: float = PSF_ERROR) -> Tensor:
+    """Variance of a pixel over its Poisson variance, with a relative error of the light above the sky."""
     light = (counts - sky).clamp(min=0)
-    return 1 + (PSF_ERROR * light) ** 2 / torch.maximum(counts, sky)
+    return 1 + (error * light) ** 2 / torch.maximum(counts, sky)
 
 
 def _project(image: Image, ra: np.ndarray, dec: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

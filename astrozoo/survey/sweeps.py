@@ -27,7 +27,7 @@ from astrozoo.models.celeste import Patch, Prior, galaxy_images, star_images
 from astrozoo.models.celeste_density import TypedDensity
 from astrozoo.survey.checkpoint import Checkpoint
 from astrozoo.survey.detect import detect
-from astrozoo.survey.partition import Canvas, Sources, colouring, half_sizes, neighbours
+from astrozoo.survey.partition import Canvas, Sources, colouring, dispersion, half_sizes, neighbours
 from astrozoo.types import Status
 
 __all__ = ["KINDS", "Sweeps"]
@@ -83,7 +83,7 @@ class Sweeps:
         self.canvas = Canvas(images, self.sources, prior.bands)
         self.adjacent = neighbours(self.sources)
         self.colour = colouring(self.adjacent)
-        self.state = self._start()
+        self.state, self.sky_corrected = self._start(), False
         if earlier is not None:
             self._inherit(earlier)
         self._resume()
@@ -96,7 +96,7 @@ class Sweeps:
                 getattr(state, part)[name][:n] = getattr(before, part)[name]
         state.converged[:n] = before.converged
         state.counts, state.sweep = before.counts, 1
-        self.canvas.sky = earlier.canvas.sky
+        self.canvas.sky, self.sky_corrected = earlier.canvas.sky, earlier.sky_corrected
         state.waiting[:n] = before.waiting
         for row in range(n, len(self.sources)):
             state.waiting[self.adjacent[row]] = True
@@ -106,6 +106,7 @@ class Sweeps:
         """Take up the work of a checkpoint: its state, its sky, and the light of what it had fitted."""
         held, sky, state = self.checkpoint.load(f"state-{self.turn}"), self.checkpoint.load("sky"), self.state
         if sky is not None:
+            self.sky_corrected = True
             self.canvas.sky = [torch.from_numpy(sky[f"sky_{k}"]) for k in range(len(self.canvas.sky))]
         if held is None:
             return
@@ -205,7 +206,7 @@ class Sweeps:
     def run(self, most: int, fit_sky: bool) -> None:
         """Fit whatever waits, ``most`` passes at most; correct the sky before the first and after it."""
         state = self.state
-        if fit_sky and self.checkpoint.load("sky") is None:
+        if fit_sky and not self.sky_corrected:
             self._correct_sky()
         if state.sweep == 0 and all(light is None for light in state.light):
             # so that the first source fitted does not take its neighbours' light for its own
@@ -308,6 +309,7 @@ class Sweeps:
             canvas.sky[k] = torch.maximum(canvas.sky[k] + extra, lowest)
             if float(np.abs(mesh.back() / np.sqrt(image.sky)).max()) > _NOTICEABLE_SKY:
                 self.state.waiting[:] = True
+        self.sky_corrected = True
         self.checkpoint.save("sky", {f"sky_{k}": sky.numpy() for k, sky in enumerate(canvas.sky)})
 
     def companions(self) -> Table:
@@ -318,9 +320,10 @@ class Sweeps:
         """
         left = []
         for k, image in enumerate(self.images):
-            model = self.canvas.unpadded(self.canvas.sky[k] + self.canvas.model[k], k)
-            light = self.canvas.unpadded(self.canvas.model[k], k)
-            scale = np.sqrt(1 + (_RESIDUAL_ERROR * light) ** 2 / model)
+            sky = self.canvas.sky[k]
+            expected = sky + self.canvas.model[k]
+            model = self.canvas.unpadded(expected, k)
+            scale = self.canvas.unpadded(dispersion(expected, sky, _RESIDUAL_ERROR).sqrt(), k)
             counts = np.where(image.valid, model + (image.counts - model) / scale, model)
             left.append(replace(image, counts=counts, sky=model))
         found = detect(Field(tuple(left), self.images.name), threshold=_RESIDUAL_SNR)
