@@ -111,6 +111,8 @@ GUIDES: Mapping[str, str] = {
     "full_rank": "astrozoo.guides.auto:full_rank",
     "low_rank": "astrozoo.guides.auto:low_rank",
     "point": "astrozoo.guides.auto:point",
+    "iaf": "astrozoo.guides.auto:iaf",
+    "nsf": "astrozoo.guides.auto:nsf",
 }
 """General guides, for any problem: name -> address of ``factory(problem) -> Pyro guide``."""
 

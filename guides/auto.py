@@ -1,22 +1,27 @@
-"""General guides for any model: Pyro's stock auto-guides, with a start that backends can choose.
+"""General guides for any model: Pyro's auto-guides and zuko's flows, with a start that backends can choose.
 
 Each factory takes a problem and returns a Pyro guide. Discrete sites are left out: they are summed over.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
+import pyro
 import torch
+import zuko
 from jaxtyping import Float
+from pyro import distributions as dist
 from pyro import poutine
 from pyro.infer import autoguide
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor
+from torch import Tensor, nn
 
 from astrozoo.types import Problem
 
-__all__ = ["full_rank", "low_rank", "mean_field", "point"]
+__all__ = ["full_rank", "iaf", "low_rank", "mean_field", "nsf", "point"]
 
 _SCALE = 0.05
 
@@ -55,6 +60,49 @@ class _LowRank(_Flat, autoguide.AutoLowRankMultivariateNormal):
     pass
 
 
+class _Flow(_Flat, autoguide.AutoContinuous):
+    """Standard normals through an autoregressive flow (in the direction that takes one pass), then scaled.
+
+    It starts as independent normals: the last layer of every network is zero, hence the flow the identity.
+    """
+
+    def __init__(self, model: Any, make: Callable[[int], zuko.lazy.Flow], **settings: Any) -> None:
+        super().__init__(model, **settings)
+        self._make = make
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        super()._setup_prototype(*args, **kwargs)
+        start = self._init_loc()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.flow = self._make(self.latent_dim).to(start)
+        for parameter in _last_layers(self.flow):
+            nn.init.zeros_(parameter)
+        self.loc = nn.Parameter(start)
+        self.log_scale = nn.Parameter(torch.full_like(start, math.log(_SCALE)))
+
+    def sample_latent(self, *args: Any, **kwargs: Any) -> Tensor:
+        """A draw of all sites, unconstrained; its noise and its density are auxiliary sites."""
+        hidden = {"is_auxiliary": True}
+        base = dist.Normal(torch.zeros_like(self.loc), 1.0).to_event(1)
+        noise = pyro.sample(f"_{self._pyro_name}_noise", base, infer=hidden)
+        y, log_jacobian = self.flow.transform().call_and_ladj(noise)
+        log_density = -log_jacobian - self.log_scale.sum()
+        latent = dist.Delta(self.loc + self.log_scale.exp() * y, log_density, event_dim=1)
+        return pyro.sample(f"_{self._pyro_name}_latent", latent, infer=hidden)
+
+
+def _last_layers(flow: nn.Module) -> list[nn.Parameter]:
+    """Weights and biases that a flow's transforms are directly made of."""
+    found: list[nn.Parameter] = []
+    for step in flow.transform.modules():
+        if isinstance(step, zuko.flows.MaskedAutoregressiveTransform):
+            found += step.hyper[-1].parameters()
+        elif isinstance(step, zuko.flows.ElementWiseTransform):
+            found += step.parameters()
+    return found
+
+
 class _Point(_Named, autoguide.AutoDelta):
     _location = "{}_unconstrained"
 
@@ -72,6 +120,44 @@ def full_rank(problem: Problem) -> autoguide.AutoMultivariateNormal:
 def low_rank(problem: Problem, rank: int | None = None) -> autoguide.AutoLowRankMultivariateNormal:
     """One normal with a covariance of ``rank`` (default: the root of the dimension) plus a diagonal."""
     return _LowRank(_continuous(problem), init_loc_fn=_start(problem), init_scale=_SCALE, rank=rank)
+
+
+def iaf(problem: Problem, transforms: int = 3, hidden: int | None = None) -> _Flow:
+    """An inverse autoregressive flow with affine steps: any covariance, and curved posteriors.
+
+    Args:
+        transforms: number of steps; the order of coordinates is turned round in between.
+        hidden: width of the two hidden layers of each step (default: 2 dimensions, at least 16).
+
+    References:
+        Kingma et al. 2016 (IAF).
+    """
+    return _flow(problem, zuko.flows.MAF, transforms, hidden)
+
+
+def nsf(problem: Problem, transforms: int = 3, hidden: int | None = None, bins: int = 8) -> _Flow:
+    """As :func:`iaf`, with rational-quadratic splines: also skewed, heavy or several-peaked marginals.
+
+    Splines act on standard normals between -5 and 5, and leave what is outside as it is.
+
+    Args:
+        transforms: number of steps.
+        hidden: width of the two hidden layers of each step (default: 2 dimensions, at least 16).
+        bins: pieces of each spline.
+
+    References:
+        Durkan et al. 2019 (neural spline flows).
+    """
+    return _flow(problem, zuko.flows.NSF, transforms, hidden, bins=bins)
+
+
+def _flow(problem: Problem, kind: Any, transforms: int, hidden: int | None, **settings: Any) -> _Flow:
+    def make(dim: int) -> zuko.lazy.Flow:
+        width = max(16, 2 * dim) if hidden is None else hidden
+        smooth = {"hidden_features": (width, width), "activation": nn.SiLU}  # second derivatives exist
+        return kind(dim, transforms=transforms, **smooth, **settings)
+
+    return _Flow(_continuous(problem), make, init_loc_fn=_start(problem))
 
 
 def point(problem: Problem) -> autoguide.AutoDelta:
