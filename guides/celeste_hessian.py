@@ -137,20 +137,18 @@ class _Images:
         if kind:
             groups, variances = tau.new_ones(1, 1), tau.new_zeros(1)
         q = tau.new_zeros(*tau.shape[:-1], 3) if kind else tau[..., 2:5]
-        j, rings = jet(patch.pixels, tau[..., :2], q, groups, variances, patch.psf)
+        mix = torch.ones_like(tau[..., :1]) if kind else torch.stack((tau[..., 5], 1 - tau[..., 5]), -1)
+        j, rings = jet(patch.pixels, tau[..., :2], q, groups, mix, variances, patch.psf)
+        image = (mix[..., None, :] @ j.images).squeeze(-2)
         if kind:
-            image, slope = j.images[..., 0, :], j.slopes[..., 0, :2, :]
+            slope = j.slopes[..., :2, :]
         else:
-            mix = torch.stack((tau[..., 5], 1 - tau[..., 5]), -1)
-            image = (mix[..., None, :] @ j.images).squeeze(-2)
-            bent = (mix[..., None, :] @ j.slopes.flatten(-2)).unflatten(-1, (5, -1)).squeeze(-3)
-            slope = torch.cat((bent, (j.images[..., 0, :] - j.images[..., 1, :])[..., None, :]), -2)
+            slope = torch.cat((j.slopes, (j.images[..., 0, :] - j.images[..., 1, :])[..., None, :]), -2)
 
         def curve(weights: Tensor) -> Tensor:
-            first, second = curvature(rings, groups, variances, weights)
+            first, block = curvature(rings, groups, mix, variances, weights)
             if kind:
-                return second[..., 0, :2, :2]
-            block = torch.einsum("...g,...gde->...de", mix, second)
+                return block[..., :2, :2]
             edge = (first[..., 0, :] - first[..., 1, :])[..., None]
             corner = edge.new_zeros(*edge.shape[:-2], 1, 1)
             return torch.cat((torch.cat((block, edge), -1), torch.cat((edge.mT, corner), -1)), -2)

@@ -95,14 +95,17 @@ class TypedDensity:
         per_band = self._bands[patch.band]  # [b, image, 1 + colour]
         log_flux = torch.einsum("bic,bmnc->bmni", per_band, u[..., self.n_bending :])
         scale = patch.calibration[:, None, None] * log_flux.exp()  # [b, m, n, image]
-        counted, masked = patch.mask * patch.counts, patch.mask * patch.background
-        relative = images / patch.background[:, None]
-        value = (counted * patch.background.log() - masked).sum((-2, -1))[:, None, None]
+        # logarithms are taken beside a typical rate of this source, so that single precision will do
+        typical = patch.background + (scale.mean(2)[..., None] * images).mean(1)  # [b, image, p]
+        counted = patch.mask * patch.counts
+        value = (counted * typical.log() - patch.mask * patch.background).sum((-2, -1))[:, None, None]
         value = value - torch.einsum("bmni,bmi->bmn", scale, (patch.mask[:, None] * images).sum(-1))
-        terms = [
-            torch.einsum("bmip,bip->bm", torch.log1p(scale[:, :, k, :, None] * relative), counted)
-            for k in range(u.shape[2])
-        ]
+        relative, start = images / typical[:, None].to(images), (patch.background / typical - 1).to(images)
+        by, weight = scale.to(images), counted.to(images)
+        terms = []
+        for k in range(u.shape[2]):
+            logs = (by[:, :, k, :, None] * relative).add_(start[:, None]).log1p_()
+            terms.append(logs.mul_(weight[:, None]).sum((-2, -1), dtype=u.dtype))
         value = value + torch.stack(terms, -1)
         return value + self._log_prior(u) + self._constant[:, None, None]
 
@@ -132,13 +135,14 @@ class TypedDensity:
             unit = render(patch.pixels, mu, q, amplitudes, self._variances, patch.psf)
             rate = patch.background + scale[..., None] * unit
             return ((patch.mask * (patch.counts * rate.log() - rate)).sum((-2, -1)) + self._constant[rows],)
-        images, rings = jet(patch.pixels, mu, q, self._groups, self._variances, patch.psf)
-        unit = torch.einsum("bg,bigp->bip", mix, images.images)
+        every = mix[:, None]  # the same in all images
+        images, rings = jet(patch.pixels, mu, q, self._groups, every, self._variances, patch.psf)
+        unit = (every[..., None, :] @ images.images).squeeze(-2)
         rate = patch.background + scale[..., None] * unit
         value = (patch.mask * (patch.counts * rate.log() - rate)).sum((-2, -1)) + self._constant[rows]
         excess = patch.mask * (patch.counts / rate - 1)  # d log p / d rate
         # tau: what each image depends on: mu (2), Q (3), dev fraction, ln flux in its band
-        slopes = [scale[..., None, None] * torch.einsum("bg,bigdp->bidp", mix, images.slopes)]
+        slopes = [scale[..., None, None] * images.slopes]
         spread = torch.zeros_like(unit) if self.star else images.images[:, :, 0] - images.images[:, :, 1]
         slopes += [(scale[..., None] * spread)[:, :, None], (scale[..., None] * unit)[:, :, None]]
         slope = torch.cat(slopes, 2)  # [b, image, 7, pixel]
@@ -149,8 +153,8 @@ class TypedDensity:
             return value, grad
         bend = -patch.mask * patch.counts / rate**2
         h = (slope * bend[:, :, None]) @ slope.mT  # [b, image, 7, 7]
-        first, second = curvature(rings, self._groups, self._variances, excess)
-        h[:, :, :5, :5] += scale[..., None, None] * torch.einsum("bg,bigde->bide", mix, second)
+        first, second = curvature(rings, self._groups, every, self._variances, excess)
+        h[:, :, :5, :5] += scale[..., None, None] * second
         if not self.star:
             cross = scale[..., None] * (first[:, :, 0] - first[:, :, 1])
             h[:, :, :5, 5] += cross

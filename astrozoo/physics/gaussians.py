@@ -3,14 +3,16 @@
 A source is a sum of concentric Gaussian *rings* (a profile: amplitudes ``c_j``, variances ``v_j`` in units
 of the squared half-light radius), seen through a PSF that is a sum of Gaussians (``w_k``, ``m_k``, ``P_k``).
 Its image is ``G(p) = sum_jk c_j w_k N(p; mu + m_k, P_k + v_j Q)`` with one shared covariance ``Q``.
-Derivatives in ``mu`` and ``Q`` are polynomials in the pixel offset times the same Gaussians, so every
-exponential is evaluated once and the rest are small matrix products.
+Exponents, and derivatives in ``mu`` and ``Q``, are polynomials in the pixels' coordinates, so every exponential
+is evaluated once, and all else are matrix products with the monomials. Coordinates are best given from near
+the source: far from their origin the polynomials cancel.
 
 All pixel coordinates are (x, y), ordered so in every matrix. Covariances are passed as ``(xx, xy, yy)``.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -18,6 +20,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 __all__ = ["MixtureJet", "MixturePsf", "curvature", "jet", "render"]
+
+_LEAST = -80.0  # exponents below make subnormal numbers of single precision, which are slow
+_POWERS = [(order - i, i) for order in range(5) for i in range(order + 1)]
+_SYMMETRIC = [[0, 1, 2, 3, 4], [1, 5, 6, 7, 8], [2, 6, 9, 10, 11], [3, 7, 10, 12, 13], [4, 8, 11, 13, 14]]
 
 
 class MixturePsf(NamedTuple):
@@ -35,11 +41,11 @@ class MixturePsf(NamedTuple):
 
 
 class MixtureJet(NamedTuple):
-    """Images and their first derivatives, one image per group of rings.
+    """Images of each group of rings, and first derivatives of their mixture.
 
     Attributes:
         images: one per group of rings, ``[..., group, pixel]``.
-        slopes: derivative in (mu_x, mu_y, Q_xx, Q_xy, Q_yy), ``[..., group, 5, pixel]``.
+        slopes: of the mixture, in (mu_x, mu_y, Q_xx, Q_xy, Q_yy), ``[..., 5, pixel]``.
     """
 
     images: Tensor
@@ -47,9 +53,15 @@ class MixtureJet(NamedTuple):
 
 
 class _Rings(NamedTuple):
-    values: Tensor  # [..., k, j, pixel] every Gaussian, with the PSF's weights but not the rings' amplitudes
+    values: Tensor  # [..., k * j, pixel] the exponentials
+    norm: Tensor  # [..., k, j] what they are to be multiplied by, the rings' amplitudes apart
     inverse: Tensor  # [..., k, j, 3] inverse covariances
-    offsets: Tensor  # [..., k, 2, pixel]
+    centre: Tensor  # [..., k, 2]
+    monomials: Tensor  # [..., 6, pixel] 1, x, y, xx, xy, yy
+
+    def weighted(self, amplitudes: Float[Tensor, "*b g j"]) -> Float[Tensor, "*b g k*j"]:
+        """What the exponentials are to be multiplied by for each set of amplitudes."""
+        return (amplitudes[..., :, None, :] * self.norm[..., None, :, :]).flatten(-2)
 
 
 def _rings(
@@ -59,16 +71,20 @@ def _rings(
     variances: Float[Tensor, "j"],
     psf: MixturePsf,
 ) -> _Rings:
-    offsets = pixels[..., None, :, :] - (mu[..., None, :] + psf.means)[..., None]  # [..., k, 2, p]
+    centre = mu[..., None, :] + psf.means  # [..., k, 2]
     s = psf.covariances[..., :, None, :] + variances[:, None] * q[..., None, None, :]  # [..., k, j, 3]
     xx, xy, yy = s.unbind(-1)
     det = xx * yy - xy * xy
     inverse = torch.stack((yy, -xy, xx), -1) / det[..., None]
-    x, y = offsets.unbind(-2)
-    squares = torch.stack((x * x, 2 * x * y, y * y), -2)  # [..., k, 3, p]
-    norm = psf.weights[..., None] / (2 * torch.pi * det.sqrt())
-    values = torch.exp(-0.5 * (inverse @ squares)) * norm[..., None]
-    return _Rings(values, inverse, offsets)
+    a, b, c = inverse.unbind(-1)
+    mx, my = (m[..., None] for m in centre.unbind(-1))
+    e, f = a * mx + b * my, b * mx + c * my
+    terms = torch.broadcast_tensors(-0.5 * (e * mx + f * my), e, f, -0.5 * a, -b, -0.5 * c)
+    exponent = torch.stack(terms, -1)
+    x, y = pixels.unbind(-2)
+    monomials = torch.stack((torch.ones_like(x), x, y, x * x, x * y, y * y), -2)
+    values = (exponent.flatten(-3, -2) @ monomials).clamp(min=_LEAST).exp_()
+    return _Rings(values, psf.weights[..., None] / (2 * torch.pi * det.sqrt()), inverse, centre, monomials)
 
 
 def render(
@@ -89,10 +105,8 @@ def render(
         variances: of the rings, in units of ``q``.
         psf: includes the pixel response.
     """
-    values = _rings(pixels, mu, q, variances, psf).values  # [..., k, j, p]
-    k, j = values.shape[-3:-1]
-    shares = amplitudes[..., None, :].expand(*amplitudes.shape[:-1], k, j).flatten(-2)
-    return (shares[..., None, :] @ values.flatten(-3, -2)).squeeze(-2)
+    rings = _rings(pixels, mu, q, variances, psf)
+    return (rings.weighted(amplitudes[..., None, :]) @ rings.values).squeeze(-2)
 
 
 def jet(
@@ -100,60 +114,60 @@ def jet(
     mu: Float[Tensor, "*b 2"],
     q: Float[Tensor, "*b 3"],
     groups: Float[Tensor, "g j"],
+    mix: Float[Tensor, "*b g"],
     variances: Float[Tensor, "j"],
     psf: MixturePsf,
 ) -> tuple[MixtureJet, _Rings]:
-    """Images and first derivatives of each group of rings (``groups`` holds their amplitudes).
+    """Images of each group of rings (``groups`` holds their amplitudes), and slopes of their mixture.
 
     Returns:
         the jet, and the Gaussians themselves for :func:`curvature`.
     """
     rings = _rings(pixels, mu, q, variances, psf)
     a, b, c = rings.inverse.unbind(-1)  # [..., k, j]: the inverse covariance is [[a, b], [b, c]]
-    one = torch.ones_like(a)
-    v = variances
-    columns = torch.stack(
-        (one, a, b, c, *(v * t for t in (a, b, c, a * a, a * b, b * b, a * c, b * c, c * c))), -2
-    )  # [..., k, 13, j]
-    weighted = groups[:, None, :] * columns[..., None, :, :]  # [..., k, g, 13, j]
-    n_groups = groups.shape[0]
-    sums = weighted.flatten(-3, -2) @ rings.values  # [..., k, g * 13, p]
-    sums = sums.unflatten(-2, (n_groups, 13))
-    s1, sa, sb, sc, va, vb, vc, vaa, vab, vbb, vac, vbc, vcc = sums.unbind(-2)  # [..., k, g, p]
-    x, y = (t[..., None, :] for t in rings.offsets.unbind(-2))  # [..., k, 1, p]
-    xx, xy, yy = x * x, x * y, y * y
-    slopes = torch.stack(
+    mx, my = (m[..., None] for m in rings.centre.unbind(-1))
+    e, f = -a * mx - b * my, -b * mx - c * my  # u = S^-1 (p - centre) = (a x + b y + e, b x + c y + f)
+    v, half = variances, 0.5 * variances
+    coefficients = torch.stack(
         (
-            sa * x + sb * y,
-            sb * x + sc * y,
-            0.5 * (vaa * xx + 2 * vab * xy + vbb * yy - va),
-            vab * xx + (vac + vbb) * xy + vbc * yy - vb,
-            0.5 * (vbb * xx + 2 * vbc * xy + vcc * yy - vc),
+            *(e, a, b),
+            *(f, b, c),
+            *(half * (e * e - a), 2 * half * e * a, 2 * half * e * b, half * a * a, v * a * b, half * b * b),
+            *(
+                v * (e * f - b),
+                v * (e * b + f * a),
+                v * (e * c + f * b),
+                v * a * b,
+                v * (a * c + b * b),
+                v * b * c,
+            ),
+            *(half * (f * f - c), v * f * b, v * f * c, half * b * b, v * b * c, half * c * c),
         ),
-        -2,
-    )  # [..., k, g, 5, p]
-    return MixtureJet(s1.sum(-3), slopes.sum(-4)), rings
+        -3,
+    )  # [..., 24, k, j]
+    mixed = rings.weighted(mix[..., None, :] @ groups)
+    sums = (coefficients.flatten(-2) * mixed) @ rings.values  # [..., 24, p]
+    shift = (sums[..., :6, :].unflatten(-2, (2, 3)) * rings.monomials[..., None, :3, :]).sum(-2)
+    bend = (sums[..., 6:, :].unflatten(-2, (3, 6)) * rings.monomials[..., None, :, :]).sum(-2)
+    return MixtureJet(rings.weighted(groups) @ rings.values, torch.cat((shift, bend), -2)), rings
 
 
 def curvature(
     rings: _Rings,
     groups: Float[Tensor, "g j"],
+    mix: Float[Tensor, "*b g"],
     variances: Float[Tensor, "j"],
     weights: Float[Tensor, "*b p"],
-) -> tuple[Float[Tensor, "*b g 5"], Float[Tensor, "*b g 5 5"]]:
-    """Gradient and Hessian in (mu, Q) of ``sum_p weights_p G_g(p)``, at the price of a few moments.
+) -> tuple[Float[Tensor, "*b g 5"], Float[Tensor, "*b 5 5"]]:
+    """Derivatives in (mu, Q) of ``sum_p weights_p G(p)``, at the price of a few moments.
 
     With ``u = S^-1 (p - mu)``, the derivatives of a Gaussian are ``N u`` (mean), ``N/2 (u u' - S^-1)``
     (covariance), and their products.
+
+    Returns:
+        the gradient for each group of rings, and the Hessian of their mixture.
     """
-    x, y = rings.offsets.unbind(-2)  # [..., k, p]
-    one = torch.ones_like(x)
-    xx, xy, yy = x * x, x * y, y * y
-    cubic = (xx * x, xx * y, x * yy, y * yy)
-    quartic = (xx * xx, xx * xy, xy * xy, xy * yy, yy * yy)
-    monomials = torch.stack((one, x, y, xx, xy, yy, *cubic, *quartic), -1)  # [..., k, p, 15]
-    moments = rings.values @ (weights[..., None, :, None] * monomials)  # [..., k, j, 15]
-    t = _whiten(moments, rings.inverse)  # moments of u instead of the offset
+    t = _whiten(_central_moments(rings, weights), rings.inverse)  # moments of u instead of the offset
     m0, m10, m01, m20, m11, m02, m30, m21, m12, m03, m40, m31, m22, m13, m04 = t.unbind(-1)
     a, b, c = rings.inverse.unbind(-1)
     v = variances
@@ -167,22 +181,37 @@ def curvature(
     h13 = m13 - 3 * b * m02 - 3 * c * m11 + 3 * b * c * m0
     h04 = m04 - 6 * c * m02 + 3 * c * c * m0
     # heat equation: d/dS_xx = 1/2 d2/dmu_x2, d/dS_xy = d2/dmu_x dmu_y, d/dS_yy = 1/2 d2/dmu_y2
-    v2 = v * v
-    gradient = torch.stack((m10, m01, 0.5 * v * h20, v * h11, 0.5 * v * h02), -1)
-    hessian = torch.stack(
+    half, v2 = 0.5 * v, v * v
+    gradient = torch.stack((m10, m01, half * h20, v * h11, half * h02), -1)
+    distinct = torch.stack(
         (
-            torch.stack((h20, h11, 0.5 * v * h30, v * h21, 0.5 * v * h12), -1),
-            torch.stack((h11, h02, 0.5 * v * h21, v * h12, 0.5 * v * h03), -1),
-            torch.stack((0.5 * v * h30, 0.5 * v * h21, 0.25 * v2 * h40, 0.5 * v2 * h31, 0.25 * v2 * h22), -1),
-            torch.stack((v * h21, v * h12, 0.5 * v2 * h31, v2 * h22, 0.5 * v2 * h13), -1),
-            torch.stack((0.5 * v * h12, 0.5 * v * h03, 0.25 * v2 * h22, 0.5 * v2 * h13, 0.25 * v2 * h04), -1),
+            *(h20, h11, half * h30, v * h21, half * h12),
+            *(h02, half * h21, v * h12, half * h03),
+            *(0.25 * v2 * h40, 0.5 * v2 * h31, 0.25 * v2 * h22),
+            *(v2 * h22, 0.5 * v2 * h13),
+            0.25 * v2 * h04,
         ),
-        -2,
-    )  # [..., k, j, 5, 5]
-    return (
-        torch.einsum("...kjd,gj->...gd", gradient, groups),
-        torch.einsum("...kjde,gj->...gde", hessian, groups),
-    )
+        -1,
+    )  # [..., k, j, 15]
+    hessian = (rings.weighted(mix[..., None, :] @ groups) @ distinct.flatten(-3, -2)).squeeze(-2)
+    return rings.weighted(groups) @ gradient.flatten(-3, -2), hessian[..., _SYMMETRIC]
+
+
+def _central_moments(rings: _Rings, weights: Float[Tensor, "*b p"]) -> Float[Tensor, "*b k j 15"]:
+    """``sum_p weights_p N(p) d_x^i d_y^j`` to fourth order, of the offset from each Gaussian's own centre."""
+    one, x, y, xx, xy, yy = rings.monomials.unbind(-2)
+    higher = (xx * x, xx * y, x * yy, yy * y, xx * xx, xx * xy, xx * yy, xy * yy, yy * yy)
+    monomials = torch.stack((one, x, y, xx, xy, yy, *higher), -1)  # [..., p, 15]
+    raw = rings.values @ (weights[..., None] * monomials)  # [..., k * j, 15], from the origin
+    raw = raw.unflatten(-2, rings.norm.shape[-2:])
+    power = torch.tensor(_POWERS, device=raw.device)
+    grid = raw.new_zeros(*raw.shape[:-1], 5, 5)
+    grid[..., power[:, 0], power[:, 1]] = raw
+    order = torch.arange(5, device=raw.device)
+    fewer = (order[:, None] - order).clamp(min=0)
+    binomial = raw.new_tensor([[math.comb(n, i) for i in range(5)] for n in range(5)])
+    by_x, by_y = (binomial * (-m[..., None, None, None]) ** fewer for m in rings.centre.unbind(-1))
+    return (by_x @ grid @ by_y.mT)[..., power[:, 0], power[:, 1]]
 
 
 def _whiten(moments: Float[Tensor, "*b 15"], inverse: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b 15"]:

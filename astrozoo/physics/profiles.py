@@ -45,6 +45,13 @@ EXP_RINGS = (
 """(amplitudes, variances) of the exponential profile, for a half-light radius of 1."""
 
 
+_SERIES = [
+    [2**k * math.factorial(n + k) / (math.factorial(n) * math.factorial(2 * (n + k))) for k in range(4)]
+    for n in range(9)
+]
+"""Coefficients of s^n of cosh h, S, T and U of :func:`_hyperbolic`: each 2 d/ds of the one before."""
+
+
 def galaxy_rings(
     dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> tuple[Float[Tensor, "2 12"], Float[Tensor, "12"]]:
@@ -127,16 +134,11 @@ def _hyperbolic(square: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     t = (cosh - sinhc) / s
     u = (sinhc - 3 * t) / s
 
-    def series(k: int) -> Tensor:
-        # sum_n s^n 2^k (n + k)! / (n! (2n + 2k)!) for k = 0 (cosh) .. 3 (U), each 2 d/ds of the one before
-        total = torch.zeros_like(square)
-        for n in range(8, -1, -1):
-            term = math.factorial(n + k) / (math.factorial(n) * math.factorial(2 * (n + k)))
-            total = total * square + 2**k * term
-        return total
-
+    series = square.new_zeros(()).expand(*square.shape, 4)
+    for coefficients in reversed(_SERIES):
+        series = series * square[..., None] + square.new_tensor(coefficients)
     exact = (cosh, sinhc, t, u)
-    return tuple(torch.where(small, series(k), exact[k]) for k in range(4))  # type: ignore[return-value]
+    return tuple(torch.where(small, near, far) for near, far in zip(series.unbind(-1), exact, strict=True))  # type: ignore[return-value]
 
 
 def axis_ratio_and_angle(

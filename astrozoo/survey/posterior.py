@@ -31,7 +31,8 @@ __all__ = ["TypedDraws", "draw_type", "mix_types"]
 
 _WIDEN = 1.15  # proposals are this much wider than the moments they are made from
 _TAIL = 5.0  # degrees of freedom of the proposal of position and shape
-_CHUNK = 4  # rows at once: what they need fits the cache
+_CHUNK = 4  # rows at once, and
+_NUMBERS = 400000  # pixel coordinates of the renderings at once: what they need fits the cache
 
 
 class TypedDraws(NamedTuple):
@@ -69,6 +70,8 @@ def draw_type(
         mode.new_full((len(mode),), -torch.inf),
         mode.new_zeros(len(mode)),
     )
+    if not possible.any():
+        return out
     for rows in torch.nonzero(possible)[:, 0].split(_CHUNK):
         u, log_ratio = _draw(density.take(rows), mode[rows], covariance[rows], seed, renderings, fluxes)
         log_weight, k_hat = psis(log_ratio.numpy())
@@ -149,15 +152,17 @@ def _moments(u: Tensor, log_ratio: Tensor, mean: Tensor, cov: Tensor) -> tuple[T
 def _images(density: TypedDensity, bend: Float[Tensor, "b m nb"]) -> Float[Tensor, "b m image pixel"]:
     """Renderings, in single precision: their errors enter the log density times the residuals only."""
     patch = Patch(*(t.float() if t.is_floating_point() else t for t in density.patch))
+    patch = Patch(*(t[:, None] for t in patch))
+    at_once = max(1, _NUMBERS // patch.pixels.numel())
     out = []
-    for at in bend.float().unbind(1):
-        offset = at[:, :2]
+    for at in bend.float().split(at_once, 1):
+        offset = at[..., :2]
         out.append(
             star_images(patch, offset)
             if density.star
-            else galaxy_images(patch, offset, at[:, 2], at[:, 3:5], at[:, 5])
+            else galaxy_images(patch, offset, at[..., 2], at[..., 3:5], at[..., 5])
         )
-    return torch.stack(out, 1).to(bend)
+    return torch.cat(out, 1)
 
 
 def _normals(n: int, d: int, seed: int) -> Float[Tensor, "n d"]:

@@ -48,25 +48,26 @@ def test_a_render_is_the_sum_of_its_gaussians(scene):
 
 def test_first_and_second_derivatives_equal_autodiff(scene):
     s = scene
-    got, rings = jet(s["pixels"], s["mu"], s["q"], s["groups"], s["variances"], s["psf"])
+    mix = torch.tensor([[0.3, 0.7], [0.9, 0.1]], dtype=FLOAT)
+    got, rings = jet(s["pixels"], s["mu"], s["q"], s["groups"], mix, s["variances"], s["psf"])
     weights = torch.randn(s["pixels"].shape[0], s["pixels"].shape[-1], dtype=FLOAT)
-    gradient, hessian = curvature(rings, s["groups"], s["variances"], weights)
+    gradient, hessian = curvature(rings, s["groups"], mix, s["variances"], weights)
     for i in range(2):
         psf = MixturePsf(*(t[i] for t in s["psf"]))
-        for g in range(2):
 
-            def image(t, i=i, g=g, psf=psf):
-                return render(s["pixels"][i], t[:2], t[2:], s["groups"][g], s["variances"], psf)
+        def image(t, amplitudes, i=i, psf=psf):
+            return render(s["pixels"][i], t[:2], t[2:], amplitudes, s["variances"], psf)
 
-            t = torch.cat((s["mu"][i], s["q"][i]))
-            torch.testing.assert_close(got.images[i, g], image(t), rtol=1e-12, atol=1e-16)
-            slopes = torch.func.jacrev(image)(t).T
-            torch.testing.assert_close(got.slopes[i, g], slopes, rtol=1e-11, atol=1e-15)
+        def weighted(t, amplitudes, i=i, image=image):
+            return image(t, amplitudes) @ weights[i]
 
-            def weighted(t, image=image, i=i):
-                return image(t) @ weights[i]
-
-            torch.testing.assert_close(gradient[i, g], torch.func.grad(weighted)(t), rtol=1e-10, atol=1e-13)
-            torch.testing.assert_close(
-                hessian[i, g], torch.func.jacrev(torch.func.grad(weighted))(t), rtol=1e-10, atol=1e-13
-            )
+        t = torch.cat((s["mu"][i], s["q"][i]))
+        for g, amplitudes in enumerate(s["groups"]):
+            torch.testing.assert_close(got.images[i, g], image(t, amplitudes), rtol=1e-12, atol=1e-16)
+            slope = torch.func.grad(weighted)(t, amplitudes)
+            torch.testing.assert_close(gradient[i, g], slope, rtol=1e-10, atol=1e-13)
+        mixed = mix[i] @ s["groups"]
+        slopes = torch.func.jacrev(image)(t, mixed).T
+        torch.testing.assert_close(got.slopes[i], slopes, rtol=1e-11, atol=1e-14)
+        bend = torch.func.jacrev(torch.func.grad(weighted))(t, mixed)
+        torch.testing.assert_close(hessian[i], bend, rtol=1e-10, atol=1e-12)
