@@ -30,8 +30,8 @@ class LensImage:
 
     Args:
         image: [unit] per pixel.
-        psf: what a point source at a pixel's centre looks like after the light was averaged over pixels;
-            square, of odd side, no larger than the image, summing to 1.
+        psf: kernel at the pixels' scale, for an image whose light was averaged over pixels; square, of odd
+            side, no larger than the image, summing to 1.
         pixel_scale: [arcsec].
         noise: standard deviations [unit].
         background_rms: [unit]; together with ``exposure``, in place of ``noise``.
