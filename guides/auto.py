@@ -19,7 +19,8 @@ from pyro.infer import autoguide
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
-from astrozoo.types import Problem
+from astrozoo.errors import InputError
+from astrozoo.types import Problem, Result
 
 __all__ = ["full_rank", "iaf", "low_rank", "mean_field", "nsf", "point"]
 
@@ -64,11 +65,14 @@ class _Flow(_Flat, autoguide.AutoContinuous):
     """Standard normals through an autoregressive flow (in the direction that takes one pass), then scaled.
 
     It starts as independent normals: the last layer of every network is zero, hence the flow the identity.
+    Around an earlier result it is a flow in coordinates that this result whitens, and starts as its normal.
     """
 
-    def __init__(self, model: Any, make: Callable[[int], zuko.lazy.Flow], **settings: Any) -> None:
+    def __init__(
+        self, model: Any, make: Callable[[int], zuko.lazy.Flow], around: Result | None, **settings: Any
+    ) -> None:
         super().__init__(model, **settings)
-        self._make = make
+        self._make, self._around = make, around
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
@@ -78,21 +82,46 @@ class _Flow(_Flat, autoguide.AutoContinuous):
             self.flow = self._make(self.latent_dim).to(start)
         for parameter in _last_layers(self.flow):
             nn.init.zeros_(parameter)
-        self.loc = nn.Parameter(start)
-        self.log_scale = nn.Parameter(torch.full_like(start, math.log(_SCALE)))
+        centre, root = torch.zeros_like(start), torch.eye(len(start)).to(start)
+        if self._around is not None:
+            centre, root = (held.to(start) for held in _whitening(self._around, len(start)))
+        self.register_buffer("centre", centre)
+        self.register_buffer("root", root)
+        scale = _SCALE if self._around is None else 1.0
+        self.loc = nn.Parameter(
+            torch.linalg.solve_triangular(root, (start - centre)[:, None], upper=False)[:, 0]
+        )
+        self.log_scale = nn.Parameter(torch.full_like(start, math.log(scale)))
+
+    def initial(self, layout: Any, z0: Float[Tensor, "b dim"]) -> dict[str, Tensor]:
+        """Parameters that centre the guide on ``z0``."""
+        return {"loc": torch.linalg.solve_triangular(self.root, (z0 - self.centre).mT, upper=False).mT}
 
     def sample_latent(self, *args: Any, **kwargs: Any) -> Tensor:
         """A draw of all sites, unconstrained; its noise and its density are auxiliary sites."""
-        hidden = {"is_auxiliary": True}
+        hidden: Any = {"is_auxiliary": True}
         base = dist.Normal(torch.zeros_like(self.loc), 1.0).to_event(1)
         noise = pyro.sample(f"_{self._pyro_name}_noise", base, infer=hidden)
         y, log_jacobian = self.flow.transform().call_and_ladj(noise)
-        log_density = -log_jacobian - self.log_scale.sum()
-        latent = dist.Delta(self.loc + self.log_scale.exp() * y, log_density, event_dim=1)
-        return pyro.sample(f"_{self._pyro_name}_latent", latent, infer=hidden)
+        latent = self.centre + self.root @ (self.loc + self.log_scale.exp() * y)
+        log_density = -log_jacobian - self.log_scale.sum() - self.root.diagonal().log().sum()
+        placed = dist.Delta(latent, log_density, event_dim=1)
+        return pyro.sample(f"_{self._pyro_name}_latent", placed, infer=hidden)
 
 
-def _last_layers(flow: nn.Module) -> list[nn.Parameter]:
+def _whitening(around: Result, dim: int) -> tuple[Tensor, Tensor]:
+    """Location and lower Cholesky factor of a result of one problem."""
+    if around.location is None or around.covariance is None or around.location.shape != (1, dim):
+        got = None if around.covariance is None else around.covariance.shape
+        raise InputError("around", f"a result with a covariance of shape {got}", f"{(1, dim, dim)}")
+    covariance = torch.from_numpy(around.covariance[0])
+    root, failed = torch.linalg.cholesky_ex(covariance)
+    if failed or not root.isfinite().all():
+        raise InputError("around", "a covariance that is not positive definite", "a converged result")
+    return torch.from_numpy(around.location[0]), root
+
+
+def _last_layers(flow: zuko.lazy.Flow) -> list[nn.Parameter]:
     """Weights and biases that a flow's transforms are directly made of."""
     found: list[nn.Parameter] = []
     for step in flow.transform.modules():
@@ -122,20 +151,33 @@ def low_rank(problem: Problem, rank: int | None = None) -> autoguide.AutoLowRank
     return _LowRank(_continuous(problem), init_loc_fn=_start(problem), init_scale=_SCALE, rank=rank)
 
 
-def iaf(problem: Problem, transforms: int = 3, hidden: int | None = None) -> _Flow:
+def iaf(
+    problem: Problem, transforms: int = 3, hidden: int | None = None, around: Result | None = None
+) -> _Flow:
     """An inverse autoregressive flow with affine steps: any covariance, and curved posteriors.
 
     Args:
         transforms: number of steps; the order of coordinates is turned round in between.
         hidden: width of the two hidden layers of each step (default: 2 dimensions, at least 16).
+        around: a result with a covariance (Laplace's, say), in whose whitened coordinates the flow works:
+            the remedy where scales differ by orders of magnitude.
+
+    Raises:
+        InputError: ``around`` is of another or a batched problem, or its covariance not positive definite.
 
     References:
         Kingma et al. 2016 (IAF).
     """
-    return _flow(problem, zuko.flows.MAF, transforms, hidden)
+    return _flow(problem, zuko.flows.MAF, transforms, hidden, around)
 
 
-def nsf(problem: Problem, transforms: int = 3, hidden: int | None = None, bins: int = 8) -> _Flow:
+def nsf(
+    problem: Problem,
+    transforms: int = 3,
+    hidden: int | None = None,
+    bins: int = 8,
+    around: Result | None = None,
+) -> _Flow:
     """As :func:`iaf`, with rational-quadratic splines: also skewed, heavy or several-peaked marginals.
 
     Splines act on standard normals between -5 and 5, and leave what is outside as it is.
@@ -144,20 +186,23 @@ def nsf(problem: Problem, transforms: int = 3, hidden: int | None = None, bins: 
         transforms: number of steps.
         hidden: width of the two hidden layers of each step (default: 2 dimensions, at least 16).
         bins: pieces of each spline.
+        around: see :func:`iaf`.
 
     References:
         Durkan et al. 2019 (neural spline flows).
     """
-    return _flow(problem, zuko.flows.NSF, transforms, hidden, bins=bins)
+    return _flow(problem, zuko.flows.NSF, transforms, hidden, around, bins=bins)
 
 
-def _flow(problem: Problem, kind: Any, transforms: int, hidden: int | None, **settings: Any) -> _Flow:
+def _flow(
+    problem: Problem, kind: Any, transforms: int, hidden: int | None, around: Result | None, **settings: Any
+) -> _Flow:
     def make(dim: int) -> zuko.lazy.Flow:
         width = max(16, 2 * dim) if hidden is None else hidden
         smooth = {"hidden_features": (width, width), "activation": nn.SiLU}  # second derivatives exist
         return kind(dim, transforms=transforms, **smooth, **settings)
 
-    return _Flow(_continuous(problem), make, init_loc_fn=_start(problem))
+    return _Flow(_continuous(problem), make, around, init_loc_fn=_start(problem))
 
 
 def point(problem: Problem) -> autoguide.AutoDelta:

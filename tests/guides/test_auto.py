@@ -12,7 +12,7 @@ import torch
 from pyro.infer import Trace_ELBO
 
 from astrozoo import infer
-from astrozoo.density import elbo
+from astrozoo.density import elbo, log_density
 from astrozoo.errors import InputError
 from astrozoo.guides import auto
 from astrozoo.registry import GUIDES, guide
@@ -169,6 +169,23 @@ def test_splines_have_two_peaks_where_an_affine_flow_has_one():
     affine, affine_error = _fitted(problem, SMALL["iaf"])
     spline, spline_error = _fitted(problem, SMALL["nsf"])
     assert spline - affine > 5 * math.hypot(affine_error, spline_error)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_around_a_result_it_starts_as_its_normal(name):
+    problem = Problem(banana, (torch.tensor(0.5, dtype=F64),))
+    mode = infer(problem, method="laplace", progress=False, compile="never")
+    target = elbo(problem, partial(SMALL[name], around=mode), compile="never")
+    noise = torch.randn(5, target.noise_dim, dtype=F64, generator=torch.Generator().manual_seed(1))
+    root = torch.linalg.cholesky(torch.from_numpy(mode.covariance[0]))
+    z = torch.from_numpy(mode.location) + noise @ root.T
+    start = target.initial(torch.from_numpy(mode.location))
+    torch.testing.assert_close(target.unconstrained(start, noise)[0], z)
+    normal = dist.MultivariateNormal(torch.from_numpy(mode.location[0]), scale_tril=root)
+    expected = log_density(problem, compile="never").values(z)[:, 0] - normal.log_prob(z)
+    torch.testing.assert_close(target.log_ratio(start, noise)[0], expected)
+    with pytest.raises(InputError, match="around"):
+        elbo(Problem(one_rate, (Y,)), partial(SMALL[name], around=mode))
 
 
 def test_flows_are_listed():
