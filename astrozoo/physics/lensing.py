@@ -154,7 +154,7 @@ def epl(
     px, py = -(e1 * c + e2 * s), e2 * c - e1 * s  # -e* w / w*
     t = slope - 1
     sx, sy = _Series.apply(px, py, square, t, terms, 0, 0)
-    scale = (einstein_radius**2 * (1 - square) / length) ** (t / 2)
+    scale = torch.exp(t / 2 * torch.log(einstein_radius**2 * (1 - square) / length))
     return scale * (wx * sx - wy * sy), scale * (wx * sy + wy * sx)
 
 
@@ -246,7 +246,7 @@ def epl_convergence(
     """Surface density over the critical one."""
     x, y = _from(x, y, centre)
     r2 = _away(elliptical_square(x, y, ellipticity))
-    return (3 - slope) / 2 * (einstein_radius**2 / r2) ** ((slope - 1) / 2)
+    return (3 - slope) / 2 * torch.exp((slope - 1) / 2 * torch.log(einstein_radius**2 / r2))
 
 
 def nfw(
