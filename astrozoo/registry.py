@@ -119,6 +119,7 @@ GUIDES: Mapping[str, str] = {
 METHODS: Mapping[str, str] = {
     "trust_region": "second-order stochastic VI: exact Hessians in a trust region (TrustVI, DADVI)",
     "svi": "first-order stochastic VI (Adam on the reparameterised ELBO)",
+    "el2o": "a Gaussian that matches the posterior's values, gradients and Hessians",
     "laplace": "mode and curvature: a Gaussian at the maximum of the density",
     "hmc": "many chains of jittered Hamiltonian Monte Carlo, preconditioned by the curvature",
     "nuts": "the No-U-Turn sampler",

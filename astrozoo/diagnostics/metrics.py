@@ -22,6 +22,7 @@ __all__ = [
     "Scalars",
     "compare",
     "diagnose",
+    "el2o_value",
     "is_chain",
     "scalars",
     "standard_errors",
@@ -121,12 +122,23 @@ def summary(result: Result, most: int = 60) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
+def el2o_value(log_ratios: Float[np.ndarray, "*shape draw"]) -> Float[np.ndarray, "*shape"]:
+    """``Var_q[ln p - ln q]``, from ln p - ln q of draws of q: 0 where q is the posterior.
+
+    It is the value part of EL2O, ln Z being free, and about twice the KL divergence while it is small.
+
+    References:
+        Seljak & Yu 2019, arXiv 1901.04454, eq. 10.
+    """
+    return np.var(log_ratios, axis=-1, ddof=1)
+
+
 def diagnose(result: Result) -> dict[str, Any]:
     """The worst of each diagnostic that the result allows; scalars, by name.
 
     Of chains: largest R-hat, smallest ESS, divergences, smallest E-BFMI, mean acceptance. Of an approximation
     with ``log_ratio`` (log p - log q of each draw) among its ``sample_stats``, or ``k_hat`` of each problem
-    among its ``stats``: the largest k-hat, and of how many problems it is poor.
+    among its ``stats``: the largest k-hat, of how many problems it is poor, and the largest EL2O value.
     """
     found: dict[str, Any] = {}
     stats = result.sample_stats
@@ -148,6 +160,7 @@ def diagnose(result: Result) -> dict[str, Any]:
     if "log_ratio" in stats:
         ratios = stats["log_ratio"].reshape(-1, *stats["log_ratio"].shape[2:])
         shapes = np.asarray(k_hat(np.moveaxis(ratios, 0, -1)))
+        found["largest el2o value"] = _worst(np.max, el2o_value(np.moveaxis(ratios, 0, -1)))
     if shapes.size:
         found["largest k-hat"] = _worst(np.max, shapes)
     if shapes.size > 1:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "infer"]
 
 METHODS = {
+    "el2o": "astrozoo.infer.el2o:el2o",
     "hmc": "astrozoo.infer.hmc:hmc",
     "laplace": "astrozoo.infer.laplace:laplace",
     "nuts": "astrozoo.infer.nuts:nuts",
@@ -36,11 +37,22 @@ _POSITIVE = (
     "learning_rate",
     "max_steps",
     "max_tree_depth",
+    "minibatch",
     "particles",
     "radius",
     "tolerance",
 )
-_WHOLE = ("budget", "chains", "draws", "max_steps", "max_tree_depth", "particles", "seed", "warmup")
+_WHOLE = (
+    "budget",
+    "chains",
+    "draws",
+    "max_steps",
+    "max_tree_depth",
+    "minibatch",
+    "particles",
+    "seed",
+    "warmup",
+)
 
 
 def infer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ __all__ = [
     "generator_for",
     "guide_draws",
     "guide_name",
+    "log_ratio",
     "noise_for",
     "noise_per_latent",
     "progress_bar",
@@ -49,6 +51,8 @@ _PROBED = 1000
 """Noise coordinates of a guide up to which its shape is probed one by one."""
 _DISCRETE = 101
 """The stream of draws of discrete sites."""
+_RATIOS = 100
+"""Draws whose density ratios are computed at once."""
 _SAVE_EVERY = 30.0
 """Seconds between two checkpoints."""
 
@@ -246,25 +250,41 @@ def _probes(elbo: Any, w: Tensor) -> Float[Tensor, "e+1 e"]:
     return torch.cat((torch.zeros(1, e, **like), torch.eye(e, **like)))
 
 
-def guide_draws(
-    elbo: Any, w: Float[Tensor, "b p"], seed: int, chains: int, draws: int
-) -> tuple[dict[str, np.ndarray], Tensor, Tensor]:
-    """Draws of a fitted guide, ``{site: [chain, draw, (problem), ...]}``, its mean and its covariance.
+def guide_draws(elbo: Any, w: Float[Tensor, "b p"], seed: int, chains: int, draws: int) -> dict[str, Any]:
+    """Draws of a fitted guide, as fields of a Result: draws, sample_stats, location and covariance.
 
-    The moments (unconstrained, ``[b, dim]`` and ``[b, dim, dim]``) are exact where the guide is Gaussian.
+    ``sample_stats`` holds ``log_ratio``, log p - log q of each draw, for a guide that has a density. The
+    moments (unconstrained, ``[b, dim]`` and ``[b, dim, dim]``) are exact where the guide is Gaussian.
     """
     shape = (chains * draws, elbo.draw_dim)
     noise = torch.randn(shape, generator=generator_for(seed, 1, 1), dtype=elbo.dtype).to(elbo.device)
     sites = elbo.sample(w, noise)
     if elbo.model.discrete:
         sites |= elbo.discrete(elbo.unconstrained(w, noise), generator_for(seed, _DISCRETE))
-    shaped = {name: by_chain(x, chains, elbo.batch is not None) for name, x in sites.items()}
+    batched = elbo.batch is not None
+    shaped = {name: by_chain(x, chains, batched) for name, x in sites.items()}
+    told = {}
+    if elbo.draw_dim:
+        parts = [elbo.log_ratio(w, some) for some in noise.split(_RATIOS)]
+        told["log_ratio"] = by_chain(torch.cat(parts, 1), chains, batched)
     moments = exact_moments(elbo, w)
     if moments is None:
         z = elbo.unconstrained(w, noise)
         mean = z.mean(1)
         moments = mean, (z - mean[:, None]).mT @ (z - mean[:, None]) / max(1, z.shape[1] - 1)
-    return shaped, *moments
+    return {"draws": shaped, "sample_stats": told, "location": moments[0], "covariance": moments[1]}
+
+
+def log_ratio(
+    density: Any, z: Float[Tensor, "b m d"], e: Float[Tensor, "m d"], root: Float[Tensor, "b d d"]
+) -> Float[Tensor, "b m"]:
+    """ln p - ln q of the draws ``z = mean + root e`` of a Gaussian with that (triangular) root."""
+    if density.batch is None:
+        log_p = density.values(z[0]).mT
+    else:
+        log_p = torch.cat([density.values(z[:, i]) for i in range(z.shape[1])], 1)
+    log_q = -(e.square() + math.log(2 * math.pi)).sum(1) / 2
+    return log_p - log_q + root.diagonal(dim1=1, dim2=2).abs().log().sum(1)[:, None]
 
 
 def typed(target: Any, z: Float[Tensor, "b m d"], seed: int) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from astrozoo.infer._common import (
     by_chain,
     finish,
     generator_for,
+    log_ratio,
     progress_bar,
     start_points,
     typed,
@@ -92,7 +93,9 @@ def laplace(
         eye.device
     )
     half = torch.where(bad[:, None, None], 0.0, half)
-    sites = typed(target, found.w[:, None] + e @ half.mT, seed)
+    z = found.w[:, None] + e @ half.mT
+    sites, batched = typed(target, z, seed), problem.batch is not None
+    sure = torch.where(bad[:, None, None], torch.nan, half)  # no density where there is no covariance
     return finish(
         problem,
         target,
@@ -101,7 +104,8 @@ def laplace(
         statuses=statuses,
         began=began,
         throw=throw,
-        draws={name: by_chain(x, chains, problem.batch is not None) for name, x in sites.items()},
+        draws={name: by_chain(x, chains, batched) for name, x in sites.items()},
+        sample_stats={"log_ratio": by_chain(log_ratio(target, z, e, sure), chains, batched)},
         trace={("log_density" if name == "value" else name): a for name, a in found.trace.items()},
         stats={"iterations": found.iterations, "log_density": found.value.tolist()},
         location=found.w,

@@ -13,10 +13,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from astrozoo._minibatch import Minibatches
 from astrozoo.density import elbo
+from astrozoo.errors import InputError
 from astrozoo.infer._common import (
     Checkpoint,
     finish,
+    generator_for,
     guide_draws,
     guide_name,
     noise_for,
@@ -27,16 +30,22 @@ from astrozoo.types import Objective, Problem, Result, Status
 
 __all__ = ["AdamState", "ascend", "svi"]
 
-WINDOW = 100
-"""Iterations between two looks at the objective."""
+BLOCK = 50
+"""Iterations between two looks; windows are whole numbers of blocks."""
 PATIENCE = 2
-"""Windows in a row without a rise, after which the learning rate falls to a quarter."""
-REDUCTIONS = 4
-"""Falls of the learning rate after which a row has converged."""
+"""Windows in a row without a gain, after which the learning rate falls to a quarter."""
+REDUCTIONS = 3
+"""Falls of the learning rate in a row without a gain, after which a row has converged."""
+GROWTH = 4
+"""A window is this part of the run so far, so that an approach however slow shows within it."""
+TESTED, TESTS = 256, 8
+"""Draws of a part of a test of gain, and parts."""
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 _STATUSES = {1: Status.CONVERGED, 2: Status.DIVERGED, 3: Status.BUDGET_SPENT, 4: Status.INTERRUPTED}
-_VECTORS, _SCALARS = ("w", "m", "v", "mean", "average"), ("rate", "best", "total", "squares")
-_ROWS = (*_VECTORS, *_SCALARS, "stale", "reductions", "skipped", "end")
+_VECTORS = ("w", "m", "v", "block", "tail", "average", "reference")
+_SCALARS = ("rate", "value", "total")
+_WHOLE = ("window", "age", "stale", "skipped", "end")
+_ROWS = (*_VECTORS, *_SCALARS, *_WHOLE)
 
 
 @dataclass
@@ -44,23 +53,29 @@ class AdamState:
     """Where every row stands.
 
     Args:
-        total, squares: of the objective, in this window.
-        mean: of the iterates in this window.
-        average: of the iterates in the last whole window: what is returned.
-        skipped: steps not taken because the gradient was not finite.
+        block, total: sums of the iterates and of the objective in this block.
+        tail: sum of the blocks' means in the second half of this window.
+        average: of the iterates in the second half of the last window: what is returned.
+        reference: the average at the last gain; later ones are compared with it.
+        value: estimate of the objective at ``average`` (of ``w`` before there is one).
+        window, age: length of this window, and how much of it is done [blocks].
+        stale: windows in a row without a gain.
+        skipped: steps of this block not taken because the gradient was not finite.
     """
 
     w: Float[Tensor, "b p"]
     m: Float[Tensor, "b p"]
     v: Float[Tensor, "b p"]
-    rate: Float[Tensor, "b"]
-    best: Float[Tensor, "b"]
-    stale: Int[Tensor, "b"]
-    reductions: Int[Tensor, "b"]
-    total: Float[Tensor, "b"]
-    squares: Float[Tensor, "b"]
-    mean: Float[Tensor, "b p"]
+    block: Float[Tensor, "b p"]
+    tail: Float[Tensor, "b p"]
     average: Float[Tensor, "b p"]
+    reference: Float[Tensor, "b p"]
+    rate: Float[Tensor, "b"]
+    value: Float[Tensor, "b"]
+    total: Float[Tensor, "b"]
+    window: Int[Tensor, "b"]
+    age: Int[Tensor, "b"]
+    stale: Int[Tensor, "b"]
     skipped: Int[Tensor, "b"]
     end: Int[Tensor, "b"]
     iteration: int = 0
@@ -71,19 +86,16 @@ class AdamState:
         """A fresh start."""
         row = torch.zeros_like(w[:, 0])
         whole = torch.zeros(len(w), dtype=torch.int64, device=w.device)
-        rows: dict[str, Any] = {name: row.clone() for name in ("total", "squares")}
-        whole_rows: dict[str, Any] = {
-            name: whole.clone() for name in ("stale", "reductions", "skipped", "end")
-        }
-        vectors: dict[str, Any] = {name: torch.zeros_like(w) for name in ("m", "v", "mean")}
-        return cls(
-            w.clone(), **vectors, rate=row + rate, best=row - torch.inf, average=w, **rows, **whole_rows
-        )
+        rows: dict[str, Any] = {name: torch.zeros_like(w) for name in _VECTORS}
+        rows |= {name: row.clone() for name in _SCALARS} | {name: whole.clone() for name in _WHOLE}
+        undefined = torch.full_like(w, torch.nan)
+        given = {"w": w.clone(), "rate": row + rate, "window": whole + 2}
+        return cls(**rows | given | {"average": undefined, "reference": undefined.clone()})
 
     @property
     def answer(self) -> Float[Tensor, "b p"]:
-        """The average over the last whole window; before there was one, the latest iterate."""
-        return torch.where(self.best.isfinite()[:, None], self.average, self.w)
+        """The average over the tail of the last window; before there was one, the latest iterate."""
+        return torch.where(self.average.isnan(), self.w, self.average)
 
     @property
     def statuses(self) -> tuple[Status, ...]:
@@ -92,12 +104,9 @@ class AdamState:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """For a checkpoint."""
-        trace = {f"{name}_trace": np.asarray(rows) for name, rows in self.trace.items()}
-        return (
-            {name: getattr(self, name).cpu().numpy() for name in _ROWS}
-            | trace
-            | {"iteration": np.asarray(self.iteration)}
-        )
+        rows = {name: getattr(self, name).cpu().numpy() for name in _ROWS}
+        trace = {f"{name}_trace": np.asarray(told) for name, told in self.trace.items()}
+        return rows | trace | {"iteration": np.asarray(self.iteration)}
 
     @classmethod
     def restored(cls, arrays: Mapping[str, np.ndarray], device: torch.device) -> AdamState:
@@ -114,17 +123,26 @@ def ascend(
     seed: int,
     particles: int,
     budget: int,
+    tolerance: float = 1e-3,
+    minibatches: Minibatches | None = None,
     callback: Callable[[AdamState], None] | None = None,
 ) -> AdamState:
-    """Adam with the learning rate falling on plateaus, until every row has converged.
+    """Adam with tail averaging, the learning rate falling on plateaus, until every row has converged.
 
-    Every ``WINDOW`` iterations the mean objective of the window is compared with the best so far: a rise of
-    less than its standard error is a plateau. ``PATIENCE`` plateaus in a row quarter the row's learning
-    rate; after ``REDUCTIONS`` of these the row has converged, and its answer is the mean of its iterates
-    over the last window. Noise depends on seed and iteration alone, so rows do not influence one another.
+    The run goes in windows; the answer is the average of the iterates in the second half of the last one. At
+    the end of a window the objective at its average is compared with that at the last average that was a
+    gain, on common draws that Adam did not see. A rise by more than ``tolerance`` and two standard errors is
+    a gain. ``PATIENCE`` windows in a row without one quarter the row's learning rate; ``REDUCTIONS`` of these
+    in a row, still without one, mean that it has converged. Progress however slow is seen: windows grow with
+    the run, and as the average compared with stays until a gain, small rises add up until they are one.
+    Noise depends on seed and iteration alone, so rows do not influence one another.
+
+    Args:
+        tolerance: of the objective [nat].
+        minibatches: gradients are of these parts of the data; tests of gain are of all.
 
     References:
-        Kingma & Ba 2015; Dhaka et al. 2020 (averaging of iterates in VI).
+        Kingma & Ba 2015; Dhaka et al. 2020 and Welandawe et al. 2022 (averages at falling rates).
     """
     if state.iteration < budget:
         state.end[state.end >= 3] = 0
@@ -132,14 +150,12 @@ def ascend(
         rows = torch.nonzero(state.end == 0)[:, 0]
         running = objective.take(rows)
         while len(rows) and state.iteration < budget:
-            _step(
-                running,
-                state,
-                rows,
-                noise_for(seed, state.iteration, draws=particles, like=objective),
-            )
-            if state.iteration % WINDOW == 0:
-                _look(state, rows)
+            target = running
+            if minibatches is not None:
+                target = minibatches.draw(rows, generator_for(seed, state.iteration, 2))
+            _step(target, state, rows, noise_for(seed, state.iteration, draws=particles, like=objective))
+            if state.iteration % BLOCK == 0:
+                _look(objective, state, rows, seed, tolerance)
                 left = torch.nonzero(state.end == 0)[:, 0]
                 if len(left) < len(rows):
                     rows, running = left, objective.take(left)
@@ -152,43 +168,66 @@ def ascend(
 
 
 def _step(objective: Objective, state: AdamState, rows: Tensor, noise: Tensor | None) -> None:
-    w = state.w[rows]
+    at = slice(None) if len(rows) == len(state.w) else rows  # views cost less than copies
+    w = state.w[at]
     value, g = objective.value_and_grad(w, noise)
     good = value.isfinite() & g.isfinite().all(1)
-    value, g = torch.where(good, value, 0.0), torch.where(good[:, None], g, 0.0)
+    if not good.all():
+        value, g = torch.where(good, value, 0.0), torch.where(good[:, None], g, 0.0)
+        state.skipped[at] += ~good
     t = state.iteration + 1
-    m = _BETA1 * state.m[rows] + (1 - _BETA1) * g
-    v = _BETA2 * state.v[rows] + (1 - _BETA2) * g.square()
-    step = m / (1 - _BETA1**t) / ((v / (1 - _BETA2**t)).sqrt() + _EPS)
-    w = torch.where(good[:, None], w + state.rate[rows, None] * step, w)
-    state.m[rows], state.v[rows], state.w[rows] = m, v, w
-    state.total[rows] += value
-    state.squares[rows] += value.square()
-    state.mean[rows] += w / WINDOW
-    state.skipped[rows] += ~good
+    m = torch.lerp(state.m[at], g, 1 - _BETA1)
+    v = state.v[at].mul(_BETA2).addcmul_(g, g, value=1 - _BETA2)
+    step = m / v.div(1 - _BETA2**t).sqrt_().add_(_EPS)
+    w = w + step.mul_((state.rate[at] * good / (1 - _BETA1**t))[:, None])
+    state.m[at], state.v[at], state.w[at] = m, v, w
+    state.total[at] += value
+    state.block[at] += w
     state.iteration = t
 
 
-def _look(state: AdamState, rows: Tensor) -> None:
-    """At the end of a window."""
-    mean = state.total / WINDOW
-    error = ((state.squares / WINDOW - mean.square()).clamp_min(0.0) / WINDOW).sqrt()
-    plateau = mean <= state.best + error
-    state.stale = torch.where(plateau, state.stale + 1, 0)
-    fall = state.stale >= PATIENCE
-    running = torch.zeros_like(fall)
-    running[rows] = True
-    state.rate = torch.where(fall & running, state.rate / 4, state.rate)
-    state.reductions += fall & running
-    state.stale = torch.where(fall, 0, state.stale)
-    state.best = torch.where(running, torch.maximum(state.best, mean), state.best)
-    state.average = torch.where(running[:, None], state.mean, state.average)
-    state.end = torch.where(running & (state.reductions >= REDUCTIONS), 1, state.end)
-    state.end = torch.where(running & (state.skipped > WINDOW // 2), 2, state.end)
-    state.trace["elbo"].append(torch.where(running, mean, torch.nan).cpu().numpy())
-    state.trace["rate"].append(torch.where(running, state.rate, torch.nan).cpu().numpy())
-    state.total, state.squares = torch.zeros_like(state.total), torch.zeros_like(state.squares)
-    state.mean, state.skipped = torch.zeros_like(state.mean), torch.zeros_like(state.skipped)
+def _look(objective: Objective, state: AdamState, rows: Tensor, seed: int, tolerance: float) -> None:
+    """At the end of a block; for some rows it is the end of a window too."""
+    told = {name: torch.full_like(state.value, torch.nan) for name in state.trace}
+    told["elbo"][rows], told["rate"][rows] = state.total[rows] / BLOCK, state.rate[rows]
+    for name, column in told.items():
+        state.trace[name].append(column.cpu().numpy())
+    state.age[rows] += 1
+    late = rows[state.age[rows] > state.window[rows] // 2]
+    state.tail[late] += state.block[late] / BLOCK
+    ended = rows[state.age[rows] >= state.window[rows]]
+    if len(ended):
+        _window(objective, state, ended, seed, tolerance)
+    unmeasured = rows[state.average[rows].isnan().any(1)]
+    state.value[unmeasured] = state.total[unmeasured] / BLOCK
+    state.end[rows[state.skipped[rows] > BLOCK // 2]] = 2
+    state.block[rows], state.total[rows], state.skipped[rows] = 0.0, 0.0, 0
+
+
+def _window(objective: Objective, state: AdamState, rows: Tensor, seed: int, tolerance: float) -> None:
+    length = state.window[rows]
+    average = state.tail[rows] / (length - length // 2)[:, None]
+    first = state.reference[rows].isnan().any(1)
+    before = torch.where(first[:, None], average, state.reference[rows])
+    target, new, old = objective.take(rows), [], []
+    for part in range(TESTS if objective.noise_dim else 1):
+        noise = noise_for(seed, state.iteration, 1, part, draws=TESTED, like=objective)
+        new.append(target.values(average, noise))
+        old.append(target.values(before, noise))
+    value, rises = torch.cat(new, 1), torch.cat(new, 1) - torch.cat(old, 1)
+    error = torch.zeros_like(value[:, 0])
+    if objective.noise_dim:
+        pairs = rises.unflatten(1, (TESTS, 2, -1)).mean(2).flatten(1)  # antithetic: the pairs are independent
+        error = pairs.std(1) / pairs.shape[1] ** 0.5
+    gain = first | ~(rises.mean(1) <= torch.clamp(2 * error, min=tolerance))
+    stale = torch.where(gain, 0, state.stale[rows] + 1)
+    fall = (stale > 0) & (stale % PATIENCE == 0)
+    state.rate[rows] = torch.where(fall, state.rate[rows] / 4, state.rate[rows])
+    state.reference[rows] = torch.where(gain[:, None], average, before)
+    state.average[rows], state.value[rows], state.stale[rows] = average, value.mean(1), stale
+    state.window[rows] = max(2, state.iteration // (GROWTH * BLOCK))
+    state.age[rows], state.tail[rows] = 0, 0.0
+    state.end[rows] = torch.where(stale >= PATIENCE * REDUCTIONS, 1, 0)
 
 
 def svi(
@@ -207,6 +246,8 @@ def svi(
     throw: bool = False,
     particles: int = 8,
     learning_rate: float = 0.02,
+    tolerance: float = 1e-3,
+    minibatch: int | None = None,
 ) -> Result:
     """Fit ``guide`` to the posterior by stochastic gradients; see :func:`ascend`.
 
@@ -217,18 +258,22 @@ def svi(
         start: unconstrained latents or flat guide parameters, ``[dim]`` or ``[problem, dim]``, or a Result.
         particles: Monte-Carlo draws of the ELBO, in antithetic pairs.
         learning_rate: of Adam, at first.
+        tolerance: a rise of the ELBO by less is no progress [nat].
+        minibatch: elements of the one plate in ``problem.data_plates`` that each gradient is of, drawn
+            afresh without replacement; the others are made up for by a weight. None: all of them.
 
     Raises:
-        InputError: for a start of the wrong shape or a checkpoint of another run.
+        InputError: for a start of the wrong shape, a checkpoint of another run, or a minibatch of a problem
+            without one data plate.
+        CaptureError: if the data plate cannot be cut into minibatches.
     """
     began = time.monotonic()
     target = elbo(problem, guide, objective=objective, compile=compile)
-    settings = {
-        "guide": guide_name(guide),
-        "objective": objective,
-        "particles": particles,
-        "rate": learning_rate,
-    }
+    if minibatch is not None and objective != "monte_carlo":
+        raise InputError("minibatch", f"one with objective={objective!r}", "the Monte-Carlo objective")
+    parts = None if minibatch is None else Minibatches(problem, guide, minibatch, compile=compile)
+    settings: dict[str, Any] = {"guide": guide_name(guide), "objective": objective, "particles": particles}
+    settings |= {"rate": learning_rate, "tolerance": tolerance, "minibatch": minibatch}
     saved = Checkpoint(checkpoint, problem, "svi", seed, **settings)
     held = saved.load()
     if held is None:
@@ -240,13 +285,24 @@ def svi(
         def after_each(state: AdamState) -> None:
             if state.iteration % 10 == 0:
                 report(
-                    state.iteration, f"{int((state.end == 0).sum())} running, elbo {state.best.mean():.6g}"
+                    state.iteration, f"{int((state.end == 0).sum())} running, elbo {state.value.mean():.6g}"
                 )
             saved.save(state.arrays)
 
-        ascend(target, state, seed=seed, particles=particles, budget=budget, callback=after_each)
+        ascend(
+            target,
+            state,
+            seed=seed,
+            particles=particles,
+            budget=budget,
+            tolerance=tolerance,
+            minibatches=parts,
+            callback=after_each,
+        )
     saved.save(state.arrays, now=True)
-    sites, location, covariance = guide_draws(target, state.answer, seed, chains, draws)
+    stats = {"iterations": state.iteration, "elbo": state.value.tolist(), "parameters": state.answer.tolist()}
+    if parts is not None:
+        stats["minibatch_counts"] = dict(parts.counts)
     return finish(
         problem,
         target,
@@ -256,13 +312,7 @@ def svi(
         statuses=state.statuses,
         began=began,
         throw=throw,
-        draws=sites,
         trace={name: np.asarray(rows) for name, rows in state.trace.items()},
-        stats={
-            "iterations": state.iteration,
-            "elbo": state.best.tolist(),
-            "parameters": state.answer.tolist(),
-        },
-        location=location,
-        covariance=covariance,
+        stats=stats,
+        **guide_draws(target, state.answer, seed, chains, draws),
     )

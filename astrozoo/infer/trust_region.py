@@ -110,9 +110,9 @@ def trust_region(
             state=state,
         )
     saved.save(found.state.arrays, now=True)
-    sites, location, spread = guide_draws(target, found.w, seed, chains, draws)
+    fitted = guide_draws(target, found.w, seed, chains, draws)
     if covariance == "linear_response" and found.hessian is not None:
-        spread = _linear_response(target, found.w, found.hessian)
+        fitted["covariance"] = _linear_response(target, found.w, found.hessian)
     return finish(
         problem,
         target,
@@ -122,11 +122,9 @@ def trust_region(
         statuses=found.statuses,
         began=began,
         throw=throw,
-        draws=sites,
         trace={("elbo" if name == "value" else name): array for name, array in found.trace.items()},
         stats={"iterations": found.iterations, "elbo": found.value.tolist(), "parameters": found.w.tolist()},
-        location=location,
-        covariance=spread,
+        **fitted,
     )
 
 

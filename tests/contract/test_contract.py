@@ -24,6 +24,7 @@ _SMALL = {
     "svi": {"budget": 5, "draws": 20},
     "laplace": {"budget": 3, "draws": 20},
     "hmc": {"draws": 4, "chains": 2, "warmup": 6, "max_steps": 4},
+    "el2o": {"budget": 2, "draws": 20},
     "nuts": {"draws": 4, "chains": 1, "warmup": 4, "max_tree_depth": 2},
 }
 
