@@ -6,6 +6,7 @@ pays. Only ``density.py`` and its private helpers trace, make graphs or compile.
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -89,9 +90,27 @@ def trace_graph(f: Callable[..., Any], example: tuple[Tensor, ...]) -> torch.fx.
             f"the function cannot be captured: {reason} (it must be pure tensor arithmetic: no .item(), no "
             "Python control flow on tensors, no random draws but Normal sites)"
         ) from error
+    _undefined_where_factors_fail(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
+
+
+def _undefined_where_factors_fail(graph: torch.fx.GraphModule) -> None:
+    """A matrix that has no Cholesky factor is NaN in its own row, not an error for the whole batch."""
+    ops, nodes = torch.ops.aten, graph.graph
+    for check in nodes.find_nodes(op="call_function", target=ops._linalg_check_errors.default):
+        failures = check.args[0]
+        found = failures.args[0]
+        if found.target is ops.linalg_cholesky_ex.default:
+            factor = next(user for user in found.users if user.args[1] == 0)
+            with nodes.inserting_before(check):
+                ok = nodes.call_function(ops.eq.Scalar, (failures, 0))
+                for _ in range(2):
+                    ok = nodes.call_function(ops.unsqueeze.default, (ok, -1))
+                defined = nodes.call_function(ops.where.ScalarOther, (ok, factor, math.nan))
+            factor.replace_all_uses_with(defined, delete_user_cb=lambda user, own=defined: user is not own)
+            nodes.erase_node(check)
 
 
 def graph_size(b: int, made: set[int]) -> int:
@@ -118,7 +137,8 @@ class Graph:
             return self.run(*inputs)  # type: ignore[misc]
         with torch.no_grad():
             if self.run is None:
-                self.run = trace_graph(self.f, inputs)
+                at_zero = torch.zeros_like(inputs[0])  # where it was checked to run; anywhere else it may not
+                self.run = trace_graph(self.f, (at_zero, *inputs[1:]))
                 self.settled = self.mode == "never"
             if self.mode == "always" or (self.mode == "auto" and self.spent > COMPILE_AFTER):
                 return self._compile(inputs)

@@ -19,35 +19,46 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from astrozoo.density import LogDensity, inverted, log_density
+from astrozoo.density import log_density
 from astrozoo.errors import InputError
+from astrozoo.infer import _metric
+from astrozoo.infer._adaptation import (
+    begin_length,
+    begin_step,
+    dual_average,
+    final_length,
+    follow_length,
+    pooled,
+    rescued,
+)
 from astrozoo.infer._common import (
     Checkpoint,
     by_chain,
     chain_starts,
     ensemble_status,
     finish,
-    generator_for,
     progress_bar,
     start_points,
     typed,
 )
+from astrozoo.infer._metric import Metric
+from astrozoo.infer._trajectory import Chains, gibbs, normals, transition, uniforms
 from astrozoo.types import Problem, Result, Status
 
 __all__ = ["HMCState", "hmc"]
 
-WINDOWS = (0.05, 0.1, 0.2, 0.4, 0.8)
+WINDOWS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 """Fractions of the warm-up at which the mass matrix is re-estimated, each from the draws since the last."""
-EARLY, EARLY_STEPS = WINDOWS[2], 32
+EARLY, EARLY_STEPS = WINDOWS[3], 16
 """Until this fraction of the warm-up each chain has a step size of its own, so that none is left stuck far
-out by a step that suits the others, and trajectories have at most this many steps."""
-DIVERGED = 1000.0
-"""Energy error of a divergent trajectory."""
-DENSE_LIMIT = 200
-"""Dimensions up to which the mass matrix is dense."""
+out by a step that suits the others, and all have the same number of steps, at most this."""
+JITTER = 0.4
+"""Step sizes, and with them lengths of trajectories, are drawn within this fraction of their mean."""
+ROWS = 8192
+"""Draws of a window that are kept for the mass matrix: the last."""
 ENUMERATED = 64
 """Joint assignments of discrete sites (six binary ones) up to which they are summed out at every step."""
-_START, _MASS, _MOMENTUM, _ACCEPT, _GIBBS = range(5)
+_START, _RESCUE = 0, 9
 _DRAWN = ("position", "energy", "acceptance_rate", "diverging", "n_steps", "lp")
 
 
@@ -56,69 +67,51 @@ class HMCState:
     """Where the ensemble stands: ``B`` problems of ``C`` chains in ``d`` dimensions.
 
     Args:
-        root: ``root root'`` is the inverse mass matrix (a covariance of the posterior).
         log_step, averaging: of each chain (the same in all chains of a problem, once the early warm-up is
             over), and the state of dual averaging.
-        window: positions since the mass matrix was last estimated.
+        window: positions and gradients since the mass matrix was last estimated.
         drawn: what has been sampled, per draw.
     """
 
     position: Float[Tensor, "B C d"]
-    root: Float[Tensor, "B d d"]
+    value: Float[Tensor, "B C"]
+    gradient: Float[Tensor, "B C d"]
+    metric: Metric
     log_step: Float[Tensor, "B C"]
     averaging: Float[Tensor, "4 B C"]
+    length: Float[Tensor, "4 B"]
     iteration: int = 0
     gradients: int = 0
-    window: list[Tensor] = field(default_factory=list)
+    warmup_gradients: int = 0
+    rescued: int = 0
+    window: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     drawn: dict[str, list[np.ndarray]] = field(default_factory=lambda: {name: [] for name in _DRAWN})
-    value: Tensor | None = None
-    gradient: Tensor | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
         """For a checkpoint."""
-        held = {n: getattr(self, n).cpu().numpy() for n in ("position", "root", "log_step", "averaging")}
-        held |= {"iteration": np.asarray(self.iteration), "gradients": np.asarray(self.gradients)}
+        held = {n: getattr(self, n).cpu().numpy() for n in _TENSORS} | _metric.arrays(self.metric)
+        held |= {n: np.asarray(getattr(self, n)) for n in _COUNTS}
         held |= {f"drawn_{name}": np.asarray(rows) for name, rows in self.drawn.items()}
-        if self.window:
-            held["window"] = torch.stack(self.window).cpu().numpy()
+        for name, column in zip(("window_x", "window_g"), zip(*self.window, strict=True), strict=False):
+            held[name] = torch.stack(column).cpu().numpy()
         return held
 
     @classmethod
     def restored(cls, arrays: Mapping[str, np.ndarray], device: torch.device) -> HMCState:
         """From a checkpoint."""
-        held = {
-            n: torch.as_tensor(arrays[n], device=device)
-            for n in ("position", "root", "log_step", "averaging")
-        }
-        window = [torch.as_tensor(row, device=device) for row in arrays.get("window", ())]
-        drawn = {name: list(arrays[f"drawn_{name}"]) for name in _DRAWN}
+        held: dict[str, Any] = {n: torch.as_tensor(arrays[n], device=device) for n in _TENSORS}
+        held |= {n: int(arrays[n]) for n in _COUNTS}
+        columns = [torch.as_tensor(arrays.get(name, ()), device=device) for name in ("window_x", "window_g")]
         return cls(
             **held,
-            iteration=int(arrays["iteration"]),
-            gradients=int(arrays["gradients"]),
-            window=window,
-            drawn=drawn,
+            metric=_metric.restored(arrays, device),
+            window=list(zip(*columns, strict=True)),
+            drawn={name: list(arrays[f"drawn_{name}"]) for name in _DRAWN},
         )
 
 
-class _Density:
-    """The log density of every chain of every problem: ``[B, C, d] -> [B, C], [B, C, d]``."""
-
-    def __init__(self, objective: LogDensity, problems: int, chains: int) -> None:
-        rows = torch.arange(problems, device=objective.device).repeat_interleave(chains)
-        self.objective = objective.take(rows)
-        self.choices = objective.choices
-
-    def __call__(self, q: Float[Tensor, "B C d"]) -> tuple[Tensor, Tensor]:
-        value, gradient = self.objective.value_and_grad(q.flatten(0, 1))
-        good = value.isfinite() & gradient.isfinite().all(1)
-        value = torch.where(good, value, -torch.inf)
-        return value.view(q.shape[:2]), torch.where(good[:, None], gradient, 0.0).view(q.shape)
-
-    def values(self, q: Float[Tensor, "B C d"]) -> Float[Tensor, "B C"]:
-        """Without the gradient; no density where it is undefined."""
-        value = self.objective.values(q.flatten(0, 1))[:, 0].view(q.shape[:2])
-        return torch.where(value.isfinite(), value, -torch.inf)
+_TENSORS = ("position", "value", "gradient", "log_step", "averaging", "length")
+_COUNTS = ("iteration", "gradients", "warmup_gradients", "rescued")
 
 
 @dataclass(frozen=True)
@@ -129,182 +122,130 @@ class _Settings:
     target: float
     max_steps: int
 
-
-def _leapfrog(
-    density: _Density, state: HMCState, r: Tensor, step: Tensor, steps: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``steps`` steps of length ``step``, both ``[B, C]``: position, momentum, value, gradient."""
-    q, value, g = state.position, state.value, state.gradient
-    assert value is not None  # set before the first transition
-    assert g is not None
-    for k in range(int(steps.max())):
-        e = torch.where(k < steps, step, 0.0)[..., None]
-        r = r + e / 2 * (g @ state.root)
-        q = q + e * (r @ state.root.mT)
-        value, g = density(q)
-        r = r + e / 2 * (g @ state.root)
-    return q, r, value, g
+    def early(self, iteration: int) -> bool:
+        return iteration < int(EARLY * self.warmup)
 
 
-def _transition(
-    density: _Density, state: HMCState, step: Tensor, steps: Tensor, seed: int
-) -> dict[str, Tensor]:
-    """One trajectory and its Metropolis test, the same random numbers in every problem."""
-    B, C, d = state.position.shape
-    like: dict[str, Any] = {"dtype": state.position.dtype, "device": "cpu"}
-    r = torch.stack(
-        [
-            torch.randn(d, generator=generator_for(seed, _MOMENTUM, c, state.iteration), **like)
-            for c in range(C)
-        ]
-    ).to(state.position.device)
-    u = torch.rand(C, generator=generator_for(seed, _ACCEPT, state.iteration), **like).to(r.device)
-    r = r.expand(B, C, d)
-    q, r_new, value, g = _leapfrog(density, state, r, step, steps)
-    assert state.value is not None
-    assert state.gradient is not None
-    before = state.value - r.square().sum(-1) / 2
-    change = (value - r_new.square().sum(-1) / 2) - before
-    change = torch.where(change.isnan(), -torch.inf, change)
-    accept = u.log() < change
-    return {
-        "position": torch.where(accept[..., None], q, state.position),
-        "gradient": torch.where(accept[..., None], g, state.gradient),
-        "lp": torch.where(accept, value, state.value),
-        "energy": -before,
-        "acceptance_rate": change.exp().clamp_max(1.0),
-        "diverging": change < -DIVERGED,
-        "n_steps": steps,
-    }
-
-
-def _gibbs(density: _Density, out: dict[str, Tensor], seed: int, iteration: int) -> None:
-    """Every discrete coordinate in turn from its exact conditional, in place."""
-    choices, q, value = density.choices, out["position"], out["lp"]
-    uniform = torch.rand(
-        len(choices), q.shape[1], generator=generator_for(seed, _GIBBS, iteration), dtype=q.dtype
-    ).to(q.device)
-    for k, u, at in zip(choices, uniform, range(q.shape[2] - len(choices), q.shape[2]), strict=True):
-        tried = q.repeat(k, 1, 1, 1)
-        tried[..., at] = (tried[..., at] + torch.arange(k, device=q.device)[:, None, None]) % k
-        log_p = torch.stack([value, *map(density.values, tried[1:])])
-        chosen = inverted(log_p, u.expand_as(value))[None]
-        value = log_p.gather(0, chosen)[0]
-        q = tried.gather(0, chosen[..., None].expand(1, *q.shape))[0]
-    out["position"] = q
-    out["lp"], out["gradient"] = density(q)
-
-
-def _advance(density: _Density, state: HMCState, settings: _Settings) -> None:
+def _advance(chains: Chains, state: HMCState, settings: _Settings) -> None:
     """One iteration of warm-up or sampling."""
     n, warming = state.iteration, state.iteration < settings.warmup
+    early = settings.early(n)
     step = state.log_step.exp()
-    # Half to one and a half quarter periods of a whitened Gaussian, by van der Corput's sequence.
-    length = math.pi / 2 * (0.5 + int(f"{n % 1024:010b}"[::-1], 2) / 1024)
-    early = warming and n < int(EARLY * settings.warmup)
-    steps = (length / step).ceil().clamp(1, EARLY_STEPS if early else settings.max_steps)
-    out = _transition(density, state, step, steps, settings.seed)
-    gradients = int(steps.max())
-    if density.choices:
-        _gibbs(density, out, settings.seed, n)
-        gradients += 1
-    if warming:
-        acceptance = _per_problem(out["acceptance_rate"], early)
-        log_step, averaging = _dual_average(state.averaging, acceptance, settings.target)
-        window = [*state.window, out["position"]]
+    u = int(f"{n % 1024:010b}"[::-1], 2) / 1024  # van der Corput's sequence
+    fraction = 1 - JITTER + 2 * JITTER * u
+    if early:
+        steps = [1 + int(u * EARLY_STEPS)] * len(step)
     else:
-        log_step, averaging, window = state.log_step, state.averaging, []
+        exact = (state.length[0].exp() / step[:, 0]).clamp(1, settings.max_steps)
+        steps = [math.ceil(x) for x in exact.tolist()]
+        step = step * fraction
+    before = state.position
+    out = transition(chains, before, state.value, state.gradient, state.metric, step, steps, settings.seed, n)
+    end, momentum = out.pop("end"), out.pop("momentum")
+    state.gradients += max(steps)
+    if chains.choices:
+        gibbs(chains, out, settings.seed, n)
+        state.gradients += 1
+    state.position, state.value, state.gradient = out["position"], out["lp"], out["gradient"]
+    state.iteration = n + 1
+    if not warming:
         for name in _DRAWN:
             state.drawn[name].append(out[name].cpu().numpy())
-    state.position, state.value, state.gradient = out["position"], out["lp"], out["gradient"]
-    state.log_step, state.averaging, state.window = log_step, averaging, window
-    state.gradients, state.iteration = state.gradients + gradients, n + 1
+        return
+    acceptance = out["acceptance_rate"]
+    if not early:
+        travelled = step[:, 0] * step.new_tensor(steps)
+        state.length = follow_length(state.length, state.metric, before, end, momentum, acceptance, travelled)
+        acceptance = pooled(acceptance)
+    state.log_step, state.averaging = dual_average(state.averaging, acceptance, settings.target)
+    _learn(chains, state, settings)
+
+
+def _learn(chains: Chains, state: HMCState, settings: _Settings) -> None:
+    """Keep the draw for the mass matrix, and re-estimate that at the end of a window."""
+    state.window.append((state.position, state.gradient))
+    del state.window[: -max(2, ROWS // state.position.shape[1])]
     ends = [int(fraction * settings.warmup) for fraction in WINDOWS]
-    if warming and state.iteration in ends and len(state.window) > 1:
-        discrete = len(density.choices)
-        moving = slice(0, state.position.shape[2] - discrete)
-        root = _root_of_covariance(torch.stack(state.window, 2).flatten(1, 2)[..., moving])
-        state.root = torch.nn.functional.pad(root, (0, discrete, 0, discrete))
+    if state.iteration in ends and len(state.window) > 1:
+        discrete = len(chains.choices)
+        d = state.position.shape[2] - discrete
+        x, g = (torch.stack(column, 2).flatten(1, 2)[..., :d] for column in zip(*state.window, strict=True))
+        state.metric = _metric.padded(_metric.estimated(x, g), discrete)
         state.window = []
-        _first_step(density, state, settings, state.iteration < int(EARLY * settings.warmup))
-    if warming and state.iteration == settings.warmup:
-        state.log_step, state.window = state.averaging[3], []
+        if not settings.early(state.iteration):
+            _rescue(state, settings, d)
+        _first_step(chains, state, settings)
+    if state.iteration == settings.warmup:
+        state.log_step, state.length, state.window = state.averaging[3], final_length(state.length), []
+        state.warmup_gradients = state.gradients
 
 
-def _dual_average(averaging: Tensor, acceptance: Tensor, target: float) -> tuple[Tensor, Tensor]:
-    """Nesterov's scheme (Hoffman & Gelman 2014, section 3.2): the next log step, and the new state."""
-    centre, t, error, mean = averaging
-    t = t + 1
-    error = (1 - 1 / (t + 10)) * error + (target - acceptance) / (t + 10)
-    log_step = centre - t.sqrt() / 0.05 * error
-    mean = t**-0.75 * log_step + (1 - t**-0.75) * mean
-    return log_step, torch.stack((centre, t, error, mean))
+def _rescue(state: HMCState, settings: _Settings, d: int) -> None:
+    """Chains stranded far below the others go on from where another is."""
+    u = uniforms(settings.seed, _RESCUE, state.iteration, shape=state.value.shape[1:], like=state.value)
+    chosen = rescued(state.value, d, u)
+    state.rescued += int((chosen != torch.arange(len(u), device=u.device)).sum())
+    rows = chosen[..., None].expand_as(state.position)
+    state.position, state.gradient = state.position.gather(1, rows), state.gradient.gather(1, rows)
+    state.value = state.value.gather(1, chosen)
 
 
-def _per_problem(acceptance: Float[Tensor, "B C"], early: bool) -> Float[Tensor, "B C"]:
-    return acceptance if early else acceptance.mean(1, keepdim=True).expand_as(acceptance)
-
-
-def _first_step(density: _Density, state: HMCState, settings: _Settings, early: bool) -> None:
+def _first_step(chains: Chains, state: HMCState, settings: _Settings) -> None:
     """The greatest power of a half whose single leapfrog step is accepted as often as wished."""
+    early = settings.early(state.iteration)
     step = torch.ones_like(state.log_step)
-    one = torch.ones_like(step, dtype=torch.int64)
+    one = [1] * len(step)
     for _ in range(40):
         state.gradients += 1
-        tried = _transition(density, state, step, one, settings.seed)
-        poor = _per_problem(tried["acceptance_rate"], early) < settings.target
+        tried = transition(
+            chains, state.position, state.value, state.gradient, state.metric, step, one,
+            settings.seed, state.iteration,
+        )  # fmt: skip
+        acceptance = tried["acceptance_rate"]
+        poor = (acceptance if early else pooled(acceptance)) < settings.target
         if not poor.any():
             break
         step = torch.where(poor, step / 2, step)
     state.log_step = step.log()
-    zeros = torch.zeros_like(step)
-    state.averaging = torch.stack(((2 * step).log(), zeros, zeros, step.log()))
-
-
-def _root_of_covariance(x: Float[Tensor, "B n d"]) -> Float[Tensor, "B d d"]:
-    """Cholesky factor of the covariance, its correlations shrunk where ``n`` is not many times ``d``."""
-    n, d = x.shape[1:]
-    x = x - x.mean(1, keepdim=True)
-    covariance = x.mT @ x / (n - 1)
-    diagonal = covariance.diagonal(dim1=1, dim2=2).clamp_min(torch.finfo(x.dtype).tiny ** 0.5)
-    shrink = 1.0 if d > DENSE_LIMIT else min(1.0, 10 * d / n) ** 4  # of note for short windows only
-    correlation = covariance / (diagonal[:, :, None] * diagonal[:, None, :]).sqrt()
-    eye = torch.eye(d, dtype=x.dtype, device=x.device)
-    factor, failed = torch.linalg.cholesky_ex((1 - shrink) * correlation + (shrink + 1e-9) * eye)
-    factor = torch.where((failed > 0)[:, None, None], eye, factor)
-    return diagonal.sqrt()[..., None] * factor
+    state.averaging = begin_step(step)
 
 
 def _begin(
-    density: Any, problems: int, chains: int, start: Any, precondition: Result | None, seed: int
+    target: Any, chains: Chains, count: int, start: Any, precondition: Result | None, settings: _Settings
 ) -> HMCState:
     """Starts, and the mass matrix of ``precondition`` or else the identity."""
-    d, discrete = density.layout.dim, len(density.choices)
-    like: dict[str, Any] = {"dtype": density.dtype, "device": density.device}
-    root = torch.eye(d, **like).expand(problems, d, d)
+    problems = target.batch or 1
+    d, discrete = target.layout.dim, len(target.choices)
+    like: dict[str, Any] = {"dtype": target.dtype, "device": target.device}
+    metric = _metric.identity(problems, d, like)
     if precondition is not None:
         if precondition.covariance is None or precondition.covariance.shape != (problems, d, d):
             got = None if precondition.covariance is None else precondition.covariance.shape
             raise InputError(
                 "precondition", f"a result with covariance {got}", f"one of shape {(problems, d, d)}"
             )
-        root, failed = torch.linalg.cholesky_ex(torch.as_tensor(precondition.covariance, **like))
-        if failed.any():
-            raise InputError("precondition", "a covariance that is not positive definite", "one that is")
+        metric = _metric.given(torch.as_tensor(precondition.covariance, **like))
     fresh = start is None and precondition is None
-    own = chain_starts(density, chains, seed) if fresh or discrete else None
+    own = chain_starts(target, count, settings.seed) if fresh or discrete else None
     if start is not None:
-        q = start_points(start, density, problems * chains, seed, d).view(problems, chains, d)
+        q = start_points(start, target, problems * count, settings.seed, d).view(problems, count, d)
     elif precondition is not None:
-        e = torch.randn(chains, d, generator=generator_for(seed, _START), dtype=density.dtype).to(
-            density.device
-        )
-        q = start_points(precondition, density, problems, seed, d)[:, None] + e @ root.mT
+        e = normals(settings.seed, _START, like=torch.empty(problems, count, d, **like))
+        q = start_points(precondition, target, problems, settings.seed, d)[:, None] + metric.velocity(e)
     if own is not None:
         q = own if fresh else torch.cat((q, own[..., d:]), -1)
-    zeros = torch.zeros(problems, chains, **like)
-    root = torch.nn.functional.pad(root, (0, discrete, 0, discrete))
-    return HMCState(q, root, zeros, zeros.expand(4, problems, chains))
+    value, gradient = chains(q)
+    if not (value.isfinite() & gradient.isfinite().all(-1)).all():
+        raise InputError(
+            "start", "points of zero or undefined density", "a finite log density at every start"
+        )
+    step = torch.ones(problems, count, **like)
+    state = HMCState(
+        q, value, gradient, _metric.padded(metric, discrete), step.log(), begin_step(step),
+        begin_length(problems, step),
+    )  # fmt: skip
+    _first_step(chains, state, settings)
+    return state
 
 
 def hmc(
@@ -321,41 +262,50 @@ def hmc(
     progress: bool = True,
     checkpoint: str | Path | None = None,
     throw: bool = False,
-    warmup: int = 300,
+    warmup: int = 200,
     target_acceptance: float = 0.8,
     max_steps: int = 256,
 ) -> Result:
     """Sample the posterior with all chains of all problems moving together.
 
-    Step size: dual averaging of the mean acceptance over a problem's chains. Mass matrix: the covariance of
-    the whole ensemble, dense up to ``DENSE_LIMIT`` dimensions, re-estimated at ``WINDOWS`` of the warm-up.
-    Length of a trajectory: a quarter period of the whitened posterior, ``pi / 2``, times a factor that runs
-    over [0.5, 1.5). Discrete sites: summed out and recovered, or beyond ``ENUMERATED`` joint assignments
-    drawn one by one after each trajectory; ``stats`` says which. Every problem sees the same random numbers,
-    so it does not depend on its neighbours.
+    Step size: dual averaging of the harmonic mean of the acceptance over a problem's chains. Mass matrix:
+    from the draws and gradients of the whole ensemble, dense up to ``DENSE_LIMIT`` dimensions and above that
+    a diagonal with a few directions corrected, re-estimated at ``WINDOWS`` of the warm-up. Length of
+    trajectories: the greatest rate of ChEES, no less than a whitened Gaussian's; jittered by ``JITTER``,
+    alike in all chains. Chains stranded hopelessly below the others during the warm-up go on from where
+    another is (``stats`` counts them). Discrete sites: summed out and recovered, or beyond ``ENUMERATED``
+    joint assignments drawn one by one after each trajectory; ``stats`` says which. Every problem sees the
+    same random numbers, so it does not depend on its neighbours; nor do those of a chain depend on how many
+    others there are.
 
     Args:
         guide: none; here so that all backends are called alike.
         draws: per chain, after the warm-up.
+        chains: of each problem. A small model costs hardly more with hundreds.
         budget: the most gradients per chain, or None; what was drawn until then is returned.
         start: unconstrained ``[dim]`` or ``[problem, dim]``, or a Result (its location).
         precondition: a Result whose covariance is the first mass matrix; chains then start from
             its Gaussian (unless ``start`` is given).
+        checkpoint: a run that was killed goes on from it, to the same draws to the bit where ``compile`` is
+            "never" or "always"; "auto" compiles when time has passed, which rounding shows.
+        warmup: iterations; with none of them, nothing but the step size is adapted, once.
         target_acceptance: mean acceptance that the step size is adapted to.
         max_steps: leapfrog steps that a trajectory may have.
 
     Returns:
         a Result; converged where every split R-hat is below 1.05 and fewer than 1 % of trajectories diverge.
+        ``stats`` has the smallest E-BFMI of the chains of each problem (below 0.3 is a warning).
 
     Raises:
-        InputError: for a start or precondition of the wrong shape, or no start of finite density.
+        InputError: for a start or precondition of the wrong shape, a covariance that is not positive
+            definite, or no start of finite density.
 
     References:
-        Hoffman & Gelman 2014 (step size); Sountsov & Hoffman 2021 (many chains); Gu et al. 2022 (GIGA-Lens).
+        Hoffman & Gelman 2014 (step size); Hoffman, Radul & Sountsov 2021 (many chains); Seyboldt, Carlson &
+        Carpenter 2026 (mass matrix); Betancourt 2016, arXiv 1604.00695 (E-BFMI).
     """
     began = time.monotonic()
     target = log_density(problem, compile=compile, most_assignments=ENUMERATED)
-    problems = problem.batch or 1
     settings = _Settings(seed, warmup, draws, target_acceptance, max_steps)
     told: dict[str, Any] = {
         "chains": chains,
@@ -365,39 +315,31 @@ def hmc(
     }
     saved = Checkpoint(checkpoint, problem, "hmc", seed, **told)
     held = saved.load()
-    density = _Density(target, problems, chains)
+    ensemble = Chains(target, problem.batch or 1, chains)
     if held is None:
-        state = _begin(target, problems, chains, start, precondition, seed)
+        state = _begin(target, ensemble, chains, start, precondition, settings)
     else:
         state = HMCState.restored(held, target.device)
     with progress_bar("hmc", warmup + draws, progress) as report:
-        why = _run(density, state, settings, budget, held is None, lambda: saved.save(state.arrays), report)
+        why = _run(ensemble, state, settings, budget, lambda: saved.save(state.arrays), report)
     saved.save(state.arrays, now=True)
     return _result(problem, target, state, settings, why, began, throw)
 
 
 def _run(
-    density: _Density,
+    chains: Chains,
     state: HMCState,
     settings: _Settings,
     budget: int | None,
-    fresh: bool,
     save: Callable[[], None],
     report: Callable[[int, str], None],
 ) -> Status | None:
     """Until the draws are made; why it ended before, else None."""
     try:
-        state.value, state.gradient = density(state.position)
-        if not state.value.isfinite().all():
-            raise InputError(
-                "start", "points of zero or undefined density", "a finite log density at every start"
-            )
-        if fresh:
-            _first_step(density, state, settings, early=True)
         while state.iteration < settings.warmup + settings.draws:
             if budget is not None and state.gradients >= budget:
                 return Status.BUDGET_SPENT
-            _advance(density, state, settings)
+            _advance(chains, state, settings)
             phase = "warm-up" if state.iteration <= settings.warmup else "sampling"
             report(state.iteration, f"{phase}, step {state.log_step.exp().mean():.3g}")
             save()
@@ -439,11 +381,22 @@ def _result(
         draws={name: by_chain(x, chains, batched) for name, x in sites.items()},
         sample_stats={name: by_chain(x.flatten(1, 2), chains, batched) for name, x in columns.items()},
         stats={
+            "rescued_chains": state.rescued,
+            "e_bfmi": _e_bfmi(columns["energy"]),
+            "length": state.length[0].exp().tolist(),
             "step_size": state.log_step.exp().mean(1).tolist(),
             "gradients_per_chain": state.gradients,
+            "warmup_gradients": state.warmup_gradients,
             "discrete_summed_out": [s.name for s in (*target.model.plan.joint, *target.model.plan.local)],
             "discrete_by_gibbs": [s.name for s in target.model.plan.given],
         },
         location=flat.mean(1),
         covariance=centred.mT @ centred / max(1, flat.shape[1] - 1),
     )
+
+
+def _e_bfmi(energy: Float[Tensor, "B C n"]) -> list[float]:
+    """Of each problem, the smallest of its chains; NaN with fewer than two draws."""
+    if energy.shape[2] < 2:
+        return [math.nan] * len(energy)
+    return (energy.diff(dim=2).square().mean(2) / energy.var(2)).amin(1).tolist()

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from problems import banana, gaussian, gaussians, poisson_gamma
 
+from astrozoo.diagnostics.arviz import mcse
 from astrozoo.errors import InputError
 from astrozoo.infer import hmc as hmc_module
 from astrozoo.infer.hmc import hmc
@@ -17,7 +18,7 @@ QUIET = {"compile": "never", "progress": False}
 
 def _z_scores(draws, mean):
     """Of the mean of ``[chain, draw]`` values, by their Monte-Carlo standard error."""
-    return (draws.mean() - mean) / float(az.mcse(draws))
+    return (draws.mean() - mean) / float(mcse(draws))
 
 
 @pytest.mark.parametrize(

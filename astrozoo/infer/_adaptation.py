@@ -1,0 +1,120 @@
+"""What an ensemble of chains learns while it warms up: step size, length of trajectories, where not to be."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from astrozoo.infer._metric import Metric
+
+__all__ = ["begin_length", "begin_step", "dual_average", "final_length", "follow_length", "pooled", "rescued"]
+
+_FLOOR = 0.2
+"""Acceptance below which a chain counts no more against a step size: one that is stuck for good would else
+shrink it without end."""
+_LEAST, _MOST = 1.1656, 8 * math.pi
+"""Lengths of trajectories; the least maximises ``sin(t)^2 / t``, a whitened Gaussian's rate of ChEES."""
+_RATE, _DECAY = 0.05, 0.95
+_STRANDED = 20.0
+
+
+def begin_step(step: Float[Tensor, "B C"]) -> Float[Tensor, "4 B C"]:
+    """Dual averaging from a first step size: its centre, time, error, and averaged log step."""
+    zeros = torch.zeros_like(step)
+    return torch.stack(((2 * step).log(), zeros, zeros, step.log()))
+
+
+def dual_average(
+    averaging: Float[Tensor, "4 B C"], acceptance: Float[Tensor, "B C"], target: float
+) -> tuple[Float[Tensor, "B C"], Float[Tensor, "4 B C"]]:
+    """The next log step, and the new state.
+
+    References:
+        Hoffman & Gelman 2014, section 3.2.
+    """
+    centre, t, error, mean = averaging
+    t = t + 1
+    error = (1 - 1 / (t + 10)) * error + (target - acceptance) / (t + 10)
+    log_step = centre - t.sqrt() / 0.05 * error
+    mean = t**-0.75 * log_step + (1 - t**-0.75) * mean
+    return log_step, torch.stack((centre, t, error, mean))
+
+
+def pooled(acceptance: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
+    """The harmonic mean over a problem's chains: one that is stuck counts for more than one that is not.
+
+    References:
+        Hoffman, Radul & Sountsov 2021, AISTATS (ChEES), section 3.
+    """
+    return (1 / (1 / acceptance.clamp_min(_FLOOR)).mean(1, keepdim=True)).expand_as(acceptance)
+
+
+def begin_length(problems: int, like: Tensor) -> Float[Tensor, "4 B"]:
+    """The least length: its logarithm, squared gradient, time, averaged logarithm."""
+    start = like.new_full((problems,), math.log(_LEAST))
+    zeros = torch.zeros_like(start)
+    return torch.stack((start, zeros, zeros, start))
+
+
+def follow_length(
+    length: Float[Tensor, "4 B"],
+    metric: Metric,
+    before: Float[Tensor, "B C d"],
+    end: Float[Tensor, "B C d"],
+    momentum: Float[Tensor, "B C d"],
+    acceptance: Float[Tensor, "B C"],
+    travelled: Float[Tensor, "B"],
+) -> Float[Tensor, "4 B"]:
+    """One step of Adam up the rate of ChEES, in whitened coordinates.
+
+    ChEES is the expected square of the change in a chain's squared distance from the mean, over four. Its
+    rate is per unit of length, which is what gradients are spent on.
+
+    Args:
+        before, end: of the trajectories.
+        momentum: at their ends, of unit mass.
+        travelled: their lengths.
+
+    References:
+        Hoffman, Radul & Sountsov 2021, AISTATS (ChEES). Sountsov & Hoffman 2021, arXiv 2110.11576 (its rate).
+    """
+    log_length, square, t, mean = length
+    sound = acceptance > 0
+    weight = torch.where(sound, acceptance, 0.0)
+    share = (weight / weight.sum(1, keepdim=True).clamp_min(1e-12))[..., None]
+    end, momentum = (torch.where(sound[..., None], x, 0.0) for x in (end, momentum))
+    first = metric.whiten(before - before.mean(1, keepdim=True))
+    last = metric.whiten(end - (share * end).sum(1, keepdim=True))
+    growth = last.square().sum(-1) - first.square().sum(-1)
+    slope = travelled[:, None] * growth * (last * momentum).sum(-1) - growth.square() / 4
+    slope = (share[..., 0] * slope).sum(1)
+    t = t + 1
+    square = _DECAY * square + (1 - _DECAY) * slope.square()
+    move = _RATE * slope / (square / (1 - _DECAY**t)).sqrt().clamp_min(1e-12)
+    log_length = (log_length + move).clamp(math.log(_LEAST), math.log(_MOST))
+    mean = t**-0.5 * log_length + (1 - t**-0.5) * mean
+    return torch.stack((log_length, square, t, mean))
+
+
+def final_length(length: Float[Tensor, "4 B"]) -> Float[Tensor, "4 B"]:
+    """With the averaged length in place of the last one."""
+    return torch.cat((length[3:], length[1:]))
+
+
+def rescued(value: Float[Tensor, "B C"], d: int, u: Float[Tensor, "C"]) -> Int[Tensor, "B C"]:
+    """For each chain the chain where it shall go on: its own place, or that of another if it is stranded.
+
+    Stranded is a log density lower than half of the chains' by ``_STRANDED (d + 1)``: what lies there would
+    need to be wider by e^20 in each dimension to hold as much mass.
+
+    Args:
+        d: dimensions.
+        u: uniform over [0, 1).
+    """
+    sound = value >= value.median(1, keepdim=True).values - _STRANDED * (d + 1)
+    first_sound = (~sound).to(torch.int8).argsort(dim=1, stable=True)
+    other = first_sound.gather(1, (u * sound.sum(1, keepdim=True)).long())
+    return torch.where(sound, torch.arange(value.shape[1], device=value.device), other)

@@ -1,0 +1,190 @@
+"""Mass matrices, dense or a diagonal with a few directions corrected, and their estimates from ensembles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from astrozoo.errors import InputError
+
+__all__ = [
+    "DENSE_LIMIT",
+    "RANK",
+    "Dense",
+    "LowRank",
+    "Metric",
+    "arrays",
+    "estimated",
+    "given",
+    "identity",
+    "padded",
+    "restored",
+]
+
+DENSE_LIMIT = 200
+"""Dimensions up to which the mass matrix is dense."""
+RANK = 40
+"""Directions that a mass matrix of more dimensions corrects."""
+
+
+class Metric(Protocol):
+    """``root root'``, the inverse mass matrix of each of ``B`` problems: a covariance of the posterior."""
+
+    def velocity(self, r: Float[Tensor, "B C d"]) -> Float[Tensor, "B C d"]:
+        """``root r``: of momenta of unit mass."""
+        ...
+
+    def force(self, g: Float[Tensor, "B C d"]) -> Float[Tensor, "B C d"]:
+        """``root' g``."""
+        ...
+
+    def whiten(self, x: Float[Tensor, "B C d"]) -> Float[Tensor, "B C d"]:
+        """``root^-1 x``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Any root, and its inverse."""
+
+    root: Float[Tensor, "B d d"]
+    inverse: Float[Tensor, "B d d"]
+
+    def velocity(self, r: Tensor) -> Tensor:
+        return r @ self.root.mT
+
+    def force(self, g: Tensor) -> Tensor:
+        return g @ self.root
+
+    def whiten(self, x: Tensor) -> Tensor:
+        return x @ self.inverse.mT
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """``scale (1 + basis (stretch - 1) basis')``, ``basis`` orthonormal and ``stretch`` the SDs along it."""
+
+    scale: Float[Tensor, "B d"]
+    basis: Float[Tensor, "B d k"]
+    stretch: Float[Tensor, "B k"]
+
+    def velocity(self, r: Tensor) -> Tensor:
+        return self._stretched(r, self.stretch) * self.scale[:, None]
+
+    def force(self, g: Tensor) -> Tensor:
+        return self._stretched(g * self.scale[:, None], self.stretch)
+
+    def whiten(self, x: Tensor) -> Tensor:
+        scale = self.scale[:, None]
+        return self._stretched(torch.where(scale > 0, x / scale, 0.0), 1 / self.stretch)
+
+    def _stretched(self, x: Tensor, by: Tensor) -> Tensor:
+        return x + ((x @ self.basis) * (by - 1)[:, None]) @ self.basis.mT
+
+
+def identity(problems: int, d: int, like: Mapping[str, Any]) -> Metric:
+    """Unit mass."""
+    if d <= DENSE_LIMIT:
+        eye = torch.eye(d, **like).expand(problems, d, d)
+        return Dense(eye, eye)
+    none = torch.zeros(problems, d, 0, **like)
+    return LowRank(torch.ones(problems, d, **like), none, none[:, 0])
+
+
+def given(covariance: Float[Tensor, "B d d"]) -> Metric:
+    """The metric of a covariance; above ``DENSE_LIMIT`` of its diagonal and ``RANK`` directions.
+
+    Raises:
+        InputError: if it is not positive definite.
+    """
+    root, failed = torch.linalg.cholesky_ex(covariance)
+    bad = (failed > 0) | ~covariance.isfinite().flatten(1).all(1)
+    if bad.any():
+        which = f" of problem {int(bad.nonzero()[0])}" if len(bad) > 1 else ""
+        raise InputError("precondition", f"a covariance{which} that is not positive definite", "one that is")
+    if covariance.shape[1] <= DENSE_LIMIT:
+        return Dense(root, torch.linalg.inv(root))
+    scale = covariance.diagonal(dim1=1, dim2=2).sqrt()
+    values, vectors = torch.linalg.eigh(covariance / (scale[:, :, None] * scale[:, None]))
+    order = values.log().abs().argsort(1, descending=True)[:, :RANK]
+    basis = vectors.gather(2, order[:, None].expand(-1, vectors.shape[1], -1))
+    return LowRank(scale, basis, values.gather(1, order).sqrt())
+
+
+def padded(metric: Metric, discrete: int) -> Metric:
+    """With coordinates at the end that never move."""
+    if not discrete:
+        return metric
+    if isinstance(metric, Dense):
+        pads = (0, discrete, 0, discrete)
+        return Dense(*(torch.nn.functional.pad(x, pads) for x in (metric.root, metric.inverse)))
+    assert isinstance(metric, LowRank)
+    basis = torch.nn.functional.pad(metric.basis, (0, 0, 0, discrete))
+    return LowRank(torch.nn.functional.pad(metric.scale, (0, discrete)), basis, metric.stretch)
+
+
+def arrays(metric: Any) -> dict[str, np.ndarray]:
+    """For a checkpoint."""
+    return {f"metric_{f.name}": getattr(metric, f.name).cpu().numpy() for f in fields(metric)}
+
+
+def restored(held: Mapping[str, np.ndarray], device: torch.device) -> Metric:
+    """From a checkpoint."""
+    kind: Any = Dense if "metric_root" in held else LowRank
+    return kind(*[torch.as_tensor(held[f"metric_{f.name}"], device=device) for f in fields(kind)])
+
+
+def estimated(x: Float[Tensor, "B n d"], g: Float[Tensor, "B n d"]) -> Metric:
+    """From draws and gradients of the log density there.
+
+    The matrix S for which ``S cov(g) S = cov(x)``: of all Gaussians ``N(mean, S)`` it has the least Fisher
+    divergence. If the posterior is Gaussian it is exact from any ``n > d`` points, wherever they lie.
+    Correlations are shrunk where ``n`` is not many times ``d``.
+
+    References:
+        Seyboldt, Carlson & Carpenter 2026, arXiv 2603.18845.
+    """
+    n, d = x.shape[1:]
+    x, g = x - x.mean(1, keepdim=True), g - g.mean(1, keepdim=True)
+    tiny = torch.finfo(x.dtype).tiny ** 0.25
+    spread, slope = (y.square().mean(1).sqrt().clamp(tiny, 1 / tiny) for y in (x, g))
+    scale = (spread / slope).sqrt()
+    x, g = x / scale[:, None], g * scale[:, None]
+    if d > DENSE_LIMIT:
+        return _low_rank(scale, x, g)
+    shrink = min(1.0, 3 * d / n) ** 6  # of note for short windows only
+    root = scale[..., None] * _fisher_root(_shrunk(x, shrink), _shrunk(g, shrink))
+    return Dense(root, torch.linalg.inv(root))
+
+
+def _shrunk(y: Float[Tensor, "B n d"], shrink: float) -> Float[Tensor, "B d d"]:
+    covariance = y.mT @ y / y.shape[1]
+    diagonal = covariance.diagonal(dim1=1, dim2=2)
+    return (1 - shrink) * covariance + torch.diag_embed((shrink + 1e-10) * diagonal)
+
+
+def _fisher_root(cx: Float[Tensor, "B d d"], cg: Float[Tensor, "B d d"]) -> Float[Tensor, "B d d"]:
+    """A root of the S with ``S cg S = cx``; the identity where rounding leaves none."""
+    eye = torch.eye(cx.shape[1], dtype=cx.dtype, device=cx.device)
+    L, failed = torch.linalg.cholesky_ex(cg)
+    bad = (failed > 0) | ~cx.isfinite().flatten(1).all(1)
+    L, cx = torch.where(bad[:, None, None], eye, L), torch.where(bad[:, None, None], eye, cx)
+    values, vectors = torch.linalg.eigh(L.mT @ cx @ L)
+    least = values[:, -1:] * torch.finfo(cx.dtype).eps
+    return torch.linalg.solve_triangular(L.mT, vectors * values.clamp_min(least)[:, None] ** 0.25, upper=True)
+
+
+def _low_rank(scale: Tensor, x: Float[Tensor, "B n d"], g: Float[Tensor, "B n d"]) -> LowRank:
+    """In the span of the principal directions of both: soft ones stand out in ``x``, stiff ones in ``g``."""
+    k = min(RANK // 2, x.shape[1] - 1)
+    spans = [torch.linalg.svd(y, full_matrices=False)[2][:, :k].mT for y in (x, g)]
+    basis, _ = torch.linalg.qr(torch.cat(spans, 2))
+    root = _fisher_root(*(_shrunk(y @ basis, 1e-3) for y in (x, g)))
+    values, vectors = torch.linalg.eigh(root @ root.mT)
+    return LowRank(scale, basis @ vectors, values.sqrt())

@@ -1,0 +1,126 @@
+"""Trajectories of many chains at once: randomness, leapfrog steps, the Metropolis test, Gibbs updates."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from astrozoo.density import LogDensity, inverted
+from astrozoo.infer._metric import Metric
+
+__all__ = ["DIVERGED", "Chains", "gibbs", "normals", "transition", "uniforms"]
+
+DIVERGED = 1000.0
+"""Energy error of a divergent trajectory."""
+_MOMENTUM, _ACCEPT, _GIBBS = range(1, 4)
+
+
+class Chains:
+    """The log density of every chain of every problem: ``[B, C, d] -> [B, C], [B, C, d]``."""
+
+    def __init__(self, objective: LogDensity, problems: int, chains: int) -> None:
+        rows = torch.arange(problems, device=objective.device).repeat_interleave(chains)
+        self.objective = objective.take(rows)
+        self.choices = objective.choices
+
+    def __call__(self, q: Float[Tensor, "B C d"]) -> tuple[Tensor, Tensor]:
+        value, gradient = self.objective.value_and_grad(q.flatten(0, 1))
+        return value.view(q.shape[:2]), gradient.view(q.shape)
+
+    def values(self, q: Float[Tensor, "B C d"]) -> Float[Tensor, "B C"]:
+        """Without the gradient; no density where it is undefined."""
+        value = self.objective.values(q.flatten(0, 1))[:, 0].view(q.shape[:2])
+        return torch.where(value.isfinite(), value, -torch.inf)
+
+
+def _numpy_generator(seed: int, *stream: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *stream])))
+
+
+def normals(seed: int, *stream: int, like: Tensor) -> Float[Tensor, "B C d"]:
+    """Standard normals, the same in every problem; a chain's do not depend on how many follow."""
+    drawn = _numpy_generator(seed, *stream).standard_normal(like.shape[1:])
+    return torch.from_numpy(drawn).to(like).expand(like.shape)
+
+
+def uniforms(seed: int, *stream: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Uniform over [0, 1), likewise."""
+    return torch.from_numpy(_numpy_generator(seed, *stream).random(shape)).to(like)
+
+
+def leapfrog(
+    chains: Chains,
+    q: Float[Tensor, "B C d"],
+    r: Float[Tensor, "B C d"],
+    value: Float[Tensor, "B C"],
+    g: Float[Tensor, "B C d"],
+    metric: Metric,
+    step: Float[Tensor, "B C"],
+    steps: list[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Position, momentum (of unit mass, in the metric's coordinates), value and gradient at the end.
+
+    Args:
+        steps: of each problem's trajectories; those that are over wait where they are.
+    """
+    count: Tensor = torch.tensor(steps, device=q.device)[:, None, None]
+    step = step[..., None]
+    r = torch.addcmul(r, metric.force(g), step, value=0.5)
+    for k in range(max(steps)):
+        e = torch.where(k < count, step, 0.0)
+        q = torch.addcmul(q, metric.velocity(r), e)
+        value, g = chains(q)
+        r = torch.addcmul(r, metric.force(g), torch.where(count == k + 1, e / 2, e))
+    return q, r, value, g
+
+
+def transition(
+    chains: Chains,
+    q: Float[Tensor, "B C d"],
+    value: Float[Tensor, "B C"],
+    g: Float[Tensor, "B C d"],
+    metric: Metric,
+    step: Float[Tensor, "B C"],
+    steps: list[int],
+    seed: int,
+    iteration: int,
+) -> dict[str, Tensor]:
+    """One trajectory and its Metropolis test, with the same random numbers in every problem."""
+    r = normals(seed, _MOMENTUM, iteration, like=q)
+    u = uniforms(seed, _ACCEPT, iteration, shape=q.shape[1:2], like=q)
+    end, r_end, end_value, end_g = leapfrog(chains, q, r, value, g, metric, step, steps)
+    before = value - r.square().sum(-1) / 2
+    change = end_value - r_end.square().sum(-1) / 2 - before
+    sound = change.isfinite() & end_g.isfinite().all(-1)
+    change = torch.where(sound, change, -torch.inf)
+    accept = u.log() < change
+    taken = accept[..., None]
+    return {
+        "position": torch.where(taken, end, q),
+        "gradient": torch.where(taken, end_g, g),
+        "lp": torch.where(accept, end_value, value),
+        "energy": -before,
+        "acceptance_rate": change.exp().clamp_max(1.0),
+        "diverging": change < -DIVERGED,
+        "end": end,
+        "momentum": r_end,
+        "n_steps": torch.tensor(steps, device=q.device)[:, None].expand(q.shape[:2]),
+    }
+
+
+def gibbs(chains: Chains, out: dict[str, Tensor], seed: int, iteration: int) -> None:
+    """Every discrete coordinate in turn from its exact conditional, in place."""
+    choices, q, value = chains.choices, out["position"], out["lp"]
+    shape = (q.shape[1], len(choices))
+    uniform = uniforms(seed, _GIBBS, iteration, shape=shape, like=q).T
+    for k, u, at in zip(choices, uniform, range(q.shape[2] - len(choices), q.shape[2]), strict=True):
+        tried = q.repeat(k, 1, 1, 1)
+        tried[..., at] = (tried[..., at] + torch.arange(k, device=q.device)[:, None, None]) % k
+        log_p = torch.stack([value, *map(chains.values, tried[1:])])
+        chosen = inverted(log_p, u.expand_as(value))[None]
+        value = log_p.gather(0, chosen)[0]
+        q = tried.gather(0, chosen[..., None].expand(1, *q.shape))[0]
+    out["position"] = q
+    out["lp"], out["gradient"] = chains(q)
