@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["subproblem_dense", "subproblem_krylov"]
+__all__ = ["solve", "subproblem_dense", "subproblem_krylov"]
 
 _ROUNDS = 60
 
@@ -106,3 +106,41 @@ def _to_radius(s: Tensor, d: Tensor, radius: Tensor) -> Tensor:
     sd = (s * d).sum(1)
     short = (radius.square() - s.square().sum(1)).clamp_min(0.0)
     return (-sd + (sd.square() + dd * short).sqrt()) / dd
+
+
+def solve(
+    product: Callable[[Float[Tensor, "b p"]], Float[Tensor, "b p"]],
+    right: Float[Tensor, "b p"],
+    scale: Float[Tensor, "p"],
+    *,
+    tolerance: float = 1e-6,
+    max_products: int = 500,
+) -> Float[Tensor, "b p"]:
+    """``A^-1 right`` for a positive definite A known by its products, by preconditioned conjugate gradients.
+
+    Args:
+        product: A times each row.
+        scale: of the parameters: about the diagonal of ``A^-1``.
+        tolerance: of the residual, relative, in the norm of the preconditioner; a row that ends with a
+            larger one, or meets negative curvature, is NaN.
+    """
+    x, r = torch.zeros_like(right), right.clone()
+    d = scale * r
+    rz = first = (r * d).sum(1)
+    live: Bool[Tensor, "b"] = rz > 0
+    broken = torch.zeros_like(live)
+    tiny = torch.finfo(right.dtype).tiny
+    for _ in range(max_products):
+        if not live.any():
+            break
+        Ad = product(d)
+        bend = (d * Ad).sum(1)
+        broken |= live & ~(bend > 0)
+        live &= ~broken
+        alpha = torch.where(live, rz / bend.clamp_min(tiny), 0.0)[:, None]
+        x, r = x + alpha * d, r - alpha * Ad
+        new = (r * scale * r).sum(1)
+        d = torch.where(live[:, None], scale * r + (new / rz.clamp_min(tiny))[:, None] * d, d)
+        rz = new
+        live = live & (rz > tolerance**2 * first)
+    return torch.where((broken | live)[:, None], torch.nan, x)

@@ -7,25 +7,36 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from astrozoo.density import elbo
-from astrozoo.errors import InputError
+from astrozoo.density import elbo, log_density
+from astrozoo.errors import InferenceError, InputError
 from astrozoo.infer._common import (
     Checkpoint,
+    by_chain,
     finish,
+    generator_for,
     guide_draws,
     guide_name,
+    log_ratio,
+    noise_for,
     noise_per_latent,
     progress_bar,
+    typed,
     variational_start,
 )
+from astrozoo.infer._linear_response import Response
 from astrozoo.infer._maximise import Solution, TrustRegionState, maximise
 from astrozoo.types import Problem, Result
 
 __all__ = ["Solution", "TrustRegionState", "maximise", "trust_region"]
+
+ENOUGH = 0.5
+"""Frequentist over posterior SD of the latents' centres, below which the fixed draws are enough."""
+MOST = 32
+"""How many times as many draws as at first the fixed mode uses at most."""
 
 
 def trust_region(
@@ -57,10 +68,13 @@ def trust_region(
             many gradients, per problem.
         objective: "monte_carlo", or a name from ``problem.objectives``.
         start: unconstrained latents or flat guide parameters, ``[dim]`` or ``[problem, dim]``, or a Result.
-        mode: "stochastic" (fresh draws in each iteration) or "fixed" (draws made once).
+        mode: "stochastic" (fresh draws in each iteration) or "fixed" (draws made once, their number doubled,
+            at most to ``MOST`` times ``particles``, until the errors of the means that come from their choice
+            are less than ``ENOUGH`` posterior SDs).
         particles: Monte-Carlo draws of the ELBO, in antithetic pairs, at first.
         covariance: what ``Result.covariance`` holds: the guide's own, or the linear-response covariance
-            (fixed mode or an objective without noise), which mends the mean field's too small variances.
+            (fixed mode or an objective without noise), which mends the mean field's too small variances;
+            the draws, and ``log_ratio``, are then of the normal with that covariance.
 
     Raises:
         InputError: for a full-rank guide in fixed mode with fewer antithetic pairs than latents (or a
@@ -90,29 +104,50 @@ def trust_region(
     saved = Checkpoint(checkpoint, problem, "trust_region", seed, **settings)
     held = saved.load()
     state = None if held is None else TrustRegionState.restored(held, target.device)
+    used = particles if held is None else int(held["particles"])
     with progress_bar("trust region", budget, progress) as report:
+        while True:
 
-        def after_each(state: TrustRegionState) -> None:
-            report(state.iteration, f"{len(state.active)} running, objective {state.value.mean():.6g}")
-            saved.save(state.arrays)
+            def after_each(state: TrustRegionState, used: int = used) -> None:
+                report(state.iteration, f"{len(state.active)} running, objective {state.value.mean():.6g}")
+                saved.save(lambda: state.arrays() | {"particles": np.asarray(used)})
 
-        found = maximise(
-            target,
-            w0,
-            seed=seed,
-            draws=particles,
-            mode=mode,
-            max_iterations=budget,
-            radius=radius,
-            tolerance=tolerance,
-            dense_limit=200 if target.derivatives is None else target.dim,
-            callback=after_each,
-            state=state,
-        )
-    saved.save(found.state.arrays, now=True)
+            found = maximise(
+                target,
+                w0,
+                seed=seed,
+                draws=used,
+                mode=mode,
+                max_iterations=budget,
+                radius=radius,
+                tolerance=tolerance,
+                dense_limit=200 if target.derivatives is None else target.dim,
+                callback=after_each,
+                state=state,
+            )
+            state = found.state
+            response, ratio = None, None
+            if fixed and found.hessian is not None:
+                response = Response(target, found.w, found.hessian)
+                if shared:
+                    ratio = response.sampling_ratio(noise_for(seed, 0, draws=used, like=target, matched=True))
+            again = torch.zeros_like(state.end, dtype=torch.bool) if ratio is None else ratio > ENOUGH
+            again &= state.end == 1  # those that have converged
+            if not again.any() or used >= particles * MOST or state.iteration >= budget:
+                break
+            used *= 2
+            state.end[again], state.radius[again] = 0, radius
+    saved.save(lambda: found.state.arrays() | {"particles": np.asarray(used)}, now=True)
     fitted = guide_draws(target, found.w, seed, chains, draws)
-    if covariance == "linear_response" and found.hessian is not None:
-        fitted["covariance"] = _linear_response(target, found.w, found.hessian)
+    stats: dict[str, Any] = {"iterations": found.iterations, "elbo": found.value.tolist()}
+    stats |= {"parameters": found.w.tolist(), "particles": used}
+    if ratio is not None:
+        stats["frequentist / posterior sd"] = ratio.tolist()
+    if covariance == "linear_response":
+        response = response or Response(
+            target, found.w, None, noise_for(seed, 0, draws=used, like=target, matched=True)
+        )
+        fitted |= _corrected(problem, response, fitted["location"], seed, chains, draws, compile)
     return finish(
         problem,
         target,
@@ -123,27 +158,34 @@ def trust_region(
         began=began,
         throw=throw,
         trace={("elbo" if name == "value" else name): array for name, array in found.trace.items()},
-        stats={"iterations": found.iterations, "elbo": found.value.tolist(), "parameters": found.w.tolist()},
+        stats=stats,
         **fitted,
     )
 
 
-def _linear_response(
-    target: Any, w: Float[Tensor, "b p"], hessian: Float[Tensor, "b p p"]
-) -> Float[Tensor, "b d d"]:
-    """``J (-H)^-1 J'``, J the derivative of the guide's centre (Giordano et al. 2018, eq. 7).
+def _corrected(
+    problem: Problem, response: Response, mean: Tensor, seed: int, chains: int, draws: int, compile: str
+) -> dict[str, Any]:
+    """Draws of the normal with the linear-response covariance, as fields of a Result.
 
-    J by central differences: exact where the centre is linear in the parameters, as in all stock guides.
+    Raises:
+        InferenceError: if that covariance is not positive definite: the point reached is no maximum.
     """
-    origin = torch.zeros(1, target.draw_dim, dtype=w.dtype, device=w.device)
-    step = torch.finfo(w.dtype).eps ** (1 / 3)
-    columns = []
-    for i in range(w.shape[1]):
-        move = torch.zeros_like(w)
-        move[:, i] = step
-        columns.append(
-            (target.unconstrained(w + move, origin) - target.unconstrained(w - move, origin))[:, 0]
-            / (2 * step)
+    covariance = response.covariance()
+    root, bad = torch.linalg.cholesky_ex((covariance + covariance.mT) / 2)
+    if bad.any() or not root.isfinite().all():
+        rows = torch.nonzero((bad > 0) | ~root.isfinite().flatten(1).all(1))[:, 0].tolist()
+        raise InferenceError(
+            f"no linear-response covariance of problems {rows}: the Hessian there is not negative definite; "
+            "the run has not reached a maximum (see its trace with covariance='guide')"
         )
-    J = torch.stack(columns, 2)  # [b, d, p]
-    return J @ torch.linalg.solve(-hessian, J.mT)
+    density = log_density(problem, compile=compile)
+    e = torch.randn(chains * draws, mean.shape[1], generator=generator_for(seed, 1, 1), dtype=mean.dtype)
+    e = e.to(mean.device)
+    z = mean[:, None] + e @ root.mT
+    ratio, batched = log_ratio(density, z, e, root), problem.batch is not None
+    return {
+        "draws": {name: by_chain(x, chains, batched) for name, x in typed(density, z, seed).items()},
+        "sample_stats": {"log_ratio": by_chain(ratio, chains, batched)},
+        "covariance": covariance,
+    }

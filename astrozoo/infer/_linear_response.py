@@ -1,0 +1,94 @@
+"""Linear response: how the optimum of an ELBO moves with the posterior, and with the draws it is made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from astrozoo.infer._subproblem import solve
+
+__all__ = ["Response"]
+
+
+class Response:
+    """``(-H)^-1 J'`` at the optimum, H the Hessian of the objective, J the derivative of the guide's centre.
+
+    J is by central differences: exact where the centre is linear in the parameters, as in all stock guides.
+
+    Args:
+        target: the :class:`astrozoo.density.Elbo`.
+        w: the optimum.
+        hessian: there; None: solved with Hessian-vector products on ``noise``, by conjugate gradients
+            preconditioned with the guide's own variances.
+
+    References:
+        Giordano, Broderick & Jordan 2018, JMLR 19, 51 (eq. 7); Giordano, Ingram & Broderick 2023, section 3.
+    """
+
+    def __init__(
+        self,
+        target: Any,
+        w: Float[Tensor, "b p"],
+        hessian: Float[Tensor, "b p p"] | None,
+        noise: Tensor | None = None,
+    ) -> None:
+        self.target, self.w = target, w
+        self.J = _centre_derivative(target, w)  # [b, d, p]
+        if hessian is None:
+            rows = [self._solve(noise, row) for row in range(len(w))]
+            self.moves = torch.stack(rows).mT
+        else:
+            self.moves = torch.linalg.solve(-hessian, self.J.mT)  # [b, p, d]
+
+    def _solve(self, noise: Tensor | None, row: int) -> Float[Tensor, "d p"]:
+        """All of one problem's quantities at once."""
+        J, objective = self.J[row], self.target.take(torch.tensor([row], device=self.w.device))
+        w = self.w[row].expand(len(J), -1)
+
+        def curvature(v: Tensor) -> Tensor:
+            if objective.batch is None:
+                return -objective.hvp(w, noise, v)
+            return -torch.cat([objective.hvp(w[i : i + 1], noise, v[i : i + 1]) for i in range(len(v))])
+
+        centre = self.target.unconstrained(self.w[row : row + 1] if objective.batch is None else self.w, None)
+        draws = self.target.unconstrained(self.w, _unit(self.target, self.w))
+        index = 0 if objective.batch is None else row
+        variance = (draws[index] - centre[index]).square().sum(0)  # of each latent
+        scale = J.square().T @ variance  # of each parameter that moves a centre
+        return solve(curvature, J, torch.where(scale > 0, scale, 0.5))
+
+    def covariance(self) -> Float[Tensor, "b d d"]:
+        """``J (-H)^-1 J'``."""
+        return self.J @ self.moves
+
+    def sampling_ratio(self, noise: Float[Tensor, "m e"]) -> Float[Tensor, "b"]:
+        """Largest ratio of a centre's frequentist SD, over choices of the draws, to its posterior SD.
+
+        Args:
+            noise: the draws that the objective was maximised on, in antithetic pairs.
+        """
+        half = len(noise) // 2
+        gradients = [self.target.value_and_grad(self.w, noise[[k, half + k]])[1] for k in range(half)]
+        moved = torch.einsum("bpd,kbp->kbd", self.moves, torch.stack(gradients))
+        frequentist = moved.std(0) / half**0.5 if half > 1 else torch.full_like(moved[0], torch.inf)
+        posterior = self.covariance().diagonal(dim1=1, dim2=2).sqrt()
+        return (frequentist / posterior).amax(1)
+
+
+def _unit(target: Any, w: Tensor) -> Float[Tensor, "e e"]:
+    return torch.eye(target.draw_dim, dtype=w.dtype, device=w.device)
+
+
+def _centre_derivative(target: Any, w: Float[Tensor, "b p"]) -> Float[Tensor, "b d p"]:
+    origin = torch.zeros(1, target.draw_dim, dtype=w.dtype, device=w.device)
+    step = torch.finfo(w.dtype).eps ** (1 / 3)
+    columns = []
+    for i in range(w.shape[1]):
+        move = torch.zeros_like(w)
+        move[:, i] = step
+        there, back = (target.unconstrained(w + sign * move, origin)[:, 0] for sign in (1, -1))
+        columns.append((there - back) / (2 * step))
+    return torch.stack(columns, 2)

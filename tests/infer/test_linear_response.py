@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from problems import gaussian, gaussians, poisson_gamma
+
+from astrozoo.density import elbo
+from astrozoo.errors import InferenceError
+from astrozoo.guides.auto import mean_field
+from astrozoo.infer import _linear_response
+from astrozoo.infer._common import noise_for
+from astrozoo.infer._linear_response import Response
+from astrozoo.infer._subproblem import solve
+from astrozoo.infer.trust_region import trust_region
+from astrozoo.types import Problem
+
+F64 = torch.float64
+FIXED = {"mode": "fixed", "covariance": "linear_response", "compile": "never", "progress": False}
+
+
+def test_solve_is_the_inverse_and_marks_what_is_not_positive_definite():
+    A = torch.diag(torch.tensor([1e4, 1.0, 2.0], dtype=F64)) + 0.3
+    right = torch.eye(3, dtype=F64)
+    found = solve(lambda v: v @ A, right, 1 / A.diagonal(), tolerance=1e-12)
+    torch.testing.assert_close(found, torch.linalg.inv(A), rtol=1e-9, atol=1e-12)
+    A[1, 1] = -5.0
+    assert solve(lambda v: v @ A, right, torch.ones(3, dtype=F64)).isnan().any(1).all()
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+def test_products_alone_give_what_the_dense_hessian_gives(batch):
+    problem = gaussian(4)[0] if batch is None else gaussians(batch, 3)[0]
+    target = elbo(problem, mean_field, compile="never")
+    noise = noise_for(3, 0, draws=20, like=target, matched=True)
+    d = target.layout.dim
+    w = torch.cat((torch.zeros(batch or 1, d), torch.full((batch or 1, d), -1.0)), 1).to(F64)
+    dense = Response(target, w, target.value_grad_hessian(w, noise)[2]).covariance()
+    products = Response(target, w, None, noise).covariance()
+    torch.testing.assert_close(products, dense, rtol=1e-5, atol=1e-8)
+
+
+def test_draws_are_of_the_corrected_normal():
+    problem, mean, covariance = gaussian(3)
+    result = trust_region(problem, mean_field, particles=100, draws=4000, **FIXED)
+    z = result.draws["z"][0]
+    # Chance correlations of 50 pairs: the correction is good to about 1 / 50; 4000 draws to 1 / sqrt(2000).
+    np.testing.assert_allclose(np.cov(z.T), covariance, rtol=0.15, atol=0.05)
+    assert result.sample_stats["log_ratio"].std() < 0.05  # a perfect match is constant
+    assert result.stats["particles"] == 100
+
+
+def test_draws_are_doubled_until_their_choice_no_longer_matters(monkeypatch):
+    problem, _, _ = gaussian(3)
+    monkeypatch.setattr(
+        _linear_response.Response, "sampling_ratio", lambda self, noise: torch.tensor([20.0 / len(noise)])
+    )
+    result = trust_region(problem, mean_field, particles=12, **FIXED)
+    assert result.stats["particles"] == 48
+    assert result.stats["frequentist / posterior sd"] == [pytest.approx(20 / 48)]
+
+
+def test_the_sampling_ratio_is_that_of_repeated_runs():
+    """Under a skewed posterior other draws give other means: the ratio predicts their spread."""
+    problem, _ = poisson_gamma()
+    options = {"mode": "fixed", "particles": 16, "compile": "never", "progress": False, "draws": 5}
+    runs = [trust_region(problem, mean_field, seed=seed, **options) for seed in range(6)]
+    spread = np.std([r.location[0, 0] for r in runs], ddof=1) / np.sqrt(runs[0].covariance[0, 0, 0])
+    told = np.mean([r.stats["frequentist / posterior sd"][0] for r in runs])
+    # Matching second moments takes away part of the spread, never adds; 6 runs know it to a third.
+    assert spread < 1.5 * told
+
+
+def two_modes(separation):
+    apart = dist.Normal(torch.stack((-separation, separation)), 1.0)
+    pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(torch.ones_like(apart.loc)), apart))
+
+
+def test_a_saddle_has_no_covariance():
+    problem = Problem(two_modes, (torch.tensor(4.0, dtype=F64),))
+    with pytest.raises(InferenceError, match="not negative definite"):
+        trust_region(problem, mean_field, budget=1, radius=1e-3, start=[0.0], **FIXED)
