@@ -120,36 +120,33 @@ class Prior:
 
 
 class TruncatedNormal(dist.TorchDistribution):
-    """A normal between two bounds."""
+    """A normal between two bounds, on every element of ``like``'s shape."""
 
     arg_constraints: Mapping[str, Any] = {}
 
-    def __init__(self, mean: Tensor, sd: float, low: float, high: float) -> None:
-        self.loc, self.sd, self.low, self.high = mean, sd, low, high
-        super().__init__(mean.shape, validate_args=False)
+    def __init__(self, like: Tensor, mean: float, sd: float, low: float, high: float) -> None:
+        self.like, self.numbers = like, (mean, sd, low, high)
+        self.ends = tuple(0.5 * (1 + math.erf((end - mean) / sd / math.sqrt(2))) for end in (low, high))
+        super().__init__(like.shape, validate_args=False)
 
     @property
     def support(self) -> Any:
-        return constraints.interval(self.low, self.high)
+        return constraints.interval(*self.numbers[2:])
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> TruncatedNormal:
-        return TruncatedNormal(self.loc.expand(batch_shape), self.sd, self.low, self.high)
+        return TruncatedNormal(self.like.expand(batch_shape), *self.numbers)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        low, high = self._ends()
-        z = (value - self.loc) / self.sd
-        return -z * z / 2 - math.log(self.sd * math.sqrt(2 * math.pi)) - torch.log(high - low)
+        mean, sd, _, _ = self.numbers
+        low, high = self.ends
+        return -0.5 * ((value - mean) / sd) ** 2 - math.log(sd * math.sqrt(2 * math.pi) * (high - low))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        low, high = self._ends()
-        shape = (*sample_shape, *self.loc.shape)
-        u = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device)
-        z = torch.special.ndtri(low + (high - low) * u)
-        return (self.loc + self.sd * z).clamp(self.low, self.high)
-
-    def _ends(self) -> tuple[Tensor, Tensor]:
-        low, high = ((end - self.loc) / self.sd for end in (self.low, self.high))
-        return torch.special.ndtr(low), torch.special.ndtr(high)
+        mean, sd, least, most = self.numbers
+        low, high = self.ends
+        shape = (*sample_shape, *self.like.shape)
+        u = torch.rand(shape, dtype=self.like.dtype, device=self.like.device)
+        return (mean + sd * torch.special.ndtri(low + (high - low) * u)).clamp(least, most)
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,8 +208,7 @@ class StrongLens:
         two, bands, here = new((0.0, 0.0)), torch.ones_like(data.gain), new(prior.position)
         free: dict[str, Any] = {"einstein_radius": _log_normal(new(1.0), prior.einstein_radius)}
         if self.mass == "epl":
-            mean, *rest = prior.slope
-            free["slope"] = TruncatedNormal(new(mean), *rest)
+            free["slope"] = TruncatedNormal(new(0.0), *prior.slope)
         if self.mass != "sis":
             free["ellipticity"] = dist.Normal(two, prior.ellipticity).to_event(1)
         if not self.centred:
@@ -227,7 +223,7 @@ class StrongLens:
                 low, high = getattr(prior, f"{name}_index")
                 free[f"{name}_index"] = dist.Uniform(new(low), new(high), validate_args=False)
                 sd, most = getattr(prior, f"{name}_ellipticity")
-                free[f"{name}_ellipticity"] = TruncatedNormal(two, sd, -most, most).to_event(1)
+                free[f"{name}_ellipticity"] = TruncatedNormal(two, 0.0, sd, -most, most).to_event(1)
             free[f"{name}_centre"] = dist.Normal(here, getattr(prior, f"{name}_centre")).to_event(1)
             free[f"{name}_amplitude"] = _log_normal(bands, getattr(prior, f"{name}_amplitude")).to_event(1)
         if self.subhalos:

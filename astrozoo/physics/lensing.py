@@ -153,46 +153,61 @@ def epl(
     c, s = (wx * wx - wy * wy) / length, 2 * wx * wy / length  # w / w*
     px, py = -(e1 * c + e2 * s), e2 * c - e1 * s  # -e* w / w*
     t = slope - 1
-    sx, sy = _Series.apply(px, py, square, t, terms, 0, 0)
+    sx, sy = _Series.apply(px, py, square, t, terms, 0, 0)[0]
     scale = torch.exp(t / 2 * torch.log(einstein_radius**2 * (1 - square) / length))
     return scale * (wx * sx - wy * sy), scale * (wx * sy + wy * sx)
 
 
 class _Series(torch.autograd.Function):
-    """``sum_n c_n(t) p^n`` of :func:`epl`, or its ``j``-th derivative in ``p`` and ``k``-th in ``t``.
+    """``s_jk``: ``sum_n c_n(t) p^n`` of :func:`epl`, derived ``j`` times in ``p`` and ``k`` times in ``t``.
 
-    As ``p^n = p U_(n-1) - |p|^2 U_(n-2)`` with Chebyshev's ``U_(n+1) = 2 Re(p) U_n - |p|^2 U_(n-1)``, and
-    ``square = |p|^2`` is the same in every pixel, these are two real polynomials in ``Re(p)``: a pixel costs
-    two multiplications a term, and compilers see a short chain. The derivatives of a series are series, so
-    that none goes back through the sum.
+    Returns ``s_jk`` and its two derivatives ``s_(j+1)k``, ``s_j(k+1)``, real and imaginary parts apart. They
+    are series too, so that no derivative goes back through a sum. As ``p^n = p U_(n-1) - |p|^2 U_(n-2)``,
+    with Chebyshev's ``U_(n+1) = 2 Re(p) U_n - |p|^2 U_(n-1)``, and ``square = |p|^2`` is the same in every
+    pixel, all are real polynomials in ``2 Re(p)``: a pixel costs one multiplication a term and series.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(px: Tensor, py: Tensor, square: Tensor, t: Tensor, terms: int, j: int, k: int) -> Deflection:
-        c = _coefficients(t, terms + 2 + j, j, k)
-        powers = _chebyshev(square, terms)
-        head = (2, *[1] * px.ndim)
-        columns = (torch.stack((c[1:-1], c[2:]))[..., None] * powers).sum(-2).unbind(-1)
-        b = columns[-1].reshape(head).expand(2, *px.shape)
+    def forward(
+        px: Tensor, py: Tensor, square: Tensor, t: Tensor, terms: int, j: int, k: int
+    ) -> tuple[Float[Tensor, "2 *grid"], Float[Tensor, "4 *grid"]]:
+        U = _chebyshev(square, terms)
+        rows = []
+        for m, n in ((j, k), (j + 1, k), (j, k + 1)):
+            c = _coefficients(t, terms + 2 + m, m, n)
+            b1, b2 = ((d[:, None] * U).sum(0) for d in (c[1:-1], c[2:]))
+            real = torch.cat((c[:1] - square * b2[:1], b1[:-1] / 2 - square * b2[1:], b1[-1:] / 2))
+            rows += [real, torch.nn.functional.pad(b1, (0, 1))]
+        columns = torch.stack(rows).unbind(-1)  # power -> [6]
+        head = (6, *[1] * px.ndim)
+        sums = columns[-1].reshape(head).expand(6, *px.shape)
         for column in reversed(columns[:-1]):
-            b = column.reshape(head) + 2 * px * b
-        return c[0] + px * b[0] - square * b[1], py * b[0]
+            sums = column.reshape(head) + 2 * px * sums
+        real, imaginary = sums[::2], sums[1::2] * py
+        return torch.stack((real[0], imaginary[0])), torch.stack((real[1:], imaginary[1:]), 1).flatten(0, 1)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs[:4])
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs[:4], output[1])
         ctx.order = inputs[4:]
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, gx: Tensor, gy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        px, py, square, t = ctx.saved_tensors
+    def backward(ctx: Any, g: Tensor | None, g_slopes: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        px, py, square, t, slopes = ctx.saved_tensors
         terms, j, k = ctx.order
-        dx, dy = _Series.apply(px, py, square, t, terms, j + 1, k)
-        ax, ay = _Series.apply(px, py, square, t, terms, j, k + 1)
-        slope = (gx * ax + gy * ay).sum()
-        return gx * dx + gy * dy, gy * dx - gx * dy, None, slope, None, None, None
+        parts = [] if g is None else [(g, slopes)]
+        if g_slopes is not None:
+            for cotangent, order in ((g_slopes[:2], (j + 1, k)), (g_slopes[2:], (j, k + 1))):
+                parts.append((cotangent, _Series.apply(px, py, square, t, terms, *order)[1]))
+        if not parts:
+            return (None,) * 7
+        gx = sum(c[0] * d[0] + c[1] * d[1] for c, d in parts)
+        gy = sum(c[1] * d[0] - c[0] * d[1] for c, d in parts)
+        gt = sum((c * d[2:]).sum() for c, d in parts)
+        return gx, gy, None, gt, None, None, None
 
 
 def _coefficients(t: Tensor, terms: int, j: int, k: int) -> Float[Tensor, "n"]:

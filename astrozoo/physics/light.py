@@ -52,7 +52,8 @@ def sersic(
     cx, cy = centre.unbind(-1)
     square = elliptical_square(x - cx, y - cy, ellipticity).clamp_min(_CENTRE)
     b = sersic_b(index)
-    return amplitude * torch.exp(b - b * torch.exp(torch.log(square / radius**2) / (2 * index)))
+    power = torch.exp((torch.log(square) - 2 * torch.log(radius)) / (2 * index))
+    return amplitude * torch.exp(b - b * power)
 
 
 def sersics(
