@@ -13,7 +13,7 @@ first, what only scales it last.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -25,7 +25,31 @@ from astrozoo.physics.profiles import galaxy_rings, sky_covariance_jet, sky_to_p
 
 __all__ = ["TypedDensity"]
 
+_EDGE = 0.05  # [ln arcsec]
+_PSF_STEP = 1e-3
 _CHUNK = 16  # rows evaluated at once: their Gaussians fit the cache
+
+
+class _Light(NamedTuple):
+    """One source in every image, and what its curvature is made of.
+
+    Attributes:
+        unit: of unit flux.
+        scale: electrons.
+        rate: expected counts, of all else too.
+        slope: of the rate in tau, ``[b, image, 7, p]``.
+        chain: d tau / d u, ``[b, image, 7, d]``.
+    """
+
+    unit: Tensor
+    scale: Tensor
+    rate: Tensor
+    slope: Tensor
+    chain: Tensor
+    rings: Any
+    mix: Tensor
+    sky2px: Tensor
+    sky: Any
 
 
 class TypedDensity:
@@ -35,12 +59,16 @@ class TypedDensity:
         patch: with a leading axis of ``b`` independent patches on every tensor, one source each.
         prior: as the model's.
         star: the type.
+        log_least_radius: where given, one for each patch, the prior of a galaxy's ln radius falls off below
+            it as a normal of SD ``_EDGE``: smaller ones would be told from stars by errors of the PSF alone.
     """
 
     noise_dim = 0
 
-    def __init__(self, patch: Patch, prior: Prior, *, star: bool) -> None:
-        self.patch, self.star = patch, star
+    def __init__(
+        self, patch: Patch, prior: Prior, *, star: bool, log_least_radius: Float[Tensor, "b"] | None = None
+    ) -> None:
+        self.patch, self.star, self.log_least_radius = patch, star, log_least_radius
         self.prior = prior.to(patch.counts)
         self.batch: int | None = patch.counts.shape[0]
         self.dtype, self.device = patch.counts.dtype, patch.counts.device
@@ -56,7 +84,9 @@ class TypedDensity:
 
     def take(self, rows: Tensor) -> TypedDensity:
         """The density of some of the patches."""
-        taken = TypedDensity(Patch(*(t[rows] for t in self.patch)), self.prior, star=self.star)
+        least = None if self.log_least_radius is None else self.log_least_radius[rows]
+        patch = Patch(*(t[rows] for t in self.patch))
+        taken = TypedDensity(patch, self.prior, star=self.star, log_least_radius=least)
         taken.counts = self.counts
         return taken
 
@@ -109,6 +139,45 @@ class TypedDensity:
         value = value + torch.stack(terms, -1)
         return value + self._log_prior(u) + self._constant[:, None, None]
 
+    def psf_width(
+        self, u: Float[Tensor, "b d"], covariance: Float[Tensor, "b d d"]
+    ) -> tuple[Float[Tensor, "b image"], Float[Tensor, "b image"]]:
+        """How much wider the PSF of each image looks than it is said to be, by one source each.
+
+        Every covariance of an image's PSF is multiplied by 1 + delta; one step of Gauss and Newton in delta
+        and the parameters together, from their mode at delta = 0.
+
+        Args:
+            u: the mode.
+            covariance: the inverse of the curvature there.
+
+        Returns:
+            delta, and its standard deviation (infinite where the image does not tell).
+        """
+        parts = [self._psf_width_terms(u, slice(i, i + _CHUNK)) for i in range(0, len(u), _CHUNK)]
+        score, information, cross = (torch.cat(t) for t in zip(*parts, strict=True))
+        within = torch.diag_embed(information) - cross.mT @ covariance @ cross
+        free = within.diagonal(dim1=-2, dim2=-1) <= 1e-6 * information.amax(-1, keepdim=True)
+        inverse = torch.linalg.inv(within + torch.diag_embed(free.to(within)))
+        delta = (inverse @ score[..., None]).squeeze(-1)
+        variance = inverse.diagonal(dim1=-2, dim2=-1)
+        usable = ~free & (variance > 0)
+        return torch.where(usable, delta, 0.0), torch.where(usable, variance, torch.inf).sqrt()
+
+    def _psf_width_terms(self, u: Float[Tensor, "b d"], rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradient in delta ``[b, image]``, information ``[b, image]``, cross terms ``[b, d, image]``."""
+        patch = Patch(*(t[rows] for t in self.patch))
+        light = self._light(u[rows], patch)
+        low, high = (
+            self._light(u[rows], patch._replace(psf_covariances=(1 + step) * patch.psf_covariances)).unit
+            for step in (-_PSF_STEP, _PSF_STEP)
+        )
+        slope = light.scale[..., None] * (high - low) / (2 * _PSF_STEP)
+        score = (patch.mask * (patch.counts / light.rate - 1) * slope).sum(-1)
+        weighted = slope * patch.mask * patch.counts / light.rate**2
+        cross = torch.einsum("bit,bitd->bdi", (light.slope @ weighted[..., None]).squeeze(-1), light.chain)
+        return score, (weighted * slope).sum(-1), cross
+
     def _evaluate(self, u: Tensor, order: int) -> list[Tensor]:
         """Value and derivatives up to ``order``."""
         starts = range(0, len(u), _CHUNK)
@@ -116,44 +185,55 @@ class TypedDensity:
         prior = (self._log_prior(u), *(self._prior_slopes(u) if order else ()))
         return [torch.cat(p) + q for p, q in zip(zip(*parts, strict=True), prior, strict=False)]
 
-    def _likelihood(self, u: Tensor, rows: slice, order: int) -> tuple[Tensor, ...]:
-        patch = Patch(*(t[rows] for t in self.patch))
+    def _light(self, u: Float[Tensor, "b d"], patch: Patch) -> _Light:
+        """The source's image and expected counts, with their slopes."""
         mu = (patch.jacobian @ u[:, None, :2, None]).squeeze(-1)  # [b, image, 2]
         per_band = self._bands[patch.band]  # [b, image, 1 + colour]
         scale = patch.calibration * torch.exp((per_band @ u[:, self.n_bending :, None]).squeeze(-1))
+        q, sky2px, sky, mix = self._shape(u, patch)
+        images, rings = jet(patch.pixels, mu, q, self._groups, mix[:, None], self._variances, patch.psf)
+        unit = (mix[:, None, None] @ images.images).squeeze(-2)
+        # tau: what each image depends on: mu (2), Q (3), dev fraction, ln flux in its band
+        spread = torch.zeros_like(unit) if self.star else images.images[:, :, 0] - images.images[:, :, 1]
+        slope = torch.cat((images.slopes, spread[:, :, None], unit[:, :, None]), 2) * scale[..., None, None]
+        chain = self._chain(patch, per_band, sky2px, sky, mix)  # [b, image, 7, d]
+        rate = patch.background + scale[..., None] * unit
+        return _Light(unit, scale, rate, slope, chain, rings, mix, sky2px, sky)
+
+    def _shape(self, u: Float[Tensor, "b d"], patch: Patch) -> tuple[Tensor, Tensor, Any, Tensor]:
+        """Covariance of a unit ring in pixels and what it comes from; shares of the profiles."""
         sky2px = sky_to_pixel(patch.jacobian)  # [b, image, 3, 3]
         if self.star:
-            q, sky = torch.zeros_like(sky2px[..., 0]), None
-            mix = u.new_ones(len(u), 1)
-        else:
-            sky = sky_covariance_jet(u[:, 2], u[:, 3:5])
-            q = (sky2px @ sky[0][:, None, :, None]).squeeze(-1)
-            theta = torch.sigmoid(u[:, 5])
-            mix = torch.stack((theta, 1 - theta), -1)  # [b, group]
+            return torch.zeros_like(sky2px[..., 0]), sky2px, None, u.new_ones(len(u), 1)
+        sky = sky_covariance_jet(u[:, 2], u[:, 3:5])
+        theta = torch.sigmoid(u[:, 5])
+        q = (sky2px @ sky[0][:, None, :, None]).squeeze(-1)
+        return q, sky2px, sky, torch.stack((theta, 1 - theta), -1)
+
+    def _value(self, u: Float[Tensor, "b d"], patch: Patch) -> Float[Tensor, "b"]:
+        mu = (patch.jacobian @ u[:, None, :2, None]).squeeze(-1)
+        q, _, _, mix = self._shape(u, patch)
+        amplitudes = (mix @ self._groups)[:, None]
+        unit = render(patch.pixels, mu, q, amplitudes, self._variances, patch.psf)
+        log_flux = (self._bands[patch.band] @ u[:, self.n_bending :, None]).squeeze(-1)
+        rate = patch.background + (patch.calibration * log_flux.exp())[..., None] * unit
+        return (patch.mask * (patch.counts * rate.log() - rate)).sum((-2, -1))
+
+    def _likelihood(self, u: Tensor, rows: slice, order: int) -> tuple[Tensor, ...]:
+        patch, constant = Patch(*(t[rows] for t in self.patch)), self._constant[rows]
         if order == 0:
-            amplitudes = (mix @ self._groups)[:, None]
-            unit = render(patch.pixels, mu, q, amplitudes, self._variances, patch.psf)
-            rate = patch.background + scale[..., None] * unit
-            return ((patch.mask * (patch.counts * rate.log() - rate)).sum((-2, -1)) + self._constant[rows],)
-        every = mix[:, None]  # the same in all images
-        images, rings = jet(patch.pixels, mu, q, self._groups, every, self._variances, patch.psf)
-        unit = (every[..., None, :] @ images.images).squeeze(-2)
-        rate = patch.background + scale[..., None] * unit
-        value = (patch.mask * (patch.counts * rate.log() - rate)).sum((-2, -1)) + self._constant[rows]
+            return (self._value(u, patch) + constant,)
+        light = self._light(u, patch)
+        scale, rate, slope, chain = light.scale, light.rate, light.slope, light.chain
+        value = (patch.mask * (patch.counts * rate.log() - rate)).sum((-2, -1)) + constant
         excess = patch.mask * (patch.counts / rate - 1)  # d log p / d rate
-        # tau: what each image depends on: mu (2), Q (3), dev fraction, ln flux in its band
-        slopes = [scale[..., None, None] * images.slopes]
-        spread = torch.zeros_like(unit) if self.star else images.images[:, :, 0] - images.images[:, :, 1]
-        slopes += [(scale[..., None] * spread)[:, :, None], (scale[..., None] * unit)[:, :, None]]
-        slope = torch.cat(slopes, 2)  # [b, image, 7, pixel]
         d_tau = (slope @ excess[..., None]).squeeze(-1)  # [b, image, 7]
-        chain = self._chain(patch, per_band, sky2px, sky, mix)  # [b, image, 7, d]
         grad = torch.einsum("bit,bitd->bd", d_tau, chain)
         if order == 1:
             return value, grad
         bend = -patch.mask * patch.counts / rate**2
         h = (slope * bend[:, :, None]) @ slope.mT  # [b, image, 7, 7]
-        first, second = curvature(rings, self._groups, every, self._variances, excess)
+        first, second = curvature(light.rings, self._groups, light.mix[:, None], self._variances, excess)
         h[:, :, :5, :5] += scale[..., None, None] * second
         if not self.star:
             cross = scale[..., None] * (first[:, :, 0] - first[:, :, 1])
@@ -162,10 +242,10 @@ class TypedDensity:
         h[:, :, 6, :6] += d_tau[:, :, :6]
         h[:, :, :, 6] += d_tau
         hessian = torch.einsum("bitd,bitv,bive->bde", chain, h, chain)
-        if sky is not None:
-            d_sky = torch.einsum("bit,bits->bs", d_tau[:, :, 2:5], sky2px)
-            hessian[:, 2:5, 2:5] += torch.einsum("bs,bsde->bde", d_sky, sky[2])
-            theta = mix[:, 0]
+        if not self.star:
+            d_sky = torch.einsum("bit,bits->bs", d_tau[:, :, 2:5], light.sky2px)
+            hessian[:, 2:5, 2:5] += torch.einsum("bs,bsde->bde", d_sky, light.sky[2])
+            theta = light.mix[:, 0]
             hessian[:, 5, 5] += d_tau[:, :, 5].sum(-1) * theta * (1 - theta) * (1 - 2 * theta)
         return value, grad, hessian
 
@@ -197,11 +277,23 @@ class TypedDensity:
         norm = used.log().sum() - 0.5 * math.log(2 * math.pi) * len(used)
         p = self.prior.prob_star if self.star else 1 - self.prior.prob_star
         colour = _mixture_terms(u[..., self.n_bending + 1 :], self.prior.colour[int(self.star)])[0]
-        return -0.5 * (z * z).sum(-1) + norm + math.log(p) + torch.logsumexp(colour, -1)
+        value = -0.5 * (z * z).sum(-1) + norm + math.log(p) + torch.logsumexp(colour, -1)
+        return value - 0.5 * self._below_least(u) ** 2
+
+    def _below_least(self, u: Float[Tensor, "b *n d"]) -> Float[Tensor, "b *n"]:
+        """By how many ``_EDGE`` a galaxy is smaller than the least radius."""
+        if self.star or self.log_least_radius is None:
+            return u.new_zeros(u.shape[:-1])
+        least = self.log_least_radius.to(u).reshape(-1, *(1,) * (u.ndim - 2))
+        return (least - u[..., 2]).clamp(min=0) / _EDGE
 
     def _prior_slopes(self, u: Float[Tensor, "b d"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d d"]]:
         z, inverse = self._normal_prior(u)
         grad, hessian = -z * inverse, torch.diag(-(inverse**2)).expand(len(u), -1, -1).clone()
+        if not self.star:
+            below = self._below_least(u)
+            grad[:, 2] += below / _EDGE
+            hessian[:, 2, 2] -= (below > 0) / _EDGE**2
         colours = slice(self.n_bending + 1, None)
         log_p, pull, precision = _mixture_terms(u[:, colours], self.prior.colour[int(self.star)])
         share = torch.softmax(log_p, -1)

@@ -16,11 +16,14 @@ from scipy.optimize import least_squares
 from astrozoo.data.images import GaussianMixture
 from astrozoo.errors import InputError
 
-__all__ = ["EigenPsf", "MixturePsf", "PixelPsf", "fit_mixture", "mixture_stamp"]
+__all__ = ["EigenPsf", "MixturePsf", "PixelPsf", "fit_mixture", "mixture_stamp", "wing_of_profile"]
 
 _SDSS_SCALE = 1e-3  # positions enter the coefficients' polynomials in thousands of pixels
 _CELL = 64  # [px]; one mixture is fitted per cell of this size
 _CENTRE = (1023.5, 744.0)  # (x, y) of the middle of an SDSS frame
+_NO_WING = 1e-5
+_WING_RANGE = (8.0, 25.0)  # [px]
+_TRUSTED = 10.0  # [px] eigen-images fade to nothing soon after
 _MIN_SIGMA = 0.2  # [px]; a narrower Gaussian is not constrained by pixel values
 
 
@@ -35,7 +38,10 @@ class EigenPsf:
     Args:
         eigenimages: the Karhunen-Loeve images, brightest first.
         coefficients: ``c[k, i, j]``, the coefficient of ``(row/1000)^i (column/1000)^j`` in image k.
-        components: Gaussians per mixture.
+        components: Gaussians per mixture, but for the wing.
+        wing: light beyond the eigen-images, which fade to nothing some 12 px out: its share of all, and the rms
+            width of the round Gaussian that stands for it [px] (:func:`wing_of_profile`). It is part of the
+            mixtures, not of the stamps.
 
     References:
         Lupton et al. 2001, "The SDSS Imaging Pipelines"; SDSS ``read_PSF``, which counts positions from the
@@ -45,6 +51,7 @@ class EigenPsf:
     eigenimages: Float[np.ndarray, "k n n"]
     coefficients: Float[np.ndarray, "k i j"]
     components: int = 3
+    wing: tuple[float, float] | None = None
     _fits: dict[tuple[int, int], GaussianMixture] = field(default_factory=dict, repr=False, compare=False)
     _start: list[GaussianMixture] = field(default_factory=list, repr=False, compare=False)
 
@@ -54,6 +61,8 @@ class EigenPsf:
             raise InputError("eigenimages", f"shape {images.shape}", "[k, n, n] with odd n")
         if coefficients.ndim != 3 or len(coefficients) != len(images):
             raise InputError("coefficients", f"shape {coefficients.shape}", f"[{len(images)}, i, j]")
+        if self.wing is not None and not (0 <= self.wing[0] < 1 and self.wing[1] > 0):
+            raise InputError("wing", self.wing, "a share between 0 and 1 and a width above 0")
 
     def stamp(self, x: float, y: float) -> Float[np.ndarray, "n n"]:
         """The PSF at pixel (x, y), summing to 1."""
@@ -67,10 +76,70 @@ class EigenPsf:
         cell = (int(np.floor(x / _CELL)), int(np.floor(y / _CELL)))
         if cell not in self._fits:
             if not self._start:
-                self._start.append(fit_mixture(self.stamp(*_CENTRE), self.components))
+                self._start.append(fit_mixture(self._core(*_CENTRE), self.components))
             centre = ((cell[0] + 0.5) * _CELL - 0.5, (cell[1] + 0.5) * _CELL - 0.5)
-            self._fits[cell] = fit_mixture(self.stamp(*centre), start=self._start[0])
+            core = self._core(*centre)
+            fitted = fit_mixture(core, start=self._start[0])
+            self._fits[cell] = fitted if self.wing is None else _winged(fitted, float(core.sum()), *self.wing)
         return self._fits[cell]
+
+    def _core(self, x: float, y: float) -> Float[np.ndarray, "n n"]:
+        """The stamp without the wing, as far out as the eigen-images are to be trusted."""
+        stamp = self.stamp(x, y)
+        if self.wing is None:
+            return stamp
+        size = len(stamp)
+        offset = np.hypot(*(np.mgrid[:size, :size] - size // 2))
+        wing = mixture_stamp(_round(*self.wing), size)
+        return np.where(offset < _TRUSTED, stamp - wing, 0.0)
+
+
+def _round(share: float, width: float) -> GaussianMixture:
+    return GaussianMixture(np.array([share]), np.zeros((1, 2)), width**2 * np.eye(2)[None])
+
+
+def _winged(core: GaussianMixture, light: float, share: float, width: float) -> GaussianMixture:
+    wing = _round(share, width)
+    return GaussianMixture(
+        weights=np.append(light * core.weights, share) / (light + share),
+        means=np.vstack((core.means, wing.means)),
+        covariances=np.concatenate((core.covariances, wing.covariances)),
+        residual=core.residual,
+    )
+
+
+def wing_of_profile(
+    sigma1: float, sigma2: float, b: float, p0: float, beta: float, sigma_p: float
+) -> tuple[float, float] | None:
+    """The wing of SDSS's radial profile of bright stars: share of the light, and width [px].
+
+    The profile is two Gaussians and a power law, ``exp(-r^2/2 s1^2) + b exp(-r^2/2 s2^2) +
+    p0 (1 + r^2/(beta sp^2))^(-beta/2)`` (psField's ``psf_sigma1`` ... ``psf_sigmap``). One Gaussian takes the
+    place of the power law between 8 and 25 px, by least squares of the light in rings.
+
+    Returns:
+        None where the pipeline found no power law (it then writes ``p0 = 1e-7``).
+    """
+    if p0 < _NO_WING:
+        return None
+
+    def power_law(r: np.ndarray) -> np.ndarray:
+        return p0 * (1 + r**2 / (beta * sigma_p**2)) ** (-beta / 2)
+
+    r = np.arange(0.05, _WING_RANGE[1], 0.1)
+    core = np.exp(-(r**2) / (2 * sigma1**2)) + b * np.exp(-(r**2) / (2 * sigma2**2))
+    total = np.trapezoid((core + power_law(r)) * 2 * np.pi * r, r)
+    out = r[r > _WING_RANGE[0]]
+    light = power_law(out) * out / total
+
+    def residual(parameters: np.ndarray) -> np.ndarray:
+        share, width = np.exp(parameters)
+        return (
+            share * np.exp(-(out**2) / (2 * width**2)) / (2 * np.pi * width**2) * out - light
+        ) / light.max()
+
+    share, width = np.exp(least_squares(residual, np.log([0.02, 8.0])).x)
+    return float(share), float(width)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from astropy.wcs import WCS
 from jaxtyping import Bool, Float
 
 from astrozoo.data.images import Field, GaussianMixture, Image
-from astrozoo.data.psf import EigenPsf, MixturePsf
+from astrozoo.data.psf import EigenPsf, MixturePsf, wing_of_profile
 from astrozoo.errors import DataError, InputError
 
 __all__ = ["read_catalog", "read_field", "read_stamps"]
@@ -411,6 +411,7 @@ def _read_psf_field(path: Path, bands: str) -> tuple[dict[str, EigenPsf], dict[s
         fields = hdus[6].data[0]
         gains = {band: float(fields["gain"][_BANDS.index(band)]) for band in bands}
         dark_variances = {band: float(fields["dark_variance"][_BANDS.index(band)]) for band in bands}
+        wings = _wings(fields)
         for band in bands:
             table = hdus[_BANDS.index(band) + 1].data
             coefficients = np.array(table["c"], dtype=float)
@@ -418,12 +419,28 @@ def _read_psf_field(path: Path, bands: str) -> tuple[dict[str, EigenPsf], dict[s
                 coefficients[k, row["nrow_b"] :] = 0
                 coefficients[k, :, row["ncol_b"] :] = 0
             images = [np.reshape(row["RROWS"], (row["RNROW"], row["RNCOL"])).astype(float) for row in table]
-            psfs[band] = EigenPsf(np.array(images), coefficients)
+            psfs[band] = EigenPsf(np.array(images), coefficients, wing=wings[_BANDS.index(band)])
     for band in bands:
         if not (gains[band] > 0 and dark_variances[band] >= 0):
             got = f"gain {gains[band]}, dark variance {dark_variances[band]} in {band}"
             raise DataError(str(path), got, "a positive gain and a variance of 0 or more")
     return psfs, gains, dark_variances
+
+
+def _wings(fields: fits.FITS_record) -> list[tuple[float, float] | None]:
+    """The wing of each band's PSF; where the pipeline found none, the median of the other bands'."""
+    columns = ("psf_sigma1", "psf_sigma2", "psf_b", "psf_p0", "psf_beta", "psf_sigmap")
+    if not set(columns) <= set(fields.array.columns.names):
+        return [None] * len(_BANDS)
+    wings = [
+        wing_of_profile(*values)
+        for values in zip(*(np.asarray(fields[c], float) for c in columns), strict=True)
+    ]
+    found = [wing for wing in wings if wing is not None]
+    typical = (
+        (float(np.median([w for w, _ in found])), float(np.median([s for _, s in found]))) if found else None
+    )
+    return [wing or typical for wing in wings]
 
 
 def _check_overlap(reference: Image, image: Image, path: Path) -> None:

@@ -25,7 +25,6 @@ from astrozoo.data.images import Field
 from astrozoo.errors import InputError
 from astrozoo.infer import _common
 from astrozoo.models.celeste import Patch, Prior, load_prior
-from astrozoo.models.celeste_density import TypedDensity
 from astrozoo.survey.checkpoint import Checkpoint, fingerprint
 from astrozoo.survey.detect import detect
 from astrozoo.survey.posterior import draw_type, mix_types
@@ -52,6 +51,7 @@ class FieldFit:
         converged: whether the trust region converged for both types, and neighbours settled.
         chi2: of the pixels of each source's patch, per pixel and band (NaN: no pixels), with the error of the
             PSF of :data:`astrozoo.survey.partition.PSF_ERROR`.
+        half: half size of each source's patch [px].
         stats: seconds by stage, sweeps, counts of evaluations.
     """
 
@@ -65,6 +65,7 @@ class FieldFit:
     converged: np.ndarray
     chi2: Float[np.ndarray, "s band"]
     n_pixels: Int[np.ndarray, "s"]
+    half: Int[np.ndarray, "s"]
     stats: dict[str, Any]
 
 
@@ -181,6 +182,7 @@ def _finish(job: Sweeps, draws: int) -> FieldFit:
         converged=job.state.converged.numpy() & ~job.state.waiting,
         chi2=held["chi2"],
         n_pixels=held["n_pixels"],
+        half=job.sources.half,
         stats={"sources": n, "sweeps": job.state.sweep, "evaluations": dict(job.state.counts)},
     )
 
@@ -191,7 +193,7 @@ def _posterior(job: Sweeps, rows: Int[np.ndarray, "b"], draws: int) -> dict[str,
     patch, own = job.patch(rows)
     typed = {}
     for name, star, _ in KINDS:
-        density = TypedDensity(patch, job.prior, star=star)
+        density = job.density(patch, rows, star)
         mode, covariance = state.mode[name][rows], state.covariance[name][rows]
         typed[name] = draw_type(density, mode, covariance, job.possible(rows, star), seed=job.seed)
     generator = _common.generator_for(job.seed, int(rows[0]))

@@ -12,7 +12,7 @@ from scipy.ndimage import binary_dilation
 
 from astrozoo.data.images import Image
 from astrozoo.survey.catalogue import measured_bands
-from astrozoo.survey.partition import dispersion, half_sizes
+from astrozoo.survey.partition import dispersion
 
 if TYPE_CHECKING:
     from astrozoo.survey.fit import FieldFit
@@ -37,13 +37,10 @@ def good_pixels(fit: FieldFit) -> list[Bool[np.ndarray, "y x"]]:
 
 def patches(fit: FieldFit) -> list[Bool[np.ndarray, "y x"]]:
     """For each image, the pixels inside any source's patch."""
-    found = fit.detections
-    extent = np.asarray(found["a"], float) if "a" in found.colnames else np.full(len(found), 2.0)
-    halves = half_sizes(extent)
     out = []
     for image in fit.field:
         inside = np.zeros(image.shape, bool)
-        for (x, y), half in zip(nearest_pixels(image, found), halves, strict=True):
+        for (x, y), half in zip(nearest_pixels(image, fit.detections), fit.half, strict=True):
             inside[max(y - half, 0) : max(y + half + 1, 0), max(x - half, 0) : max(x + half + 1, 0)] = True
         out.append(inside)
     return out

@@ -18,7 +18,16 @@ from astrozoo.data.images import Field, Image
 from astrozoo.errors import InputError
 from astrozoo.models.celeste import Patch
 
-__all__ = ["HALF_SIZES", "Canvas", "Sources", "colouring", "half_sizes", "neighbours"]
+__all__ = [
+    "HALF_SIZES",
+    "Canvas",
+    "Sources",
+    "colouring",
+    "half_sizes",
+    "least_radius",
+    "neighbours",
+    "reach",
+]
 
 HALF_SIZES = (8, 12, 18, 27, 40)
 """Half sizes of patches [px]: few, so that sources of many sizes go through in few batches."""
@@ -27,6 +36,9 @@ PSF_ERROR = 0.04
 
 SDSS eigen-images and their Gaussian mixtures miss the brightest stars of run 2583 by 3 to 5 per cent a pixel.
 """
+RESOLVED = 0.45
+"""See :func:`least_radius`: stars of r < 16 in run 2583 pass for galaxies of .1 arcsec."""
+_FAINT = 0.3
 _STEP = 1.0  # [arcsec] for derivatives of a WCS
 
 
@@ -95,11 +107,42 @@ class Sources:
         )
 
 
+def least_radius(sources: Sources) -> Float[np.ndarray, "s"]:
+    """Half-light radius [arcsec] below which errors of the PSF make galaxies of stars.
+
+    ``RESOLVED`` of the width (sigma of the Gaussian of equal peak) of the narrowest PSF: an exponential disc
+    of that radius widens the PSF's area by about ``RESOLVED ** 2``.
+    """
+    xx, xy, yy = np.moveaxis(sources.psf_covariances, -1, 0)
+    area = 1 / (sources.psf_weights / np.sqrt(xx * yy - xy**2)).sum(-1)  # [image, s], px^2
+    scale = np.abs(np.linalg.det(sources.jacobian))  # px^2 per arcsec^2
+    return RESOLVED * np.sqrt((area / scale).min(0, initial=np.inf))
+
+
 def half_sizes(extent: Float[np.ndarray, "s"], *, factor: float = 4.0) -> Int[np.ndarray, "s"]:
     """The patch size for sources of an rms extent as seen [px]: the smallest that holds ``factor`` of it."""
     ladder = np.array(HALF_SIZES)
     rung = np.searchsorted(ladder, np.nan_to_num(factor * extent), side="left")
     return ladder[np.minimum(rung, len(ladder) - 1)]
+
+
+def reach(
+    sources: Sources, electrons: Float[np.ndarray, "image s"], noise: Float[np.ndarray, "image"]
+) -> Int[np.ndarray, "s"]:
+    """The patch size beyond which a point source is below ``_FAINT`` of a pixel's noise in every image.
+
+    Args:
+        electrons: of each source in each image; NaN where not known.
+        noise: standard deviation of empty pixels [electrons].
+    """
+    xx, xy, yy = np.moveaxis(sources.psf_covariances, -1, 0)
+    area = np.sqrt(xx * yy - xy**2)  # [image, s, k]
+    half = np.full(len(sources), HALF_SIZES[-1])
+    for h in reversed(HALF_SIZES):
+        profile = (sources.psf_weights * np.exp(-(h**2) / (2 * area)) / (2 * np.pi * area)).sum(-1)
+        seen = np.nan_to_num(electrons * profile) > _FAINT * noise[:, None]
+        half[~seen.any(0)] = h
+    return half
 
 
 def neighbours(sources: Sources) -> list[Int[np.ndarray, "n"]]:

@@ -77,8 +77,8 @@ def draw_type(
         log_weight, k_hat = psis(log_ratio.numpy())
         out.u[rows] = u
         out.log_weight[rows] = torch.from_numpy(log_weight)
-        out.log_evidence[rows] = torch.logsumexp(log_ratio, -1) - math.log(n)
         out.k_hat[rows] = torch.from_numpy(k_hat)
+        out.log_evidence[rows] = torch.logsumexp(log_ratio, -1) - math.log(n)
     return out
 
 

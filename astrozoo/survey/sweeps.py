@@ -27,7 +27,16 @@ from astrozoo.models.celeste import Patch, Prior, galaxy_images, star_images
 from astrozoo.models.celeste_density import TypedDensity
 from astrozoo.survey.checkpoint import Checkpoint
 from astrozoo.survey.detect import detect
-from astrozoo.survey.partition import Canvas, Sources, colouring, dispersion, half_sizes, neighbours
+from astrozoo.survey.partition import (
+    Canvas,
+    Sources,
+    colouring,
+    dispersion,
+    half_sizes,
+    least_radius,
+    neighbours,
+    reach,
+)
 from astrozoo.types import Status
 
 __all__ = ["KINDS", "Sweeps"]
@@ -38,9 +47,13 @@ _BATCH = 64
 _NOTICEABLE = 0.1  # [sigma] a change of a neighbour's light that calls for another fit
 _HOPELESS = 40.0  # [nats] by which a type's evidence must fall short to be ruled out for good
 _NOTICEABLE_SKY = 0.03  # [sigma of a pixel] the same for a change of the sky
+_NOTICEABLE_PSF = 0.003  # of a PSF's area
+_PSF_SURE = 0.1  # error of a PSF's relative area from one star, above which the star is not asked
+_PSF_SCATTER = 0.03  # between stars
+_PSF_PRIOR = 0.1  # standard deviation of each coefficient
 _SKY_CELL = 128  # [px]
 _SURE = 10.0  # signal to noise of fluxes whose ratio is taken for a starting colour
-_RESIDUAL_ERROR = 0.1  # of modelled light, in the search for companions
+_RESIDUAL_ERROR = 0.2  # of modelled light, in the search for companions
 _RESIDUAL_SNR = 5.0
 _CLOSEST = 1.5  # [px] to a known source
 
@@ -79,14 +92,27 @@ class Sweeps:
         self.images, self.table, self.prior, self.seed, self.progress = images, table, prior, seed, progress
         ra, dec = np.asarray(table["ra"], float), np.asarray(table["dec"], float)
         extent = np.asarray(table["a"], float) if "a" in table.colnames else np.full(len(table), 2.0)
-        self.sources = Sources.locate(images, ra, dec, half_sizes(extent))
+        self.sources = self._sized(Sources.locate(images, ra, dec, half_sizes(extent)))
         self.canvas = Canvas(images, self.sources, prior.bands)
+        self.log_least_radius = torch.from_numpy(least_radius(self.sources)).log()
         self.adjacent = neighbours(self.sources)
         self.colour = colouring(self.adjacent)
         self.state, self.sky_corrected = self._start(), False
+        self.psf_slopes: Float[np.ndarray, "image 3"] | None = None
         if earlier is not None:
             self._inherit(earlier)
         self._resume()
+
+    def _sized(self, sources: Sources) -> Sources:
+        """With patches that hold the wings of bright sources too."""
+        flux = np.full((len(self.images.images), len(sources)), np.nan)
+        for k, image in enumerate(self.images):
+            if f"flux_{image.band}" in self.table.colnames:
+                flux[k] = np.asarray(self.table[f"flux_{image.band}"], float)
+        noise = np.array([np.sqrt(np.median(image.sky[image.valid])) for image in self.images])
+        return replace(
+            sources, half=np.maximum(sources.half, reach(sources, flux * sources.calibration, noise))
+        )
 
     def _inherit(self, earlier: Sweeps) -> None:
         """Begin with an earlier job's sources and sky; only what is near the new sources waits."""
@@ -97,6 +123,8 @@ class Sweeps:
         state.converged[:n] = before.converged
         state.counts, state.sweep = before.counts, 1
         self.canvas.sky, self.sky_corrected = earlier.canvas.sky, earlier.sky_corrected
+        if earlier.psf_slopes is not None:
+            self._broaden(earlier.psf_slopes)
         state.waiting[:n] = before.waiting
         for row in range(n, len(self.sources)):
             state.waiting[self.adjacent[row]] = True
@@ -105,6 +133,9 @@ class Sweeps:
     def _resume(self) -> None:
         """Take up the work of a checkpoint: its state, its sky, and the light of what it had fitted."""
         held, sky, state = self.checkpoint.load(f"state-{self.turn}"), self.checkpoint.load("sky"), self.state
+        psf = self.checkpoint.load("psf")
+        if psf is not None and self.psf_slopes is None:
+            self._broaden(psf["slopes"])
         if sky is not None:
             self.sky_corrected = True
             self.canvas.sky = [torch.from_numpy(sky[f"sky_{k}"]) for k in range(len(self.canvas.sky))]
@@ -226,6 +257,8 @@ class Sweeps:
                     state.colour += 1
                 if state.sweep == 0 and fit_sky:
                     self._correct_sky()
+                if state.sweep == 0 and self.psf_slopes is None:
+                    self._correct_psf()
                 state.sweep, state.colour = state.sweep + 1, 0
                 self._save()
 
@@ -240,13 +273,15 @@ class Sweeps:
         state = self.state
         patch, own = self.patch(rows)
         ok = torch.ones(len(rows), dtype=torch.bool)
-        star_lead = state.evidence["star"][rows] - state.evidence["galaxy"][rows]
+        # once all neighbours have been modelled, a galaxy that is out of the question stays so; a star costs
+        # little, and may yet come into question as neighbours change
+        lead = state.evidence["star"][rows] - state.evidence["galaxy"][rows]
+        shut = ~self.possible(rows, star=False) & (state.sweep >= 2)
         for name, star, _ in KINDS:
-            # once all neighbours have been modelled, a type that is out of the question stays so
-            open_ = torch.nonzero(self.possible(rows, star) | (state.sweep < 2))[:, 0]
+            open_ = torch.nonzero(~shut | star)[:, 0]
             if not len(open_):
                 continue
-            density = TypedDensity(patch, self.prior, star=star).take(open_)
+            density = self.density(patch, rows, star).take(open_)
             chosen = rows[open_.numpy()]
             found = maximise(density, state.mode[name][chosen], max_iterations=50, tolerance=1e-2)
             assert found.hessian is not None  # 11 dimensions are far below the dense limit
@@ -256,11 +291,8 @@ class Sweeps:
             ok[open_] &= torch.tensor([s is Status.CONVERGED for s in found.statuses])
             for key, value in density.counts.items():
                 state.counts[key] += value
-        if state.sweep >= 2:
-            for name, other, sign in (("star", "galaxy", 1), ("galaxy", "star", -1)):
-                shut = rows[(sign * star_lead < -_HOPELESS).numpy()]
-                lead = sign * star_lead[sign * star_lead < -_HOPELESS]
-                state.evidence[name][shut] = state.evidence[other][shut] + lead
+        closed = rows[shut.numpy()]
+        state.evidence["galaxy"][closed] = state.evidence["star"][closed] - lead[shut]
         state.converged[rows] = ok
         light = self._light(patch, rows)
         self.canvas.paint(rows, light - own)
@@ -271,6 +303,11 @@ class Sweeps:
             state.waiting[i] = False
             if change[k] > _NOTICEABLE:
                 state.waiting[self.adjacent[i]] = True
+
+    def density(self, patch: Patch, rows: np.ndarray, star: bool) -> TypedDensity:
+        """The density of sources of a type; galaxies are to be large enough to be told from stars."""
+        least = None if star else self.log_least_radius[torch.from_numpy(rows)]
+        return TypedDensity(patch, self.prior, star=star, log_least_radius=least)
 
     def possible(self, rows: np.ndarray, star: bool) -> Tensor:
         """Which sources may be of a type, as far as their last fits say."""
@@ -284,7 +321,7 @@ class Sweeps:
         total = torch.zeros_like(patch.counts)
         for name, star, _ in KINDS:
             u = state.mode[name][rows]
-            density = TypedDensity(patch, self.prior, star=star)
+            density = self.density(patch, rows, star)
             image = (
                 star_images(patch, u[:, :2])
                 if star
@@ -312,6 +349,40 @@ class Sweeps:
         self.sky_corrected = True
         self.checkpoint.save("sky", {f"sky_{k}": sky.numpy() for k, sky in enumerate(canvas.sky)})
 
+    def _correct_psf(self) -> None:
+        """Widen or narrow each image's PSF, by a plane over the image, to what its stars say.
+
+        A PSF said to be too narrow makes every star a small galaxy, and every small galaxy too large.
+        """
+        n_images, lead = len(self.images.images), self.state.evidence["star"] - self.state.evidence["galaxy"]
+        stars = np.flatnonzero((lead > 0).numpy() & self.state.converged.numpy())
+        delta, error = np.zeros((2, len(self.sources), n_images))
+        error[:] = np.inf
+        for half in np.unique(self.sources.half[stars]):
+            rows = stars[self.sources.half[stars] == half]
+            for i in range(0, len(rows), _BATCH):
+                part = rows[i : i + _BATCH]
+                density = self.density(self.patch(part)[0], part, star=True)
+                found = density.psf_width(self.state.mode["star"][part], self.state.covariance["star"][part])
+                delta[part], error[part] = (t.numpy() for t in found)
+        slopes = np.stack([_plane(self._places(k), delta[:, k], error[:, k]) for k in range(n_images)])
+        self._broaden(slopes)
+        if np.abs(slopes).max() > _NOTICEABLE_PSF:
+            self.state.waiting[:] = True
+        self.checkpoint.save("psf", {"slopes": slopes})
+
+    def _places(self, image: int) -> Float[np.ndarray, "s 3"]:
+        """1, x, y of every source, from -1 to 1 over the image."""
+        ny, nx = self.images.images[image].shape
+        xy = 2 * (self.sources.xy[image] + 0.5) / (nx, ny) - 1
+        return np.column_stack((np.ones(len(xy)), xy))
+
+    def _broaden(self, slopes: Float[np.ndarray, "image 3"]) -> None:
+        self.psf_slopes = slopes
+        factor = 1 + np.stack([self._places(k) @ slope for k, slope in enumerate(slopes)])
+        covariances = self.sources.psf_covariances * factor.clip(0.5, 2.0)[..., None, None]
+        self.sources = self.canvas.sources = replace(self.sources, psf_covariances=covariances)
+
     def companions(self) -> Table:
         """Sources that show only in what the model leaves: blends that the first detection took for one.
 
@@ -337,6 +408,21 @@ class Sweeps:
         )
         found["blended"] = True
         return found[keep]
+
+
+def _plane(
+    places: Float[np.ndarray, "s 3"], delta: Float[np.ndarray, "s"], error: Float[np.ndarray, "s"]
+) -> Float[np.ndarray, "3"]:
+    """Coefficients of a plane through ``delta``: ridge regression, outliers dropped twice."""
+    scatter = np.hypot(error, _PSF_SCATTER)
+    used = error < _PSF_SURE
+    coefficients = np.zeros(3)
+    for _ in range(3):
+        weight = np.where(used, scatter**-2, 0.0)
+        precision = (places.T * weight) @ places + np.eye(3) / _PSF_PRIOR**2
+        coefficients = np.linalg.solve(precision, (places.T * weight) @ delta)
+        used = (error < _PSF_SURE) & (np.abs(delta - places @ coefficients) < 3 * scatter)
+    return coefficients
 
 
 def _inverse(curvature: Float[Tensor, "b d d"]) -> tuple[Float[Tensor, "b d d"], Float[Tensor, "b"]]:

@@ -4,7 +4,7 @@ import pytest
 from astropy.io import fits
 
 from astrozoo.data.images import GaussianMixture
-from astrozoo.data.psf import EigenPsf, MixturePsf, PixelPsf, fit_mixture, mixture_stamp
+from astrozoo.data.psf import EigenPsf, MixturePsf, PixelPsf, fit_mixture, mixture_stamp, wing_of_profile
 from astrozoo.data.sdss import read_field
 from astrozoo.errors import InputError
 
@@ -79,7 +79,33 @@ def test_eigen_psf_equals_the_survey_s_own(sdss_folder):
 
 def test_mixture_of_a_cell_serves_its_corners(sdss_folder):
     psf = read_field(sdss_folder, bands="g", masks=False).images[0].psf
-    stamp = psf.stamp(1087, 639)
-    misfit = np.abs(mixture_stamp(psf.mixture(1087, 639), 51) - stamp).max()
-    assert misfit < 0.03 * stamp.max()
+    stamp, mixture = psf.stamp(1087, 639), mixture_stamp(psf.mixture(1087, 639), 51)
+    inside = np.hypot(*(np.mgrid[:51, :51] - 25)) < 10  # the mixture's wing goes on where the stamp ends
+    misfit = np.abs(mixture / mixture[inside].sum() - stamp / stamp[inside].sum()).max()
+    assert misfit < 0.02 * stamp.max()
     assert psf.mixture(1087, 639) is psf.mixture(1030, 580)
+
+
+def test_the_light_of_a_mixture_lies_in_the_rings_where_the_eigenimages_have_it(sdss_folder):
+    for image in read_field(sdss_folder, masks=False).images:
+        stamp, mixture = image.psf.stamp(1055.5, 607.5), image.psf.mixture(1055.5, 607.5)
+        r = np.hypot(*(np.mgrid[:51, :51] - 25))
+        drawn = mixture_stamp(mixture, 51)
+        for inner, outer in ((0, 2), (2, 4), (4, 6), (6, 8)):
+            ring = (r >= inner) & (r < outer)
+            got, want = (s[ring].sum() / s[r < 8].sum() for s in (drawn, stamp))
+            assert abs(got - want) < 0.01, (image.band, inner)
+        np.testing.assert_allclose(mixture.weights.sum(), 1, rtol=1e-12)
+
+
+def test_the_wing_of_a_profile_has_the_light_of_its_power_law():
+    share, width = wing_of_profile(1.1, 2.1, 0.1, 0.01, 3.2, 2.5)
+    r = np.arange(0.005, 2000, 0.01)
+    law = 0.01 * (1 + r**2 / (3.2 * 2.5**2)) ** -1.6
+    total = np.trapezoid((np.exp(-(r**2) / 2.42) + 0.1 * np.exp(-(r**2) / 8.82) + law) * r, r)
+    for edge in (8, 12):
+        out = (r > edge) & (r < 25)
+        want = np.trapezoid(law[out] * r[out], r[out]) / total
+        got = share * (np.exp(-(edge**2) / (2 * width**2)) - np.exp(-(25**2) / (2 * width**2)))
+        assert got == pytest.approx(want, rel=0.25)  # one Gaussian for a power law
+    assert wing_of_profile(0.9, 2.3, 0.06, 1e-7, 3.0, 5.0) is None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from astrozoo.data.images import Field
 from astrozoo.density import log_density
+from astrozoo.infer._maximise import maximise
 from astrozoo.models.celeste import (
     Celeste,
     ColourPrior,
@@ -272,3 +273,40 @@ def test_simulations_come_from_the_model():
         rate = patch.background + patch.calibration[:, None] * (flux[..., None] * image)[0]
         chi2.append(float(((patch.counts - rate) ** 2 / rate).mean()))
     assert np.mean(chi2) == pytest.approx(1.0, abs=4 * math.sqrt(2 / (100 * 405)))
+
+
+def test_a_wider_psf_is_seen_by_its_stars():
+    """One step of Gauss and Newton from a PSF said to be 5 % too small in area, against the truth."""
+    prior = load_prior()
+    patches, modes = [], []
+    for seed in range(6):
+        patch, truth = simulate(seed, snr_floor=300.0)
+        patches.append(patch._replace(psf_covariances=patch.psf_covariances / 1.05))
+        modes.append(
+            torch.cat((truth["offset"][0], truth["log_flux"][:1], truth["colour"][0])),
+        )
+    density = TypedDensity(Patch(*(torch.stack(t) for t in zip(*patches, strict=True))), prior, star=True)
+    found = maximise(density, torch.stack(modes), max_iterations=50, tolerance=1e-3)
+    delta, error = density.psf_width(found.w, torch.linalg.inv(-found.hessian))
+    is_star = torch.tensor([bool(simulate(s, snr_floor=300.0)[1]["is_star"][0] > 0.5) for s in range(6)])
+    pull = ((delta - 0.05) / error)[is_star]
+    assert is_star.sum() >= 2
+    # a chi2 of as many degrees of freedom as pulls, at five of its standard deviations
+    assert float(pull.square().sum()) < pull.numel() + 5 * (2 * pull.numel()) ** 0.5
+    assert float((delta[is_star] / error[is_star] ** 2).sum() / (error[is_star] ** -2).sum()) > 0.03
+
+
+def test_galaxies_below_the_least_radius_fall_off_and_derivatives_follow():
+    patch, _ = simulate(0)
+    batch = Patch(*(t[None] for t in patch))
+    free = TypedDensity(batch, load_prior(), star=False)
+    edged = TypedDensity(batch, load_prior(), star=False, log_least_radius=torch.tensor([-1.9], dtype=F64))
+    u = torch.zeros(1, 11, dtype=F64)
+    for log_radius, below in ((-1.0, 0.0), (-2.1, 4.0)):
+        u[:, 2] = log_radius
+        change = edged.value_grad_hessian(u), free.value_grad_hessian(u)
+        value, grad, hessian = (a - b for a, b in zip(*change, strict=True))
+        torch.testing.assert_close(value, torch.tensor([-(below**2) / 2], dtype=F64), rtol=1e-6, atol=1e-8)
+        assert float(grad[0, 2]) == pytest.approx(below / 0.05, abs=1e-6)
+        assert float(hessian[0, 2, 2]) == pytest.approx(-((below > 0) / 0.05**2), abs=1e-6)
+        assert float(grad.abs().sum() - grad[0, 2].abs()) < 1e-6
