@@ -39,9 +39,9 @@ class EigenPsf:
         eigenimages: the Karhunen-Loeve images, brightest first.
         coefficients: ``c[k, i, j]``, the coefficient of ``(row/1000)^i (column/1000)^j`` in image k.
         components: Gaussians per mixture, but for the wing.
-        wing: light beyond the eigen-images, which fade to nothing some 12 px out: its share of all, and the rms
-            width of the round Gaussian that stands for it [px] (:func:`wing_of_profile`). It is part of the
-            mixtures, not of the stamps.
+        wing: light beyond the eigen-images, which fade to nothing some 12 px out: its share of all, and the
+            rms width of the round Gaussian that stands for it [px] (:func:`wing_of_profile`). It is part of
+            the mixtures, not of the stamps.
 
     References:
         Lupton et al. 2001, "The SDSS Imaging Pipelines"; SDSS ``read_PSF``, which counts positions from the
