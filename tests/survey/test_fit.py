@@ -121,6 +121,7 @@ def test_a_catalogue_of_positions_is_enough(scene):
         (Table({"x": [1.0], "y": [2.0]}), "ra and dec"),
         (Table({"ra": [np.nan], "dec": [0.0]}), "no sky coordinates"),
         (Table({"ra": [100.0], "dec": [50.0]}), "in no image"),
+        (Table({"ra": ["00:20:13.7"], "dec": [0.5]}), "numbers"),
     ],
 )
 def test_a_bad_catalogue_is_named(scene, catalog, message):
