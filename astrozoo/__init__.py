@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from astrozoo.registry import Entry, get, list_models
 
 if TYPE_CHECKING:
+    from astrozoo._predictive import predictive
     from astrozoo.diagnostics.report import report
     from astrozoo.errors import AstrozooError
     from astrozoo.infer import infer
@@ -26,6 +27,7 @@ __all__ = [
     "infer",
     "list_models",
     "load",
+    "predictive",
     "report",
 ]
 
@@ -37,6 +39,7 @@ _LAZY = {
     "Result": "astrozoo.types",
     "Status": "astrozoo.types",
     "load": "astrozoo.types",
+    "predictive": "astrozoo._predictive",
     "report": "astrozoo.diagnostics.report",
 }
 

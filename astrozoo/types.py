@@ -6,15 +6,10 @@ import enum
 import hashlib
 import importlib
 import json
-import platform
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from datetime import UTC, datetime
-from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import CodeType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -23,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from astrozoo._provenance import environment, hash_into
 from astrozoo.errors import DataError, InputError, OutputError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -176,7 +172,7 @@ class Problem:
         """A hash of the model, its settings and all data: what a checkpoint is checked against."""
         h = hashlib.sha256()
         for value in (self.name, self.batch, self.data_plates, self.model, self.args):
-            _hash_into(h, value)
+            hash_into(h, value)
         return h.hexdigest()[:16]
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Problem:
@@ -189,63 +185,6 @@ class Problem:
 
         start = {name: move(value) for name, value in self.start.items()}
         return replace(self, args=pytree.tree_map(move, self.args), start=start)
-
-
-def _hash_into(h: Any, value: Any) -> None:
-    """Feed a value to a hash by content: the same in every process, whatever addresses objects have."""
-    h.update(f"{type(value).__qualname__}(".encode())
-    if isinstance(value, Tensor):
-        flat = value.detach().cpu().contiguous().flatten()
-        h.update(f"{tuple(value.shape)}{value.dtype}".encode() + flat.view(torch.uint8).numpy().tobytes())
-    elif isinstance(value, np.ndarray):
-        h.update(f"{value.shape}{value.dtype}".encode() + value.tobytes())
-    elif isinstance(value, torch.nn.Module):
-        _hash_into(h, value.state_dict())
-    elif isinstance(value, Mapping):
-        for key in value:
-            _hash_into(h, (key, value[key]))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _hash_into(h, item)
-    elif isinstance(value, set | frozenset):
-        _hash_into(h, sorted(value, key=repr))
-    elif is_dataclass(value):
-        for name in fields(value):
-            _hash_into(h, getattr(value, name.name))
-    elif isinstance(value, CodeType):
-        _hash_into(h, (value.co_code, value.co_names, value.co_consts))
-    elif isinstance(value, FunctionType):
-        held = [cell.cell_contents for cell in value.__closure__ or ()]
-        settings = [item for item in held if not callable(item)]
-        _hash_into(h, (value.__qualname__, value.__code__, value.__defaults__, settings))
-    elif isinstance(value, MethodType):
-        _hash_into(h, (value.__func__, value.__self__))
-    elif isinstance(value, partial):
-        _hash_into(h, (value.func, value.args, value.keywords))
-    elif type(value).__repr__ is not object.__repr__:
-        h.update(repr(value).encode())
-    else:
-        _hash_into(h, vars(value))
-    h.update(b")")
-
-
-def environment() -> dict[str, str]:
-    """Versions and machine, recorded with every result."""
-
-    def found(name: str) -> str:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return "not installed"
-
-    versions = {name: found(name) for name in ("astrozoo", "torch", "pyro-ppl", "arviz", "numpy")}
-    return {
-        **versions,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "threads": str(torch.get_num_threads()),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,6 +202,10 @@ class Result:
         statuses: one status per independent problem.
         location: mean or mode in unconstrained space, ``[problem, dim]``.
         covariance: in unconstrained space, ``[problem, dim, dim]``, or None.
+        observed: the data, by observed site.
+        log_likelihood, log_prior: per draw, of the elements of observed and of latent sites.
+        predictive: replicated data, by observed site. These, and ``observed``, are filled in by
+            :func:`astrozoo.predictive`; their draws may be fewer (evenly chosen).
     """
 
     draws: dict[str, np.ndarray]
@@ -279,6 +222,9 @@ class Result:
     location: np.ndarray | None = None
     covariance: np.ndarray | None = None
     observed: dict[str, np.ndarray] = field(default_factory=dict)
+    log_likelihood: dict[str, np.ndarray] = field(default_factory=dict)
+    log_prior: dict[str, np.ndarray] = field(default_factory=dict)
+    predictive: dict[str, np.ndarray] = field(default_factory=dict)
     dims: dict[str, tuple[str, ...]] = field(default_factory=dict)
     coords: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=environment)
@@ -291,7 +237,10 @@ class Result:
         out = {
             "posterior": self._dataset(self.draws, sampled),
             "sample_stats": self._dataset(self.sample_stats, sampled),
-            "observed_data": self._dataset(self.observed, ()),
+            "log_likelihood": self._dataset(self.log_likelihood, sampled),
+            "log_prior": self._dataset(self.log_prior, sampled),
+            "posterior_predictive": self._dataset(self.predictive, sampled),
+            "observed_data": self._dataset(self.observed, sampled[2:]),
             "trace": self._dataset(self.trace, ("iteration", "problem" if self.statuses else "start")),
         }
         if self.location is not None:
@@ -393,6 +342,9 @@ class Result:
             draws=arrays("posterior"),
             sample_stats=arrays("sample_stats"),
             observed=arrays("observed_data"),
+            log_likelihood=arrays("log_likelihood"),
+            log_prior=arrays("log_prior"),
+            predictive=arrays("posterior_predictive"),
             trace=arrays("trace"),
             location=held.get("location"),
             covariance=held.get("covariance"),

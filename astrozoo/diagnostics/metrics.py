@@ -24,6 +24,7 @@ __all__ = [
     "diagnose",
     "el2o_value",
     "is_chain",
+    "reference_of",
     "scalars",
     "standard_errors",
     "summary",
@@ -190,11 +191,25 @@ def z_scores(result: Result, truth: Mapping[str, Any]) -> dict[str, Float[np.nda
     return found
 
 
-def compare(results: Mapping[str, Result]) -> list[dict[str, Any]]:
+def reference_of(results: Mapping[str, Result]) -> str:
+    """The first result of Markov chains, else the first.
+
+    Raises:
+        InputError: there are no results.
+    """
+    if not results:
+        raise InputError("results", "none", "one or more")
+    return next((name for name in results if is_chain(results[name])), next(iter(results)))
+
+
+def compare(results: Mapping[str, Result], reference: str | None = None) -> list[dict[str, Any]]:
     """Every scalar under every method, beside a reference: the first chain-based result, else the first.
 
     Columns: mean, sd, Monte-Carlo standard error; ``z``, the difference of means in units of its Monte-Carlo
     error; ``shift``, the same in posterior SDs of the reference; ``sd ratio``.
+
+    Args:
+        reference: name of another reference.
 
     Raises:
         InputError: there are no results, or they are not of one problem.
@@ -204,7 +219,7 @@ def compare(results: Mapping[str, Result]) -> list[dict[str, Any]]:
     digests = {result.digest for result in results.values()}
     if len(digests) > 1:
         raise InputError("results", f"digests {sorted(digests)}", "results of one problem")
-    first = next((name for name in results if is_chain(results[name])), next(iter(results)))
+    first = reference or reference_of(results)
     held = {name: scalars(result) for name, result in results.items()}
     moments = {name: _moments(results[name], of) for name, of in held.items()}
     rows = []

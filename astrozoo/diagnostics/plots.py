@@ -17,7 +17,19 @@ from matplotlib.figure import Figure
 from astrozoo.diagnostics.arviz import bfmi, ess
 from astrozoo.diagnostics.metrics import Scalars
 
-__all__ = ["elbo", "encode", "energy", "ess_evolution", "forest", "overlay", "pair", "rank", "trace"]
+__all__ = [
+    "convergence",
+    "elbo",
+    "encode",
+    "energy",
+    "ess_evolution",
+    "forest",
+    "overlay",
+    "pair",
+    "rank",
+    "replicated",
+    "trace",
+]
 
 _COLOURS = (
     "#0072b2",
@@ -191,5 +203,45 @@ def overlay(of: Mapping[str, Scalars], labels: list[str]) -> Figure:
         ax.set_title(label, fontsize=7, loc="left")
         ax.set_yticks([])
         ax.tick_params(labelsize=6)
+    axes[0].legend(fontsize=6)
+    return figure
+
+
+def replicated(
+    observed: Float[np.ndarray, "*shape"], draws: Float[np.ndarray, "chain draw *shape"], most: int = 40
+) -> Figure:
+    """Distributions of the data and of replicated data, as cumulative shares."""
+    figure, (ax,) = _grid(1, 1, 6, 3)
+    flat = draws.reshape(-1, observed.size)
+    kept = np.linspace(0, len(flat) - 1, min(most, len(flat))).astype(int)
+    share = np.arange(1, observed.size + 1) / observed.size
+    thin = np.linspace(0, observed.size - 1, min(observed.size, 500)).astype(int)
+    for row in flat[kept]:
+        ax.step(np.sort(row)[thin], share[thin], color=_COLOURS[5], linewidth=0.5, alpha=0.6, where="post")
+    ax.step(np.sort(observed.ravel())[thin], share[thin], color="black", linewidth=1.5, where="post")
+    ax.set(ylabel="share of observations up to this value")
+    ax.tick_params(labelsize=7)
+    return figure
+
+
+def convergence(
+    traces: Mapping[str, Float[np.ndarray, "iteration row"]], totals: Mapping[str, tuple[float, float]]
+) -> Figure:
+    """The objective (summed over independent problems, each kept at its last value) against cost.
+
+    Args:
+        totals: gradient-equivalents and seconds of each whole run.
+    """
+    figure, axes = _grid(2, 2, 4.5, 3)
+    for (name, values), colour in zip(traces.items(), _COLOURS * (1 + len(traces) // 6), strict=False):
+        filled = values.reshape(len(values), -1).copy()
+        for i in range(1, len(filled)):
+            filled[i] = np.where(np.isnan(filled[i]), filled[i - 1], filled[i])
+        part = np.arange(1, len(filled) + 1) / len(filled)
+        for ax, total in zip(axes, totals[name], strict=True):
+            ax.plot(part * total, filled.sum(1), color=colour, label=name, linewidth=1)
+    for ax, label in zip(axes, ("gradient-equivalents", "seconds"), strict=True):
+        ax.set(xlabel=label, xscale="log")
+        ax.tick_params(labelsize=7)
     axes[0].legend(fontsize=6)
     return figure

@@ -12,9 +12,12 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 from matplotlib.figure import Figure
 
 from astrozoo.diagnostics import plots
+from astrozoo.diagnostics.arviz import loo, prior_sensitivity
 from astrozoo.diagnostics.metrics import (
     POOR_K_HAT,
     Scalars,
@@ -24,12 +27,17 @@ from astrozoo.diagnostics.metrics import (
     scalars,
     summary,
 )
+from astrozoo.diagnostics.runs import cost, runs
 from astrozoo.errors import InputError, OutputError
 from astrozoo.types import Page, Result, Status
 
-__all__ = ["comparison_report", "report", "write_comparison"]
+__all__ = ["comparison_report", "render", "report", "write_comparison", "write_rows"]
 
 _ROWS = 60
+_MOST_LOO = 20_000
+"""Observations that are left out one by one (0.3 ms each)."""
+SENSITIVE = 0.05
+"""Sensitivity to the prior above which it is remarked upon."""
 _MEANING = {
     Status.CONVERGED: ("good", "The stopping rule of the method was met."),
     Status.BUDGET_SPENT: ("warn", "The budget ran out first: the numbers below may still move."),
@@ -59,11 +67,13 @@ def report(result: Result, path: str | Path, *, pages: Sequence[Page] = (), titl
         sections += _chain_pages(result)
     if result.trace:
         sections.append(_progress_page(result))
+    if result.log_likelihood and not told:
+        sections.append(_data_page(result))
     if not told:
         sections.append(_posterior_page(result))
     sections.append(_provenance_page(result, found if told else {}))
     title = title or f"{result.model}: {result.method}" + (f" ({result.guide})" if result.guide else "")
-    return _render(path, title, _banners(result, found), sections)
+    return render(path, title, _banners(result, found), sections)
 
 
 def _banners(result: Result, found: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -125,6 +135,48 @@ def _progress_page(result: Result) -> Page:
     caption = "The run, iteration by iteration"
     caption += "; of independent problems, the median and the middle 90%." if result.statuses else "."
     return Page("Progress", [(plots.elbo({**first, **rest}), caption)])
+
+
+def _data_page(result: Result) -> Page:
+    """Leave-one-out predictions, replicated data beside the data, and what prior and likelihood decide."""
+    rows = []
+    for name, values in result.log_likelihood.items():
+        if name in result.observed and np.prod(values.shape[2:]) <= _MOST_LOO:
+            found = loo(values)
+            poor = int((~(found["k_hat"] <= POOR_K_HAT)).sum())
+            row = {"site": name, "elpd (LOO)": found["elpd"], "standard error": found["se"]}
+            rows.append(row | {"effective parameters": found["p"], "observations": len(found["pointwise"]),
+                               "of these with a poor k-hat": poor})  # fmt: skip
+    parts: list[Any] = []
+    if rows:
+        said = "Expected log predictive density of each observation given the others; where k-hat is poor"
+        parts += [rows, f"{said} (above {POOR_K_HAT}), it is not to be trusted."]
+    for name, replicated in result.predictive.items():
+        figure = plots.replicated(result.observed[name], replicated)
+        parts.append((figure, f"{name}: the data (black), and data replicated under 40 draws."))
+    rows = _sensitivity(result)
+    if rows:
+        said = "Distance that marginals move per doubling of the power of prior or likelihood; "
+        parts += [rows, said + f"above {SENSITIVE} for the prior it is marked."]
+    return Page("Data and prior", parts or ["There are too many observations to leave out one by one."])
+
+
+def _sensitivity(result: Result) -> list[dict[str, Any]]:
+    if result.statuses or not result.log_prior:
+        return []
+    held = scalars(result, 20).some(20)
+    sums = [
+        sum(x.reshape(*x.shape[:2], -1).sum(-1) for x in group.values())
+        for group in (result.log_prior, result.log_likelihood)
+    ]
+    draws = held.draws
+    if sums[0].shape != draws.shape[:2]:  # of some draws only
+        kept = np.linspace(0, draws.shape[1] - 1, sums[0].shape[1]).round().astype(int)
+        draws = draws[:, kept]
+    prior, likelihood = (prior_sensitivity(draws, part) for part in sums)
+    marked = ["prior matters" if p > SENSITIVE else "" for p in prior]
+    columns = zip(held.labels, prior, likelihood, marked, strict=True)
+    return [{"parameter": n, "prior": p, "likelihood": x, "": m} for n, p, x, m in columns]
 
 
 def _posterior_page(result: Result) -> Page:
@@ -190,13 +242,26 @@ def write_comparison(
         OutputError: the file cannot be written.
     """
     rows: list[dict[str, Any]] = []
-    cost = {name: _cost(result) for name, result in results.items()}
+    costs = {name: cost(result) for name, result in results.items()}
     for row in compare(results) if results else []:
-        rows.append(row | cost[row["method"]])
+        rows.append(row | costs[row["method"]])
     rows += [{"method": name, "status": f"failed: {said}"} for name, said in (failures or {}).items()]
+    return write_rows(rows, path)
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
+    """Write a table, as Parquet where the name ends so, else as CSV.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     names = list(dict.fromkeys(name for row in rows for name in row))
 
     def write(partial: Path) -> None:
+        if Path(path).suffix == ".parquet":
+            columns = {name: [row.get(name) for row in rows] for name in names}
+            pyarrow.parquet.write_table(pyarrow.table(columns), partial)
+            return
         with partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
@@ -206,9 +271,15 @@ def write_comparison(
 
 
 def comparison_report(
-    results: Mapping[str, Result], path: str | Path, failures: Mapping[str, str] | None = None
+    results: Mapping[str, Result],
+    path: str | Path,
+    failures: Mapping[str, str] | None = None,
+    table: Sequence[Mapping[str, Any]] | None = None,
 ) -> Path:
     """Write an HTML report of several results of one problem.
+
+    Args:
+        table: of :func:`~.runs.runs`; by default made here, without a truth.
 
     Raises:
         InputError: there is no result at all, or they are of different problems.
@@ -219,7 +290,9 @@ def comparison_report(
     rows = compare(results)
     held = {name: scalars(result) for name, result in results.items()}
     labels = next(iter(held.values())).some(12).labels
-    costs = [{"method": name} | _cost(result) for name, result in results.items()]
+    table = runs(results) if table is None else table
+    costs = [{"method": name} | cost(result) for name, result in results.items()]
+    graded = [{k: v for k, v in row.items() if k == "run" or k not in costs[0]} for row in table]
     apart = [row for row in rows if np.isfinite(row["shift"])]
     worst = sorted(apart, key=lambda row: -abs(row["shift"]))[:_ROWS]
     agreement = []
@@ -238,6 +311,7 @@ def comparison_report(
     )
     pages = [
         Page("Cost", [costs]),
+        Page("Distances and predictions", [graded, _SCORES, *_curves(results)]),
         Page("Agreement", [*([agreement] if agreement else []), explained]),
         Page("Marginals", [(plots.overlay(held, labels), "Marginals of some parameters under each method.")]),
         Page("Parameter by parameter", [worst or rows[:_ROWS], "Largest shifts first."]),
@@ -253,14 +327,36 @@ def comparison_report(
     banners += [
         {"kind": "bad", "head": f"{name}: failed.", "text": text} for name, text in (failures or {}).items()
     ]
-    return _render(path, f"{next(iter(results.values())).model}: {', '.join(results)}", banners, pages)
+    return render(path, f"{next(iter(results.values())).model}: {', '.join(results)}", banners, pages)
 
 
-def _cost(result: Result) -> dict[str, Any]:
-    kept = {"status": result.status.value, "guide": result.guide, "seed": result.seed}
-    for name in ("run_seconds", "compile_seconds", "iterations"):
-        kept[name.replace("_", " ")] = result.stats.get(name, math.nan)
-    return kept | {f"{name} evaluations": n for name, n in result.stats.get("counts", {}).items()}
+_SCORES = (
+    "Distances are from the reference, in its posterior SDs; z in Monte-Carlo errors. mmd and c2st stand "
+    "beside the 95% quantiles of their nulls. k-hat above 0.7: a guide is far off. elpd: by leave-one-out."
+)
+
+
+def _curves(results: Mapping[str, Result]) -> list[Any]:
+    """Convergence of the objective, where there is a trace of it."""
+    traces = {name: r.trace["elbo"] for name, r in results.items() if r.trace.get("elbo", np.zeros(0)).size}
+    if not traces:
+        return []
+    caption = (
+        "The objective against evaluations (gradients; values as a third, Hessian-vector products as two, "
+    )
+    caption += (
+        "a Hessian as one per parameter) and against seconds, compilation left out; each curve is spread "
+    )
+    caption += "evenly over what its run took in all."
+    return [(plots.convergence(traces, {name: _work(results[name]) for name in traces}), caption)]
+
+
+def _work(result: Result) -> tuple[float, float]:
+    counts = result.stats.get("counts", {})
+    parameters = np.shape(result.stats.get("parameters", [[0.0]]))[-1]
+    weights = {"value": 1 / 3, "gradient": 1.0, "hvp": 2.0, "hessian": float(parameters)}
+    total = sum(weights[name] * n for name, n in counts.items() if name in weights)
+    return total, float(result.stats.get("run_seconds", math.nan))
 
 
 def _number(value: Any) -> str:
@@ -285,9 +381,12 @@ def _prepared(part: Any) -> tuple[str, Any, str]:
     raise InputError("part of a page", type(part).__name__, "a str, (Figure, caption), or rows (mappings)")
 
 
-def _render(
-    path: str | Path, title: str, banners: Sequence[Mapping[str, str]], pages: Sequence[Page]
-) -> Path:
+def render(path: str | Path, title: str, banners: Sequence[Mapping[str, str]], pages: Sequence[Page]) -> Path:
+    """Write a page of banners ("kind": good, warn or bad, "head", "text") and sections.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     env = jinja2.Environment(
         loader=jinja2.PackageLoader("astrozoo.diagnostics", "."),
         autoescape=True,

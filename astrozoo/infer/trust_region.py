@@ -127,10 +127,10 @@ def trust_region(
             )
             state = found.state
             response, ratio = None, None
-            if fixed and found.hessian is not None:
+            noise = noise_for(seed, 0, draws=used, like=target, matched=True)
+            if found.hessian is not None and (shared or covariance == "linear_response"):
                 response = Response(target, found.w, found.hessian)
-                if shared:
-                    ratio = response.sampling_ratio(noise_for(seed, 0, draws=used, like=target, matched=True))
+                ratio = response.sampling_ratio(noise) if shared and noise is not None else None
             again = torch.zeros_like(state.end, dtype=torch.bool) if ratio is None else ratio > ENOUGH
             again &= state.end == 1  # those that have converged
             if not again.any() or used >= particles * MOST or state.iteration >= budget:
@@ -144,9 +144,7 @@ def trust_region(
     if ratio is not None:
         stats["frequentist / posterior sd"] = ratio.tolist()
     if covariance == "linear_response":
-        response = response or Response(
-            target, found.w, None, noise_for(seed, 0, draws=used, like=target, matched=True)
-        )
+        response = response or Response(target, found.w, None, noise)
         fitted |= _corrected(problem, response, fitted["location"], seed, chains, draws, compile)
     return finish(
         problem,

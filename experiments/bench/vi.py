@@ -39,20 +39,20 @@ __all__ = ["accuracy", "batch", "race", "step"]
 WITHIN = 0.1
 """Nats below the best ELBO at which a run has arrived."""
 RATES = (0.1, 0.03, 0.01)
-STEPS = 20_000
+STEPS = 4_000
 Row = dict[str, Any]
 
 
-def _references() -> list[Reference]:
+def _references(names: str = "") -> list[Reference]:
     folder = root()
     if folder is None:
         raise SystemExit("no reference posteriors: set ASTROZOO_DATA")
-    return [sampled(name, folder) for name in SAMPLED]
+    return [sampled(name, folder) for name in (names.split(",") if names else SAMPLED)]
 
 
-def accuracy(seeds: int) -> Iterator[Row]:
+def accuracy(seeds: int, names: str = "") -> Iterator[Row]:
     """Errors of means [SD] and relative errors of SDs: medians over the scalars of each posterior."""
-    for reference in _references():
+    for reference in _references(names):
         for seed in range(seeds):
             began = time.monotonic()
             result = astrozoo.infer(
@@ -141,9 +141,9 @@ def _ours(problem: Problem, measured: Elbo, best: float, seed: int, **options: A
     return (_work(target.counts, target.dim), found[0]) if found else (np.inf, np.inf)
 
 
-def race(seeds: int) -> Iterator[Row]:
+def race(seeds: int, names: str = "") -> Iterator[Row]:
     """The best ELBO is that of 500 fixed draws, maximised to the end, measured on 2,000 others."""
-    for reference in _references():
+    for reference in _references(names):
         problem = reference.problem
         measured = elbo(problem, mean_field, compile="never")
         optimum = maximise(measured, measured.initial(None), mode="fixed", draws=500).w
@@ -177,9 +177,9 @@ def _timed(step: Callable[[], Any], repeats: int = 400) -> float:
     return float(np.median(found)) * 1e6
 
 
-def step(seeds: int) -> Iterator[Row]:
+def step(seeds: int, names: str = "") -> Iterator[Row]:
     """One step of Adam, one particle, mean field."""
-    for reference in _references():
+    for reference in _references(names):
         problem = reference.problem
         target = elbo(problem, mean_field, compile="always")
         state = AdamState.at(target.initial(None), 0.01)
@@ -209,7 +209,7 @@ def _counts_model(design: torch.Tensor, y: torch.Tensor) -> None:
         pyro.sample("y", dist.Poisson((design @ z).exp()), obs=y)
 
 
-def batch(seeds: int) -> Iterator[Row]:
+def batch(seeds: int, names: str = "") -> Iterator[Row]:
     """Poisson regressions of 40 dimensions and 100 data each, mean field, fixed draws."""
     generator = torch.Generator().manual_seed(0)
     for n in (1, 10, 100, 1000, 4000):
@@ -238,10 +238,11 @@ if __name__ == "__main__":
     tables = {"accuracy": accuracy, "race": race, "step": step, "batch": batch}
     parser.add_argument("table", choices=tables)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--problems", default="", help="names with commas between; all by default")
     given = parser.parse_args()
     torch.set_num_threads(1)
     writer = None
-    for row in tables[given.table](given.seeds):
+    for row in tables[given.table](given.seeds, given.problems):
         if writer is None:
             writer = csv.DictWriter(sys.stdout, list(row))
             writer.writeheader()

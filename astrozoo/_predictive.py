@@ -1,0 +1,137 @@
+"""What draws of a posterior say of the data: log likelihoods, log priors and replicated data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.func import vmap
+from torch.utils import _pytree as pytree
+
+from astrozoo._capture import Model, Scope
+from astrozoo.errors import CaptureError, InputError
+from astrozoo.types import Problem, Result
+
+__all__ = ["predictive"]
+
+_CHUNK = 100
+"""Draws that the model is run for at once."""
+
+
+def predictive(problem: Problem, result: Result, *, seed: int = 0, most: int = 1000) -> Result:
+    """The same result with its groups ``observed``, ``log_likelihood``, ``log_prior`` and ``predictive``.
+
+    The model is run once for every draw (vectorised): its log probabilities are kept element by element,
+    ``[chain, draw, (problem), *shape of the plates]``, and each observed site is drawn again.
+
+    Args:
+        problem: that ``result`` is of.
+        seed: of the replicated data.
+        most: draws in all; where there are more, evenly chosen ones of every chain.
+
+    Raises:
+        InputError: if the result is of another problem, or lacks draws of a latent site.
+        CaptureError: if an observed site cannot be drawn from in batches.
+    """
+    if result.digest != problem.digest:
+        raise InputError("result", f"one of problem {result.digest}", f"one of problem {problem.digest}")
+    if most < 1:
+        raise InputError("most", most, "1 or more")
+    scope = Scope(problem.dtype, problem.device)
+    first = _row(problem.args, 0) if problem.batch is not None else problem.args
+    model = Model(problem.model, [first], scope)
+    latents = [s.name for s in model.layout.sites] + [d.name for d in model.discrete]
+    missing = sorted(set(latents) - result.draws.keys())
+    if missing:
+        raise InputError("draws", f"none of {missing}", "draws of all latent sites")
+    thin = {name: _thinned(result.draws[name], most) for name in latents}
+    chains, kept = next(iter(thin.values())).shape[:2]
+    values = {
+        name: torch.as_tensor(x, dtype=problem.dtype, device=problem.device).flatten(0, 1)
+        for name, x in thin.items()
+    }
+    with scope.drawing(seed), torch.no_grad():
+        found = _run(model, values, problem)
+        observed = _observed(model, {k: v[0] for k, v in values.items()}, problem)
+    shaped: dict[str, Any] = {
+        group: {name: x.unflatten(0, (chains, kept)).cpu().numpy() for name, x in sites.items()}
+        for group, sites in found.items()
+    }
+    return replace(result, observed={name: x.cpu().numpy() for name, x in observed.items()}, **shaped)
+
+
+def _thinned(draws: np.ndarray, most: int) -> np.ndarray:
+    per_chain = max(1, most // len(draws))
+    if draws.shape[1] <= per_chain:
+        return draws
+    return draws[:, np.linspace(0, draws.shape[1] - 1, per_chain).round().astype(int)]
+
+
+def _row(args: Any, index: int) -> Any:
+    return pytree.tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, args)
+
+
+def _run(model: Model, values: Mapping[str, Tensor], problem: Problem) -> dict[str, dict[str, Tensor]]:
+    """By group and site, ``[draw, (problem), ...]``."""
+
+    def one(given: dict[str, Tensor], args: tuple[Any, ...]) -> dict[str, dict[str, Tensor]]:
+        sites: Any = model.run(given, args).nodes
+        out: dict[str, dict[str, Tensor]] = {"log_likelihood": {}, "log_prior": {}, "predictive": {}}
+        for name, site in sites.items():
+            if site["type"] != "sample" or site_is_subsample(site):
+                continue
+            group = "log_prior" if name in given else "log_likelihood"
+            out[group][name] = site["log_prob"]
+            if name not in given and _has_data(site):
+                out["predictive"][name] = site["fn"].sample().to(site["value"].dtype)
+        return out
+
+    leaves, spec = pytree.tree_flatten(problem.args)
+    dims = [0 if isinstance(leaf, Tensor) else None for leaf in leaves]
+    over: Any = one
+    if problem.batch is not None:
+        in_dims = (0, pytree.tree_unflatten(dims, spec))
+        over = vmap(one, in_dims=in_dims, randomness="different")
+    over = vmap(over, in_dims=(0, None), randomness="different")
+    total = len(next(iter(values.values())))
+    parts = []
+    try:
+        for i in range(0, total, _CHUNK):
+            parts.append(over({name: x[i : i + _CHUNK] for name, x in values.items()}, problem.args))
+    except (RuntimeError, NotImplementedError) as error:
+        raise CaptureError(f"the model cannot be run for many draws at once: {error}") from error
+    return {
+        group: {name: torch.cat([p[group][name] for p in parts]) for name in parts[0][group]}
+        for group in parts[0]
+    }
+
+
+def _has_data(site: Any) -> bool:
+    """Observed, and not a ``pyro.factor``, which has a density but no data."""
+    return site["is_observed"] and hasattr(site["fn"], "has_rsample") and site["value"].numel() > 0
+
+
+def _observed(model: Model, values: Mapping[str, Tensor], problem: Problem) -> dict[str, Tensor]:
+    rows = range(problem.batch) if problem.batch is not None else [None]
+    found = []
+    for row in rows:
+        args = problem.args if row is None else _row(problem.args, row)
+        given = values if row is None else {name: x[row] for name, x in values.items()}
+        nodes: Any = model.run(given, args).nodes
+        held = {
+            name: site["value"]
+            for name, site in nodes.items()
+            if site["type"] == "sample"
+            and name not in given
+            and not site_is_subsample(site)
+            and _has_data(site)
+        }
+        found.append(held)
+    if problem.batch is None:
+        return found[0]
+    return {name: torch.stack([held[name] for held in found]) for name in found[0]}

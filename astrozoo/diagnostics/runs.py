@@ -1,0 +1,123 @@
+"""One row per run: what it cost, how far it is from a reference, and how well it predicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from astrozoo.diagnostics.arviz import ess, loo
+from astrozoo.diagnostics.metrics import diagnose, is_chain, reference_of, scalars, standard_errors
+from astrozoo.diagnostics.two_sample import c2st, mmd, wasserstein
+from astrozoo.types import Result
+
+__all__ = ["cost", "runs", "score"]
+
+_DRAWS = 500
+"""Draws of each that two-sample tests are made with; of chains no more than they have effective ones."""
+_SCALARS = 200
+
+
+def cost(result: Result) -> dict[str, Any]:
+    """Status, seconds (compilation apart) and evaluations."""
+    kept = {"status": result.status.value, "guide": result.guide, "seed": result.seed}
+    for name in ("run_seconds", "compile_seconds", "iterations"):
+        kept[name.replace("_", " ")] = result.stats.get(name, math.nan)
+    return kept | {f"{name} evaluations": n for name, n in result.stats.get("counts", {}).items()}
+
+
+def runs(
+    results: Mapping[str, Result], truth: Mapping[str, Any] | None = None, reference: str | None = None
+) -> list[dict[str, Any]]:
+    """A row per run, those of a method with its several seeds beside one another.
+
+    The reference is that of :func:`~.metrics.compare`; a run is never graded against itself.
+
+    Args:
+        truth: of simulated data, by site: adds the share of it that 90% intervals cover.
+        reference: name of another reference.
+    """
+    first = reference or reference_of(results)
+    rows = []
+    for name, result in results.items():
+        row: dict[str, Any] = {"run": name, "method": result.method} | cost(result)
+        row |= {
+            "k-hat": math.nan,
+            "el2o value": math.nan,
+            "elbo": math.nan,
+            "elpd": math.nan,
+            "elpd se": math.nan,
+        }
+        row |= {"largest r-hat": math.nan, "smallest bulk ess": math.nan}
+        found = diagnose(result)
+        row["k-hat"] = found.get("largest k-hat", math.nan)
+        row["el2o value"] = found.get("largest el2o value", math.nan)
+        for key in ("largest r-hat", "smallest bulk ess"):
+            row[key] = found.get(key, math.nan)
+        if "elbo" in result.stats:
+            row["elbo"] = float(np.sum(result.stats["elbo"]))
+        known = [result.log_likelihood[n] for n in result.log_likelihood if n in result.observed]
+        if known:
+            parts = [loo(x) for x in known]
+            row["elpd"] = sum(p["elpd"] for p in parts)
+            row["elpd se"] = math.sqrt(sum(p["se"] ** 2 for p in parts))
+        row["coverage of 90%"] = _coverage(result, truth or {})
+        row |= score(result, None if name == first else results[first])
+        rows.append(row)
+    return rows
+
+
+def score(result: Result, reference: Result | None) -> dict[str, float]:
+    """Distances from a reference; all NaN without one.
+
+    ``shift`` and ``w1`` are in the reference's SDs, medians over scalars (and the largest shift); ``z`` is
+    the largest difference of means in its Monte-Carlo error. MMD and C2ST are of all scalars together (evenly
+    chosen where there are more than 200), beside the 95% quantiles of their nulls.
+    """
+    names: tuple[str, ...] = ("median shift", "largest shift", "median sd error", "largest z", "median w1")
+    names += ("mmd", "mmd null", "c2st", "c2st null")
+    if reference is None:
+        return dict.fromkeys(names, math.nan)
+    ours, theirs = scalars(result).some(_SCALARS), scalars(reference).some(_SCALARS)
+    shared = [label for label in theirs.labels if label in ours.labels]
+    a = ours.draws[..., [ours.labels.index(label) for label in shared]]
+    b = theirs.draws[..., [theirs.labels.index(label) for label in shared]]
+    keep = np.isfinite(a).all((0, 1)) & np.isfinite(b).all((0, 1)) & (b.std((0, 1)) > 0)
+    if not keep.any():
+        return dict.fromkeys(names, math.nan)
+    at = [shared[i] for i in np.flatnonzero(keep)]
+    a, b = a[..., keep], b[..., keep]
+    sd = b.std((0, 1))
+    shift = np.abs(a.mean((0, 1)) - b.mean((0, 1))) / sd
+    errors = [
+        standard_errors(r, of)[[of.labels.index(label) for label in at]]
+        for r, of in ((result, ours), (reference, theirs))
+    ]
+    both = np.hypot(*errors) / sd
+    z = np.divide(shift, both, out=np.full_like(shift, np.nan), where=both > 0)
+    x, y = _independent(result, a), _independent(reference, b)
+    found = [np.median(shift), shift.max(), np.median(np.abs(a.std((0, 1)) / sd - 1)), np.nanmax(z)]
+    found.append(np.median(wasserstein(a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])) / sd))
+    found += [*mmd(x, y), *c2st(x, y)]
+    return dict(zip(names, map(float, found), strict=True))
+
+
+def _independent(result: Result, draws: Float[np.ndarray, "chain draw d"]) -> Float[np.ndarray, "n d"]:
+    flat = draws.reshape(-1, draws.shape[-1])
+    n = min(_DRAWS, len(flat))
+    if is_chain(result):
+        known = ess(draws, "bulk")
+        n = int(np.clip(np.nanmin(known, initial=n), 20, n))
+    return flat[np.linspace(0, len(flat) - 1, n).round().astype(int)]
+
+
+def _coverage(result: Result, truth: Mapping[str, Any]) -> float:
+    inside = []
+    for name in result.draws.keys() & truth.keys():
+        low, high = np.quantile(result.draws[name], (0.05, 0.95), axis=(0, 1))
+        true = np.asarray(truth[name], float)
+        inside.append(((low <= true) & (true <= high)).ravel())
+    return float(np.concatenate(inside).mean()) if inside else math.nan
