@@ -123,6 +123,7 @@ METHODS: Mapping[str, str] = {
     "laplace": "mode and curvature: a Gaussian at the maximum of the density",
     "hmc": "many chains of jittered Hamiltonian Monte Carlo, preconditioned by the curvature",
     "nuts": "the No-U-Turn sampler",
+    "nutpie": "the No-U-Turn sampler of nutpie (an optional extra)",
 }
 """Inference methods, each with a line on what it is; their code is named in ``astrozoo.infer.METHODS``."""
 

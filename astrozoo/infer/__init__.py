@@ -24,6 +24,7 @@ METHODS = {
     "el2o": "astrozoo.infer.el2o:el2o",
     "hmc": "astrozoo.infer.hmc:hmc",
     "laplace": "astrozoo.infer.laplace:laplace",
+    "nutpie": "astrozoo.infer.nutpie:nutpie",
     "nuts": "astrozoo.infer.nuts:nuts",
     "svi": "astrozoo.infer.svi:svi",
     "trust_region": "astrozoo.infer.trust_region:trust_region",

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from astrozoo.errors import InputError
+from astrozoo.types import Result
 
 __all__ = [
     "DENSE_LIMIT",
@@ -20,6 +21,7 @@ __all__ = [
     "LowRank",
     "Metric",
     "arrays",
+    "checked_root",
     "estimated",
     "given",
     "identity",
@@ -97,19 +99,33 @@ def identity(problems: int, d: int, like: Mapping[str, Any]) -> Metric:
     return LowRank(torch.ones(problems, d, **like), none, none[:, 0])
 
 
-def given(covariance: Float[Tensor, "B d d"]) -> Metric:
-    """The metric of a covariance; above ``DENSE_LIMIT`` of its diagonal and ``RANK`` directions.
+def checked_root(
+    precondition: Result, problems: int, d: int, like: Mapping[str, Any]
+) -> Float[Tensor, "B d d"]:
+    """The Cholesky factor of a result's covariance.
 
     Raises:
-        InputError: if it is not positive definite.
+        InputError: if it has none, of another shape, or one that is not positive definite.
     """
+    if precondition.covariance is None or precondition.covariance.shape != (problems, d, d):
+        got = None if precondition.covariance is None else precondition.covariance.shape
+        raise InputError(
+            "precondition", f"a result with covariance {got}", f"one of shape {(problems, d, d)}"
+        )
+    covariance = torch.as_tensor(precondition.covariance, **like)
     root, failed = torch.linalg.cholesky_ex(covariance)
     bad = (failed > 0) | ~covariance.isfinite().flatten(1).all(1)
     if bad.any():
         which = f" of problem {int(bad.nonzero()[0])}" if len(bad) > 1 else ""
         raise InputError("precondition", f"a covariance{which} that is not positive definite", "one that is")
-    if covariance.shape[1] <= DENSE_LIMIT:
+    return root
+
+
+def given(root: Float[Tensor, "B d d"]) -> Metric:
+    """Of a covariance ``root root'``; above ``DENSE_LIMIT``, of its diagonal and ``RANK`` directions."""
+    if root.shape[1] <= DENSE_LIMIT:
         return Dense(root, torch.linalg.inv(root))
+    covariance = root @ root.mT
     scale = covariance.diagonal(dim1=1, dim2=2).sqrt()
     values, vectors = torch.linalg.eigh(covariance / (scale[:, :, None] * scale[:, None]))
     order = values.log().abs().argsort(1, descending=True)[:, :RANK]
@@ -150,16 +166,14 @@ def estimated(x: Float[Tensor, "B n d"], g: Float[Tensor, "B n d"]) -> Metric:
     References:
         Seyboldt, Carlson & Carpenter 2026, arXiv 2603.18845.
     """
-    n, d = x.shape[1:]
     x, g = x - x.mean(1, keepdim=True), g - g.mean(1, keepdim=True)
     tiny = torch.finfo(x.dtype).tiny ** 0.25
     spread, slope = (y.square().mean(1).sqrt().clamp(tiny, 1 / tiny) for y in (x, g))
     scale = (spread / slope).sqrt()
     x, g = x / scale[:, None], g * scale[:, None]
-    if d > DENSE_LIMIT:
+    if x.shape[2] > DENSE_LIMIT:
         return _low_rank(scale, x, g)
-    shrink = min(1.0, 3 * d / n) ** 6  # of note for short windows only
-    root = scale[..., None] * _fisher_root(_shrunk(x, shrink), _shrunk(g, shrink))
+    root = scale[..., None] * _fisher_root(x, g)
     return Dense(root, torch.linalg.inv(root))
 
 
@@ -169,8 +183,10 @@ def _shrunk(y: Float[Tensor, "B n d"], shrink: float) -> Float[Tensor, "B d d"]:
     return (1 - shrink) * covariance + torch.diag_embed((shrink + 1e-10) * diagonal)
 
 
-def _fisher_root(cx: Float[Tensor, "B d d"], cg: Float[Tensor, "B d d"]) -> Float[Tensor, "B d d"]:
-    """A root of the S with ``S cg S = cx``; the identity where rounding leaves none."""
+def _fisher_root(x: Float[Tensor, "B n d"], g: Float[Tensor, "B n d"]) -> Float[Tensor, "B d d"]:
+    """A root of the S with ``S cov(g) S = cov(x)``; the identity where rounding leaves none."""
+    shrink = min(1.0, 3 * x.shape[2] / x.shape[1]) ** 6  # of note for short windows only
+    cx, cg = _shrunk(x, shrink), _shrunk(g, shrink)
     eye = torch.eye(cx.shape[1], dtype=cx.dtype, device=cx.device)
     L, failed = torch.linalg.cholesky_ex(cg)
     bad = (failed > 0) | ~cx.isfinite().flatten(1).all(1)
@@ -185,6 +201,5 @@ def _low_rank(scale: Tensor, x: Float[Tensor, "B n d"], g: Float[Tensor, "B n d"
     k = min(RANK // 2, x.shape[1] - 1)
     spans = [torch.linalg.svd(y, full_matrices=False)[2][:, :k].mT for y in (x, g)]
     basis, _ = torch.linalg.qr(torch.cat(spans, 2))
-    root = _fisher_root(*(_shrunk(y @ basis, 1e-3) for y in (x, g)))
-    values, vectors = torch.linalg.eigh(root @ root.mT)
-    return LowRank(scale, basis @ vectors, values.sqrt())
+    turn, stretch, _ = torch.linalg.svd(_fisher_root(x @ basis, g @ basis))
+    return LowRank(scale, basis @ turn, stretch)

@@ -20,7 +20,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from astrozoo.density import log_density
-from astrozoo.errors import InputError
 from astrozoo.infer import _metric
 from astrozoo.infer._adaptation import (
     begin_length,
@@ -219,12 +218,7 @@ def _begin(
     like: dict[str, Any] = {"dtype": target.dtype, "device": target.device}
     metric = _metric.identity(problems, d, like)
     if precondition is not None:
-        if precondition.covariance is None or precondition.covariance.shape != (problems, d, d):
-            got = None if precondition.covariance is None else precondition.covariance.shape
-            raise InputError(
-                "precondition", f"a result with covariance {got}", f"one of shape {(problems, d, d)}"
-            )
-        metric = _metric.given(torch.as_tensor(precondition.covariance, **like))
+        metric = _metric.given(_metric.checked_root(precondition, problems, d, like))
     fresh = start is None and precondition is None
     own = chain_starts(target, count, settings.seed) if fresh or discrete else None
     if start is not None:
@@ -235,10 +229,10 @@ def _begin(
     if own is not None:
         q = own if fresh else torch.cat((q, own[..., d:]), -1)
     value, gradient = chains(q)
-    if not (value.isfinite() & gradient.isfinite().all(-1)).all():
-        raise InputError(
-            "start", "points of zero or undefined density", "a finite log density at every start"
-        )
+    bad = ~(value.isfinite() & gradient.isfinite().all(-1))
+    if bad.any():
+        b, c = bad.nonzero()[0].tolist()
+        raise target._blame(q[0], c) if target.batch is None else target._blame(q[:, c], b)
     step = torch.ones(problems, count, **like)
     state = HMCState(
         q, value, gradient, _metric.padded(metric, discrete), step.log(), begin_step(step),
@@ -298,7 +292,7 @@ def hmc(
 
     Raises:
         InputError: for a start or precondition of the wrong shape, a covariance that is not positive
-            definite, or no start of finite density.
+            definite, or a start without a finite density (naming the site).
 
     References:
         Hoffman & Gelman 2014 (step size); Hoffman, Radul & Sountsov 2021 (many chains); Seyboldt, Carlson &

@@ -1,0 +1,47 @@
+"""Draws of a model's prior as unconstrained vectors: dispersed starts for searches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from torch import Tensor
+
+from astrozoo.types import Problem
+
+__all__ = ["prior_draws"]
+
+
+def prior_draws(
+    problem: Problem, layout: Any, draws: int, generator: torch.Generator
+) -> Float[Tensor, "b draws dim"] | None:
+    """Of every problem of a batch (one where there is none); None where a site cannot be drawn from.
+
+    Args:
+        layout: of the problem's continuous latents (:class:`astrozoo.density.Layout`).
+        generator: of the seed, on the CPU.
+    """
+    names = [site.name for site in layout.sites]
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+    rows = []
+    devices = [problem.device] if problem.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        torch.manual_seed(seed)
+        for i in range(problem.batch or 1):
+            args = problem.args if problem.batch is None else _row(problem.args, i)
+            drawn: dict[str, list[Tensor]] = {name: [] for name in names}
+            for _ in range(draws):
+                try:
+                    trace = poutine.trace(problem.model).get_trace(*args)
+                except NotImplementedError:  # an improper prior has no draws
+                    return None
+                for name in names:
+                    drawn[name].append(trace.nodes[name]["value"])
+            rows.append(layout.unconstrain({name: torch.stack(values) for name, values in drawn.items()}))
+    return torch.stack(rows).to(dtype=problem.dtype)
+
+
+def _row(tree: Any, i: int) -> Any:
+    return torch.utils._pytree.tree_map(lambda t: t[i] if isinstance(t, Tensor) else t, tree)

@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from problems import banana, gaussian, gaussians, poisson_gamma
+
+from astrozoo.density import log_density
+from astrozoo.diagnostics.arviz import bfmi, ess, mcse
+from astrozoo.errors import InputError
+from astrozoo.infer import hmc as hmc_module
+from astrozoo.infer._adaptation import begin_length, follow_length, rescued
+from astrozoo.infer._metric import DENSE_LIMIT, Dense, LowRank, estimated, given, identity
+from astrozoo.infer.hmc import HMCState, hmc
+from astrozoo.infer.laplace import laplace
+from astrozoo.types import Problem, Result, Status
+
+F64 = torch.float64
+QUIET = {"compile": "never", "progress": False}
+
+
+def _z_score(draws, mean):
+    """Of the mean of ``[chain, draw]`` values, by their Monte-Carlo standard error."""
+    return abs(draws.mean() - mean) / float(mcse(draws))
+
+
+def test_conjugate_poisson_posterior():
+    problem, posterior = poisson_gamma()
+    result = hmc(problem, seed=2, chains=16, draws=200, warmup=150, **QUIET)
+    assert result.status is Status.CONVERGED
+    rate = result.draws["rate"]
+    assert rate.shape == (16, 200)
+    assert _z_score(rate, posterior.mean.item()) < 4
+    assert _z_score((rate - posterior.mean.item()) ** 2, posterior.variance.item()) < 4
+
+
+def test_a_gaussian_of_condition_1e6_and_the_whole_covariance():
+    problem, mean, covariance = gaussian(5)
+    mean, root = problem.args
+    scale = np.logspace(-3, 0, 5)
+    problem = Problem(problem.model, (mean, root * mean.new_tensor(scale)[:, None]))
+    result = hmc(problem, chains=32, draws=150, warmup=100, **QUIET)
+    assert result.status is Status.CONVERGED
+    z = (result.draws["z"] - mean.numpy()) / scale
+    assert max(_z_score(z[..., i], 0.0) for i in range(5)) < 4
+    for i in range(5):
+        for j in range(i + 1):
+            assert _z_score(z[..., i] * z[..., j], float(covariance[i, j])) < 4.5
+    assert not result.sample_stats["diverging"].any()
+    assert 0.7 < result.sample_stats["acceptance_rate"].mean() < 0.97
+    assert ess(z, "bulk").min() > 1000
+    assert result.stats["e_bfmi"][0] == pytest.approx(bfmi(result.sample_stats["energy"]).min())
+
+
+def test_a_banana_and_longer_trajectories_on_it():
+    result = hmc(banana(), chains=32, draws=100, warmup=120, seed=1, **QUIET)
+    x, y = result.draws["x"], result.draws["y"]
+    for values, mean in ((x, 0.0), (y, 1.0), (x**2, 1.0), ((y - 1) ** 2, 2.25)):
+        assert _z_score(values, mean) < 4
+    whitened = hmc(gaussian(2)[0], chains=32, draws=10, warmup=120, **QUIET)
+    assert result.stats["length"][0] > 2 * whitened.stats["length"][0]
+
+
+def test_precondition_hands_on_mass_matrix_and_start():
+    problem, mean, _ = gaussian(4)
+    first = laplace(problem, **QUIET)
+    result = hmc(problem, precondition=first, chains=16, draws=100, warmup=30, **QUIET)
+    assert result.status is Status.CONVERGED
+    assert max(_z_score(result.draws["z"][..., i], float(mean[i])) for i in range(4)) < 4
+    other, _, _ = gaussian(3)
+    with pytest.raises(InputError, match=r"precondition: .*\(1, 4, 4\).*\(1, 3, 3\)"):
+        hmc(other, precondition=first, **QUIET)
+
+
+@pytest.mark.parametrize("covariance", [-np.eye(3), np.full((3, 3), np.nan), np.ones((3, 3))])
+def test_a_mass_matrix_that_is_not_positive_definite_is_refused(covariance):
+    bad = Result(
+        {}, Status.CONVERGED, 0, "m", "laplace", location=np.zeros((1, 3)), covariance=covariance[None]
+    )
+    with pytest.raises(InputError, match=r"precondition: .*not positive definite"):
+        hmc(gaussian(3)[0], precondition=bad, **QUIET)
+
+
+def _undefined_model(y):
+    a = pyro.sample("a", dist.Normal(y.new_tensor(0.0), 1.0))
+    pyro.sample("b", dist.Normal(y.new_tensor(0.0), 1.0))
+    pyro.sample("y", dist.Normal((a - 5).sqrt(), 1.0).to_event(0), obs=y)
+
+
+def test_a_start_of_undefined_density_names_the_site():
+    problem = Problem(_undefined_model, (torch.tensor(1.0, dtype=F64),))
+    for start in (None, [1.0, 2.0]):
+        with pytest.raises(InputError, match=r"start: .*'y'"):
+            hmc(problem, start=start, chains=3, **QUIET)
+    with pytest.raises(InputError, match=r"start: .*not finite"):
+        hmc(problem, start=[np.nan, 2.0], chains=3, **QUIET)
+
+
+def test_rows_of_a_batch_equal_the_same_rows_alone():
+    problem, _, _ = gaussians(3)
+    options = {"start": [0.1, -0.2], "chains": 4, "draws": 10, "warmup": 40, **QUIET}
+    together = hmc(problem, **options)
+    assert together.draws["z"].shape == (4, 10, 3, 2)
+    assert together.location.shape == (3, 2)
+    alone = hmc(Problem(problem.model, tuple(a[2:] for a in problem.args), batch=1), **options)
+    np.testing.assert_allclose(alone.draws["z"][:, :, 0], together.draws["z"][:, :, 2], rtol=1e-7)
+
+
+def test_chains_are_the_same_whatever_their_number_where_nothing_is_adapted():
+    problem, _, _ = gaussian(3)
+    options = {"precondition": laplace(problem, **QUIET), "draws": 5, "warmup": 0, **QUIET}
+    few, many = (hmc(problem, chains=n, **options).draws["z"] for n in (8, 16))
+    np.testing.assert_allclose(few, many[:8], rtol=1e-12)
+
+
+@pytest.mark.parametrize("at", [25, 70])
+def test_interrupted_it_keeps_its_draws_and_resumes_to_the_same_answer(at, tmp_path, monkeypatch):
+    problem, _, _ = gaussian(2)
+    options = {"chains": 4, "draws": 40, "warmup": 50, **QUIET}
+    whole = hmc(problem, **options)
+    advance = hmc_module._advance
+
+    def interrupted(chains, state, settings):
+        if state.iteration == at:
+            raise KeyboardInterrupt
+        advance(chains, state, settings)
+
+    monkeypatch.setattr(hmc_module, "_advance", interrupted)
+    part = hmc(problem, checkpoint=tmp_path / "c.npz", **options)
+    assert part.status is Status.INTERRUPTED
+    done = max(0, at - 50)
+    assert part.draws["z"].shape == (4, done, 2)
+    np.testing.assert_array_equal(part.draws["z"], whole.draws["z"][:, :done])
+    monkeypatch.setattr(hmc_module, "_advance", advance)
+    rest = hmc(problem, checkpoint=tmp_path / "c.npz", **options)
+    np.testing.assert_array_equal(rest.draws["z"], whole.draws["z"])
+    for name, array in whole.sample_stats.items():
+        np.testing.assert_array_equal(rest.sample_stats[name], array)
+
+
+def test_killed_after_any_iteration_it_goes_on_to_the_same_draws(monkeypatch):
+    problem, _, _ = gaussian(2)
+    states = []
+    advance = hmc_module._advance
+
+    def kept(chains, state, settings):
+        advance(chains, state, settings)
+        states.append({name: array.copy() for name, array in state.arrays().items()})
+
+    monkeypatch.setattr(hmc_module, "_advance", kept)
+    options = {"chains": 4, "draws": 3, "warmup": 15, **QUIET}
+    whole = hmc(problem, **options)
+    monkeypatch.setattr(hmc_module, "_advance", advance)
+    for held in list(states):
+        monkeypatch.setattr(hmc_module.Checkpoint, "load", lambda self, held=held: held)
+        rest = hmc(problem, **options)
+        np.testing.assert_array_equal(rest.draws["z"], whole.draws["z"])
+        assert rest.stats["gradients_per_chain"] == whole.stats["gradients_per_chain"]
+
+
+def test_a_budget_is_kept():
+    problem, _, _ = gaussian(2)
+    result = hmc(problem, chains=4, draws=100, warmup=20, budget=220, **QUIET)
+    assert result.status is Status.BUDGET_SPENT
+    assert 0 < result.draws["z"].shape[1] < 100
+    assert result.stats["gradients_per_chain"] < 220 + hmc_module.EARLY_STEPS
+
+
+def _spiked(d, generator):
+    """A covariance of ten soft and ten stiff directions among others of unit variance, scaled."""
+    basis, _ = torch.linalg.qr(torch.randn(d, 20, generator=generator, dtype=F64))
+    values = torch.cat((torch.full((10,), 100.0, dtype=F64), torch.full((10,), 0.01, dtype=F64)))
+    scale = torch.rand(d, generator=generator, dtype=F64) + 0.5
+    inner = torch.eye(d, dtype=F64) + (basis * (values - 1)) @ basis.T
+    return scale[:, None] * inner * scale
+
+
+def _whitened_condition(metric, covariance):
+    root = metric.velocity(torch.eye(len(covariance), dtype=F64)[None])[0].T
+    values = torch.linalg.eigvalsh(root.T @ torch.linalg.inv(covariance) @ root)
+    return float(values[-1] / values[0])
+
+
+def test_the_mass_matrix_of_a_gaussian_is_exact_from_points_anywhere():
+    _, mean, covariance = gaussian(6)
+    x = mean + 3 + 10 * torch.rand(2, 400, 6, generator=torch.Generator().manual_seed(0), dtype=F64)
+    metric = estimated(x, -(x - mean) @ torch.linalg.inv(covariance))
+    assert isinstance(metric, Dense)
+    torch.testing.assert_close(metric.root[1] @ metric.root[1].T, covariance, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(metric.whiten(metric.velocity(x)), x)
+    torch.testing.assert_close((metric.force(x) * x).sum(-1), (x * metric.velocity(x)).sum(-1))
+
+
+def test_in_many_dimensions_it_corrects_the_few_directions_that_stand_out():
+    generator, d = torch.Generator().manual_seed(1), DENSE_LIMIT + 50
+    covariance = _spiked(d, generator)
+    root = torch.linalg.cholesky(covariance)
+    x = torch.randn(1, 1000, d, generator=generator, dtype=F64) @ root.T
+    metric = estimated(x, -torch.cholesky_solve(x[0].T, root).T[None])
+    assert isinstance(metric, LowRank)
+    assert _whitened_condition(identity(1, d, {"dtype": F64}), covariance) > 1e4
+    assert _whitened_condition(metric, covariance) < 20
+    assert _whitened_condition(given(root[None]), covariance) < 20
+    torch.testing.assert_close(metric.whiten(metric.velocity(x)), x)
+
+
+def test_more_dimensions_than_a_dense_mass_matrix_is_for():
+    covariance = _spiked(DENSE_LIMIT + 20, torch.Generator().manual_seed(2))
+    d = len(covariance)
+    problem = Problem(gaussian(2)[0].model, (torch.zeros(d, dtype=F64), torch.linalg.cholesky(covariance)))
+    result = hmc(problem, chains=16, draws=60, warmup=120, **QUIET)
+    z = result.draws["z"] / covariance.diagonal().sqrt().numpy()
+    scores = z.mean((0, 1)) / mcse(z)
+    assert abs(scores).max() < 5  # of 220
+    assert 0.8 < scores.std() < 1.25
+    assert result.stats["gradients_per_chain"] < 4000
+
+
+def test_stranded_chains_go_on_from_others():
+    value = torch.tensor([[0.0, -1e5, -3.0, -130.0, -2.0], [0.0, 1.0, 2.0, 3.0, -130.0]])
+    chosen = rescued(value, 5, torch.tensor([0.9, 0.5, 0.1, 0.99, 0.0]))
+    assert chosen.tolist() == [[0, 2, 2, 4, 4], [0, 1, 2, 3, 0]]
+
+
+def test_the_length_follows_the_rate_of_chees_up_and_down():
+    generator = torch.Generator().manual_seed(0)
+    metric = identity(1, 10, {"dtype": F64})
+
+    def after(t, steps=40):
+        length = begin_length(1, torch.zeros(1, dtype=F64)) + torch.tensor([[1.0], [0], [0], [0]], dtype=F64)
+        began = length[0].clone()
+        for _ in range(steps):
+            u, r = torch.randn(2, 1, 64, 10, generator=generator, dtype=F64)
+            end, momentum = u * np.cos(t) + r * np.sin(t), r * np.cos(t) - u * np.sin(t)
+            ones = torch.ones(1, 64, dtype=F64)
+            length = follow_length(length, metric, u, end, momentum, ones, torch.tensor([t], dtype=F64))
+        return float(length[0] - began)
+
+    assert after(0.8) > 0.5  # below the optimum, tan t = 2 t
+    assert after(1.5) < -0.5
+
+
+def _covariance_model(y):
+    sigma = pyro.sample("sigma", dist.Normal(y.new_tensor(1.0), 1.0))
+    covariance = torch.eye(2, dtype=y.dtype) + sigma * (1 - torch.eye(2, dtype=y.dtype))
+    pyro.sample("y", dist.MultivariateNormal(torch.zeros_like(y), covariance), obs=y)
+
+
+def test_where_a_matrix_has_no_cholesky_factor_only_that_row_is_undefined():
+    density = log_density(Problem(_covariance_model, (torch.ones(2, dtype=F64),)), compile="never")
+    for rows in ([[0.5], [3.0]], [[3.0], [0.5], [-0.5]]):  # the first size and a further one
+        z = torch.tensor(rows, dtype=F64)
+        value, gradient = density.value_and_grad(z)
+        assert (value.isfinite() == (z[:, 0].abs() < 1)).all()
+        assert (gradient.isfinite().all(1) == value.isfinite()).all()
+        alone, _ = density.value_and_grad(z[z[:, 0].abs() < 1])
+        torch.testing.assert_close(alone, value[value.isfinite()])
+
+
+def test_a_state_comes_back_from_its_arrays():
+    metric = given(torch.linalg.cholesky(_spiked(DENSE_LIMIT + 1, torch.Generator().manual_seed(0)))[None])
+    q = torch.randn(1, 2, DENSE_LIMIT + 1, dtype=F64)
+    step = torch.ones(1, 2, dtype=F64)
+    state = HMCState(q, step, q, metric, step, step.expand(4, 1, 2), begin_length(1, step))
+    state.window.append((q, q))
+    back = HMCState.restored(state.arrays(), torch.device("cpu"))
+    torch.testing.assert_close(back.metric.velocity(q), metric.velocity(q))
+    assert len(back.window) == 1
