@@ -34,11 +34,11 @@ def prior_draws(
             drawn: dict[str, list[Tensor]] = {name: [] for name in names}
             for _ in range(draws):
                 try:
-                    trace = poutine.trace(problem.model).get_trace(*args)
+                    nodes: Any = poutine.trace(problem.model).get_trace(*args).nodes
                 except NotImplementedError:  # an improper prior has no draws
                     return None
                 for name in names:
-                    drawn[name].append(trace.nodes[name]["value"])
+                    drawn[name].append(nodes[name]["value"])
             rows.append(layout.unconstrain({name: torch.stack(values) for name, values in drawn.items()}))
     return torch.stack(rows).to(dtype=problem.dtype)
 

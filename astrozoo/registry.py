@@ -124,6 +124,7 @@ METHODS: Mapping[str, str] = {
     "hmc": "many chains of jittered Hamiltonian Monte Carlo, preconditioned by the curvature",
     "nuts": "the No-U-Turn sampler",
     "nutpie": "the No-U-Turn sampler of nutpie (an optional extra)",
+    "auto": "many starts, the curvature of the best mode, many chains of HMC preconditioned by it",
 }
 """Inference methods, each with a line on what it is; their code is named in ``astrozoo.infer.METHODS``."""
 
@@ -152,6 +153,32 @@ _ENTRIES = (
         },
         data_sets=("sdss-2583-2-136",),
         job="astrozoo.survey.job:run",
+    ),
+    Entry(
+        name="strong_lens",
+        summary="Strong gravitational lenses: mass, lens light, source and subhalos from one image, together",
+        citation="Gu et al. 2022, ApJ 935, 49; Chianese, Coogan et al. 2020, MNRAS 496, 381",
+        keywords=("gravitational lensing", "substructure", "Sersic", "HST", "Euclid"),
+        model="astrozoo.models.strong_lens:StrongLens",
+        guides=("mean_field", "full_rank", "iaf", "structured"),
+        methods=("auto", "laplace", "hmc", "trust_region", "svi"),
+        default_guide="full_rank",
+        default_method="auto",
+        options={"trust_region": {"particles": 8}, "svi": {"particles": 4}},
+        dimensions="22 with Sersic light; 32 for the latents of a learned source; 3 per subhalo",
+        units={
+            "einstein_radius": "arcsec",
+            "slope": "1",
+            "ellipticity": "1",
+            "centre": "arcsec",
+            "shear": "1",
+            "lens_radius": "arcsec",
+            "source_radius": "arcsec",
+            "lens_amplitude": "image unit / arcsec^2",
+            "source_amplitude": "image unit / arcsec^2",
+            "subhalo_log_mass": "log10 solar mass",
+            "subhalo_position": "arcsec",
+        },
     ),
 )
 

@@ -19,21 +19,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import constraints
 
 from astrozoo.data.lens_image import LensImage
 from astrozoo.data.lenses import read as read_lens
 from astrozoo.errors import InputError, UnknownNameError
 from astrozoo.models.learned_source import LATENT
 from astrozoo.models.learned_source import load as load_source
+from astrozoo.models.lens_exposure import Exposure, observe, stack
+from astrozoo.models.lens_prior import Prior, TruncatedNormal, log_normal
 from astrozoo.physics import imaging, lensing, light
 from astrozoo.types import Problem
 
@@ -55,98 +56,6 @@ _PIXELS_PER_RADIUS = 7.0
 """The middle of the half-light radii of the galaxies that the learned source was trained on [px]."""
 _DISC = 11.96
 """Flux of an exponential disc over its squared effective radius and the brightness there."""
-
-
-class Exposure(NamedTuple):
-    """Images of one lens on one grid of pixels, in ``band`` bands.
-
-    Attributes:
-        image: [unit].
-        psf: at the scale of whole pixels, summing to 1.
-        variance: of the noise that does not depend on the model [unit^2].
-        gain: the rest of the noise's variance over the model [unit]: 1 / exposure; 0 where there is none.
-        mask: True where a pixel is used.
-        pixel_scale: [arcsec].
-    """
-
-    image: Float[Tensor, "band y x"]
-    psf: Float[Tensor, "band k k"]
-    variance: Float[Tensor, "band y x"]
-    gain: Float[Tensor, "band"]
-    mask: Bool[Tensor, "band y x"]
-    pixel_scale: Float[Tensor, ""]
-
-    def total_variance(self, model: Float[Tensor, "band y x"]) -> Float[Tensor, "band y x"]:
-        """Of the noise about a model's image [unit^2]."""
-        return self.variance + self.gain[:, None, None] * model.clamp_min(0.0)
-
-
-@dataclass(frozen=True)
-class Prior:
-    """What is believed of a lens before it is seen; the defaults are GIGA-Lens's.
-
-    Args:
-        position: where the lens is expected [arcsec]; centres scatter about it.
-        einstein_radius: median [arcsec] and SD of its ln.
-        slope: mean, SD, least and greatest of the three-dimensional density slope.
-        ellipticity, centre, shear: SDs of each component of the mass's (centre in arcsec).
-        lens_radius, source_radius: median [arcsec] and SD of ln.
-        lens_index, source_index: least and greatest Sersic index.
-        lens_ellipticity, source_ellipticity: SD and greatest size of each component.
-        lens_centre, source_centre: SD of each coordinate [arcsec].
-        lens_amplitude, source_amplitude: median [unit / arcsec^2] and SD of ln.
-        subhalo_log_mass: least and greatest log10 M200 [solar masses].
-        subhalo_reach: half the side of the square about ``position`` that they are in [arcsec].
-    """
-
-    position: tuple[float, float] = (0.0, 0.0)
-    einstein_radius: tuple[float, float] = (1.25, 0.25)
-    slope: tuple[float, float, float, float] = (2.0, 0.25, 1.0, 3.0)
-    ellipticity: float = 0.1
-    centre: float = 0.05
-    shear: float = 0.05
-    lens_radius: tuple[float, float] = (1.0, 0.15)
-    lens_index: tuple[float, float] = (2.0, 6.0)
-    lens_ellipticity: tuple[float, float] = (0.1, 0.3)
-    lens_centre: float = 0.05
-    lens_amplitude: tuple[float, float] = (500.0, 0.3)
-    source_radius: tuple[float, float] = (0.25, 0.15)
-    source_index: tuple[float, float] = (0.5, 4.0)
-    source_ellipticity: tuple[float, float] = (0.15, 0.5)
-    source_centre: float = 0.25
-    source_amplitude: tuple[float, float] = (150.0, 0.5)
-    subhalo_log_mass: tuple[float, float] = (7.0, 10.5)
-    subhalo_reach: float = 2.0
-
-
-class TruncatedNormal(dist.TorchDistribution):
-    """A normal between two bounds, on every element of ``like``'s shape."""
-
-    arg_constraints: Mapping[str, Any] = {}
-
-    def __init__(self, like: Tensor, mean: float, sd: float, low: float, high: float) -> None:
-        self.like, self.numbers = like, (mean, sd, low, high)
-        self.ends = tuple(0.5 * (1 + math.erf((end - mean) / sd / math.sqrt(2))) for end in (low, high))
-        super().__init__(like.shape, validate_args=False)
-
-    @property
-    def support(self) -> Any:
-        return constraints.interval(*self.numbers[2:])
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> TruncatedNormal:
-        return TruncatedNormal(self.like.expand(batch_shape), *self.numbers)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        mean, sd, _, _ = self.numbers
-        low, high = self.ends
-        return -0.5 * ((value - mean) / sd) ** 2 - math.log(sd * math.sqrt(2 * math.pi) * (high - low))
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        mean, sd, least, most = self.numbers
-        low, high = self.ends
-        shape = (*sample_shape, *self.like.shape)
-        u = torch.rand(shape, dtype=self.like.dtype, device=self.like.device)
-        return (mean + sd * torch.special.ndtri(low + (high - low) * u)).clamp(least, most)
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +115,7 @@ class StrongLens:
         """The latent sites."""
         prior, new = self.prior, data.image.new_tensor
         two, bands, here = new((0.0, 0.0)), torch.ones_like(data.gain), new(prior.position)
-        free: dict[str, Any] = {"einstein_radius": _log_normal(new(1.0), prior.einstein_radius)}
+        free: dict[str, Any] = {"einstein_radius": log_normal(new(1.0), prior.einstein_radius)}
         if self.mass == "epl":
             free["slope"] = TruncatedNormal(new(0.0), *prior.slope)
         if self.mass != "sis":
@@ -216,7 +125,7 @@ class StrongLens:
         if self.shear:
             free["shear"] = dist.Normal(two, prior.shear).to_event(1)
         for name in ("lens", "source") if self.lens_light else ("source",):
-            free[f"{name}_radius"] = _log_normal(new(1.0), getattr(prior, f"{name}_radius"))
+            free[f"{name}_radius"] = log_normal(new(1.0), getattr(prior, f"{name}_radius"))
             if name == "source" and self.source == "learned":
                 free["source_latent"] = dist.Normal(new(0.0).expand(LATENT), 1.0).to_event(1)
             else:
@@ -225,7 +134,7 @@ class StrongLens:
                 sd, most = getattr(prior, f"{name}_ellipticity")
                 free[f"{name}_ellipticity"] = TruncatedNormal(two, 0.0, sd, -most, most).to_event(1)
             free[f"{name}_centre"] = dist.Normal(here, getattr(prior, f"{name}_centre")).to_event(1)
-            free[f"{name}_amplitude"] = _log_normal(bands, getattr(prior, f"{name}_amplitude")).to_event(1)
+            free[f"{name}_amplitude"] = log_normal(bands, getattr(prior, f"{name}_amplitude")).to_event(1)
         if self.subhalos:
             many, reach = new(0.0).expand(self.subhalos), prior.subhalo_reach
             low, high = prior.subhalo_log_mass
@@ -259,8 +168,8 @@ class StrongLens:
         """Surface brightness of the source, in units of its amplitude, at points behind the lens [arcsec]."""
         radius, centre = values["source_radius"], values["source_centre"]
         if self.source == "sersic":
-            shape = (values[f"source_{part}"] for part in ("index", "ellipticity"))
-            return light.sersic(x, y, torch.ones_like(radius), radius, *shape, centre)
+            index, ellipticity = values["source_index"], values["source_ellipticity"]
+            return light.sersic(x, y, torch.ones_like(radius), radius, index, ellipticity, centre)
         decoder, prior = _learned(x.dtype, x.device)
         image = decoder(prior.transforms[0](values["source_latent"]))
         brightness = _DISC * _PIXELS_PER_RADIUS**2 * image
@@ -301,50 +210,6 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 "talk", one Einstein radius, with a learned source and Poisson noise."""
 
 
-def observe(*bands: LensImage, dtype: torch.dtype = torch.float64) -> Exposure:
-    """The tensors of one lens in one band or several (on one grid; one image per band).
-
-    Raises:
-        InputError: for images of different shapes or pixel scales.
-    """
-    if not bands:
-        raise InputError("images of a lens", "none", "at least one")
-    first = bands[0]
-    for other in bands[1:]:
-        grid = (other.shape, other.pixel_scale, other.psf.shape)
-        if grid != (first.shape, first.pixel_scale, first.psf.shape):
-            expected = f"the grid of {first.name!r}, {(first.shape, first.pixel_scale, first.psf.shape)}"
-            raise InputError(f"lens image {other.name!r}", grid, f"{expected} (shape, pixel scale, PSF)")
-
-    def stacked(arrays: Sequence[Any]) -> Tensor:
-        return torch.stack([torch.as_tensor(a, dtype=dtype) for a in arrays])
-
-    variances = [
-        torch.full(b.shape, b.background_rms**2) if b.background_rms else torch.as_tensor(b.noise) ** 2
-        for b in bands
-    ]
-    return Exposure(
-        image=stacked([b.image for b in bands]),
-        psf=stacked([b.psf for b in bands]),
-        variance=stacked(variances),
-        gain=torch.tensor([1 / b.exposure if b.exposure else 0.0 for b in bands], dtype=dtype),
-        mask=torch.stack([torch.as_tensor(b.mask) for b in bands]),
-        pixel_scale=torch.tensor(first.pixel_scale, dtype=dtype),
-    )
-
-
-def stack(exposures: Sequence[Exposure]) -> Exposure:
-    """Several lenses as one batch: a leading axis on every tensor.
-
-    Raises:
-        InputError: where their shapes differ.
-    """
-    shapes = {tuple(tuple(t.shape) for t in e) for e in exposures}
-    if len(shapes) != 1:
-        raise InputError("a batch of lenses", f"shapes {sorted(shapes)}", "images and PSFs of one shape")
-    return Exposure(*map(torch.stack, zip(*exposures, strict=True)))
-
-
 def problem(
     data: LensImage | Exposure | Sequence[LensImage], *, setting: str = "gigalens", **settings: Any
 ) -> Problem:
@@ -368,7 +233,9 @@ def problem(
     _check(model, data)
     batch = len(data.image) if data.image.ndim == 4 else None
     start = _start(model, data, batch)
-    axes = {name: ("component",) for name in start if name.endswith(("ellipticity", "shear"))}
+    axes: dict[str, tuple[str, ...]] = {
+        name: ("component",) for name in start if name.endswith(("ellipticity", "shear"))
+    }
     axes |= {name: ("axis",) for name in start if name.endswith("centre")}
     axes |= {name: ("band",) for name in start if name.endswith("amplitude")}
     axes |= {"subhalo_log_mass": ("subhalo",), "subhalo_position": ("subhalo", "axis")}
@@ -381,7 +248,7 @@ def problem(
         start=start,
         dims={name: axis for name, axis in axes.items() if name in start},
         coords={"component": ["1", "2"], "axis": ["x", "y"]},
-        guides={name: f"astrozoo.guides.strong_lens:{name}" for name in ("full_rank", "flow", "structured")},
+        guides={"structured": "astrozoo.guides.strong_lens:structured"},
     )
 
 
@@ -395,7 +262,7 @@ def read(path: str | Path) -> LensImage:
 
 
 def simulate(
-    seed: int = 0, *, setting: str = "gigalens", size: int = 40, pixel_scale: float = 0.12, **settings: Any
+    seed: int = 0, *, setting: str = "gigalens", size: int = 32, pixel_scale: float = 0.15, **settings: Any
 ) -> tuple[LensImage, dict[str, Tensor]]:
     """One lens drawn from the model itself: its prior, its light, its noise; a Gaussian PSF.
 
@@ -423,7 +290,8 @@ def simulate(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=g)))
         trace = pyro.poutine.trace(model.draw).get_trace(data)
-    truth: dict[str, Tensor] = {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes}
+    nodes: Any = trace.nodes
+    truth: dict[str, Tensor] = {name: nodes[name]["value"] for name in trace.stochastic_nodes}
     clean = model.render(truth, data)
     if model.noise == "poisson":
         gain = data.gain[:, None, None]
@@ -453,14 +321,8 @@ def _model(setting: str, settings: Mapping[str, Any]) -> StrongLens:
 
 def _check(model: StrongLens, data: Exposure) -> None:
     """Whether the prior, the noise and the images fit each other."""
-    image, psf, prior = data.image, data.psf, model.prior
-    if data.mask.shape != image.shape or data.variance.shape != image.shape:
-        got = f"mask {tuple(data.mask.shape)}, variance {tuple(data.variance.shape)}"
-        raise InputError("exposure", got, f"the shape of the image, {tuple(image.shape)}")
-    if psf.shape[-1] % 2 == 0 or psf.shape[-2] % 2 == 0 or max(psf.shape[-2:]) > min(image.shape[-2:]):
-        raise InputError("psf", f"shape {tuple(psf.shape)}", "odd sides, no larger than the image")
-    if not bool((data.variance[data.mask] > 0).all()):
-        raise InputError("variance", "unmasked pixels that are not positive", "positive variances")
+    data.check()
+    prior, image = model.prior, data.image
     if model.noise == "poisson" and not bool((data.gain > 0).all()):
         raise InputError("noise='poisson'", "a noise map", "images with background_rms and exposure")
     half = float((0.5 * min(image.shape[-2:]) * data.pixel_scale).min())
@@ -486,21 +348,16 @@ def _learned(dtype: torch.dtype, device: torch.device) -> Any:
     return load_source(dtype=dtype, device=device)
 
 
-def _log_normal(one: Tensor, median_and_sd: tuple[float, float]) -> dist.LogNormal:
-    median, sd = median_and_sd
-    return dist.LogNormal(math.log(median) * one, sd, validate_args=False)
-
-
 def _start(model: StrongLens, data: Exposure, batch: int | None) -> dict[str, Tensor]:
     """Medians of the priors; subhalos in a ring and light."""
     one = data if batch is None else Exposure(*(t[0] for t in data))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         trace = pyro.poutine.trace(model.draw).get_trace(one)
-    prior = model.prior
+    prior, nodes = model.prior, dict[str, Any](trace.nodes)
     start: dict[str, Tensor] = {}
     for name in trace.stochastic_nodes:
-        value: Tensor = trace.nodes[name]["value"]
+        value: Tensor = nodes[name]["value"]
         if name.endswith(("einstein_radius", "amplitude")) or name in ("lens_radius", "source_radius"):
             start[name] = torch.full_like(value, getattr(prior, name)[0])
         elif name.endswith("index"):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "infer"]
 
 METHODS = {
+    "auto": "astrozoo.infer.auto:auto",
     "el2o": "astrozoo.infer.el2o:el2o",
     "hmc": "astrozoo.infer.hmc:hmc",
     "laplace": "astrozoo.infer.laplace:laplace",
@@ -41,6 +42,8 @@ _POSITIVE = (
     "minibatch",
     "particles",
     "radius",
+    "starts",
+    "steps",
     "tolerance",
 )
 _WHOLE = (
@@ -52,6 +55,8 @@ _WHOLE = (
     "minibatch",
     "particles",
     "seed",
+    "starts",
+    "steps",
     "warmup",
 )
 

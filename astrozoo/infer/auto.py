@@ -64,7 +64,7 @@ def auto(
         guide: none; here so that all backends are called alike.
         draws, chains, warmup, budget: of HMC.
         start: unconstrained ``[dim]`` or ``[problem, dim]``, or a Result; takes the place of the search.
-        compile: "auto" leaves the search uncompiled, and compiles HMC where that will pay.
+        compile: "auto" leaves search and mode uncompiled, and compiles HMC where that will pay.
         checkpoint: stages keep theirs beside it, as ``NAME.search.npz`` and so on.
         starts, steps: of the search.
         precision: "single" samples in float32, at about half the price; the mode and its curvature are found
@@ -78,10 +78,11 @@ def auto(
         InputError: as the stages do.
     """
     began = time.monotonic()
+    early: Any = "never" if compile == "auto" else compile
     seconds: dict[str, float] = {}
     told: dict[str, Any] = {}
     if start is None:
-        best, told["modes"], pace = _search(problem, seed, starts, steps, compile, progress, checkpoint)
+        best, told["modes"], pace = _search(problem, seed, starts, steps, early, progress, checkpoint)
         start, expected = best, pace * chains / starts * GRADIENTS * (warmup + draws)
         if compile == "auto" and expected > COMPILING:
             compile = "always"
@@ -89,7 +90,7 @@ def auto(
     began = time.monotonic()
     mode = laplace(
         problem, seed=seed, draws=1, start=start, progress=progress,
-        compile="never" if compile == "always" else compile, checkpoint=_beside(checkpoint, "laplace"),
+        compile=early, checkpoint=_beside(checkpoint, "laplace"),
     )  # fmt: skip
     seconds["laplace"] = time.monotonic() - began
     began = time.monotonic()
@@ -101,10 +102,8 @@ def auto(
         progress=progress, checkpoint=_beside(checkpoint, "hmc"), throw=throw,
     )  # fmt: skip
     seconds["hmc"] = time.monotonic() - began
-    counts = {
-        k: v + mode.stats["counts"].get(k, 0) + (starts * steps if k == "gradient" and "modes" in told else 0)
-        for k, v in result.stats["counts"].items()
-    }
+    counts = {k: v + mode.stats["counts"][k] for k, v in result.stats["counts"].items()}
+    counts["gradient"] += starts * steps * (problem.batch or 1) if "modes" in told else 0
     told |= {
         "stage_seconds": seconds,
         "laplace": mode.status.value,
@@ -128,7 +127,7 @@ def _search(
     """The highest point of each problem, what the starts came to, and seconds per batched gradient."""
     saved = Checkpoint(_beside(checkpoint, "search"), problem, "auto", seed, starts=starts, steps=steps)
     held = saved.load()
-    target = log_density(problem, compile="never" if compile == "auto" else compile)
+    target = log_density(problem, compile=compile)
     if held is not None:
         ended, value, pace = torch.as_tensor(held["z"]), torch.as_tensor(held["value"]), float(held["pace"])
     else:

@@ -23,6 +23,7 @@ _SMALL = {
     "trust_region": {"budget": 1, "draws": 20},
     "svi": {"budget": 5, "draws": 20},
     "laplace": {"budget": 3, "draws": 20},
+    "auto": {"draws": 4, "chains": 2, "warmup": 6, "starts": 2, "steps": 3},
     "hmc": {"draws": 4, "chains": 2, "warmup": 6, "max_steps": 4},
     "el2o": {"budget": 2, "draws": 20},
     "nuts": {"draws": 4, "chains": 1, "warmup": 4, "max_tree_depth": 2},

@@ -45,7 +45,7 @@ def test_settings_and_their_dimensions(setting, options, dim):
 def test_the_start_of_a_round_lens_has_a_finite_gradient(lens):
     """At ellipticity zero, the centre of mass on a pixel's centre."""
     odd = LensImage(
-        image=lens[0].image[:-1, :-1], psf=lens[0].psf, pixel_scale=0.12, background_rms=0.4, exposure=100.0
+        image=lens[0].image[:-1, :-1], psf=lens[0].psf, pixel_scale=0.15, background_rms=0.4, exposure=100.0
     )
     target = log_density(problem(odd), compile="never")
     value, gradient = target.value_and_grad(target.initial(1))
@@ -110,7 +110,7 @@ def test_a_batch_is_its_lenses():
 def test_masked_pixels_do_not_count(lens):
     image, truth = lens
     mask = np.ones(image.shape, bool)
-    mask[10:20, 5:30] = False
+    mask[10:20, 5:25] = False
     spoilt = np.where(mask, image.image, 1e6)
 
     def value(pixels, used):
@@ -219,7 +219,7 @@ def test_unknown_settings_are_refused(lens):
 
 def test_images_that_do_not_fit_are_refused(lens):
     data = observe(lens[0])
-    noise_map = LensImage(lens[0].image, lens[0].psf, 0.12, noise=np.ones(lens[0].shape))
+    noise_map = LensImage(lens[0].image, lens[0].psf, 0.15, noise=np.ones(lens[0].shape))
     with pytest.raises(InputError, match="noise map"):
         problem(noise_map, noise="poisson")
     with pytest.raises(InputError, match="odd sides"):

@@ -1,0 +1,73 @@
+"""The chain of methods on posteriors whose answers are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import astrozoo
+from astrozoo.types import Problem
+
+SMALL = {
+    "seed": 0,
+    "chains": 16,
+    "draws": 200,
+    "starts": 16,
+    "steps": 60,
+    "progress": False,
+    "compile": "never",
+}
+
+
+def two_modes(y: torch.Tensor) -> None:
+    """Modes near +2 and -2; the first is far higher."""
+    z = pyro.sample("z", dist.Normal(y.new_zeros(2), 2.0).to_event(1))
+    seen = torch.stack((z[0] ** 2 - 0.1 * z[0], z[1]), -1)
+    pyro.sample("y", dist.Normal(seen, 0.1).to_event(1), obs=y)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return Problem(two_modes, (torch.tensor([3.8, 0.5], dtype=torch.float64),))
+
+
+def test_it_finds_the_higher_mode_and_its_moments(problem):
+    result = astrozoo.infer(problem, "auto", **SMALL)
+    assert result.status.ok
+    assert result.method == "auto"
+    assert result.digest == problem.digest
+    z = result.draws["z"].reshape(-1, 2)
+    # the second coordinate is conjugate: variance 1 / (1 / 4 + 100)
+    sd = (1 / 100.25) ** 0.5
+    assert z[:, 1].mean() == pytest.approx(0.5 * 100 * sd**2, abs=5 * sd / 1000**0.5)
+    assert z[:, 1].std() == pytest.approx(sd, rel=5 / 1000**0.5)
+    assert len(set(np.sign(z[:, 0]))) == 1
+    assert set(result.stats["stage_seconds"]) == {"search", "laplace", "hmc"}
+    assert 1 <= result.stats["modes"]["at_best"][0] <= 16
+
+
+def test_single_precision_agrees_and_a_start_takes_the_place_of_the_search(problem):
+    found = astrozoo.infer(problem, "auto", **SMALL)
+    again = astrozoo.infer(problem, "auto", start=found, precision="single", **SMALL)
+    assert set(again.stats["stage_seconds"]) == {"laplace", "hmc"}
+    for name, draws in found.draws.items():
+        error = 5 * draws.std((0, 1)) * (2 / 1000) ** 0.5
+        assert (np.abs(draws.mean((0, 1)) - again.draws[name].mean((0, 1))) < error).all()
+
+
+def test_a_checkpoint_gives_the_same_draws(problem, tmp_path):
+    path = tmp_path / "run.npz"
+    first = astrozoo.infer(problem, "auto", checkpoint=path, **SMALL)
+    assert {p.name for p in tmp_path.iterdir()} == {"run.search.npz", "run.laplace.npz", "run.hmc.npz"}
+    again = astrozoo.infer(problem, "auto", checkpoint=path, **SMALL)
+    np.testing.assert_array_equal(first.draws["z"], again.draws["z"])
+
+
+def test_a_batch_is_searched_problem_by_problem():
+    y = torch.tensor([[3.8, 0.5], [0.8, -1.0]], dtype=torch.float64)
+    result = astrozoo.infer(Problem(two_modes, (y,), batch=2), "auto", **SMALL)
+    assert result.draws["z"].shape == (16, 200, 2, 2)
+    np.testing.assert_allclose(result.draws["z"].mean((0, 1))[:, 1], y[:, 1] * 100 / 100.25, atol=0.02)
