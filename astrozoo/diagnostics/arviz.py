@@ -77,8 +77,12 @@ def psis(
 
 
 def k_hat(log_ratios: Float[np.ndarray, "*shape draw"]) -> Float[np.ndarray, "*shape"]:
-    """Pareto shape of importance ratios log p - log q: above 0.7 the approximation cannot be trusted."""
-    return psis(log_ratios)[1]
+    """Pareto shape of importance ratios log p - log q: above 0.7 the approximation cannot be trusted.
+
+    It is 0 where all ratios are the same but for rounding: there is no tail to fit, and no doubt either.
+    """
+    alike = np.ptp(log_ratios, axis=-1) < 1e-6
+    return np.where(alike, 0.0, psis(log_ratios)[1])
 
 
 def loo(log_likelihood: Float[np.ndarray, "chain draw *shape"]) -> dict[str, Any]:

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from astrozoo.diagnostics import arviz as stats
-from astrozoo.diagnostics.metrics import compare, diagnose, is_chain, scalars, summary, z_scores
+from astrozoo.diagnostics.metrics import (
+    compare,
+    diagnose,
+    el2o_value,
+    is_chain,
+    scalars,
+    summary,
+    z_scores,
+)
 from astrozoo.errors import InputError
 from astrozoo.types import Result, Status
 
@@ -88,6 +96,22 @@ def test_k_hat_of_exact_pareto_tails():
     u = np.random.default_rng(1).uniform(size=20000)
     for shape in (0.3, 0.9):  # fitted to the 424 largest: its standard error is (1 + shape) / sqrt(424)
         assert stats.k_hat(-shape * np.log(u)) == pytest.approx(shape, abs=3 * (1 + shape) / np.sqrt(424))
+
+
+def test_an_exact_approximation_leaves_no_doubt():
+    exact = make(
+        chain=False, sample_stats={"log_ratio": 3 + 1e-12 * np.random.default_rng(0).normal(size=(1, 500))}
+    )
+    found = diagnose(exact)
+    assert found["largest k-hat"] == 0
+    assert found["largest el2o value"] < 1e-20
+
+
+def test_the_el2o_value_is_twice_the_divergence_while_small():
+    """Of N(0, 1) from N(m, 1): ln p - ln q = m z - m^2 / 2 has variance m^2, and KL is m^2 / 2."""
+    z = np.random.default_rng(0).normal(size=(3, 4000))
+    m = np.array([0.1, 0.3, 1.0])[:, None]
+    np.testing.assert_allclose(el2o_value(m * z), m[:, 0] ** 2, rtol=4 * np.sqrt(2 / 4000))
 
 
 def test_constant_and_short_draws_give_nan_quietly():

@@ -104,3 +104,34 @@ def test_a_comparison_has_a_row_per_method_and_parameter_and_keeps_failures(tmp_
     assert "Marginals" in html
     with pytest.raises(InputError, match="at least one"):
         comparison_report({}, tmp_path / "c.html", failures)
+
+
+def test_a_report_tells_what_a_result_predicts(tmp_path):
+    rng = np.random.default_rng(0)
+    mu = rng.normal(size=(2, 200)) / 5
+    y = rng.normal(size=25)
+    result = chains(
+        draws={"mu": mu},
+        sample_stats={"energy": rng.normal(size=(2, 200))},
+        observed={"y": y},
+        log_likelihood={"y": -((y - mu[..., None]) ** 2) / 2},
+        log_prior={"mu": -(mu**2) / 2},
+        predictive={"y": mu[..., None] + rng.normal(size=(2, 200, 25))},
+    )
+    html = report(result, tmp_path / "r.html").read_text()
+    assert "<h2>Data and prior</h2>" in html
+    assert "elpd (LOO)" in html
+    assert "replicated under 40 draws" in html
+    assert "prior matters" not in html  # a prior of SD 1, data that leave one of 0.2
+
+
+def test_a_prior_that_decides_is_marked(tmp_path):
+    rng = np.random.default_rng(1)
+    mu = rng.normal(size=(4, 500))
+    result = chains(
+        draws={"mu": mu},
+        sample_stats={},
+        log_likelihood={"y": 0.001 * rng.normal(size=(4, 500, 3))},
+        log_prior={"mu": -(mu**2) / 2},
+    )
+    assert "prior matters" in report(result, tmp_path / "r.html").read_text()
