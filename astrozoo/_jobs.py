@@ -1,4 +1,4 @@
-"""What the commands ``run`` and ``compare`` do: fit, and write the results into a folder."""
+"""What the commands ``run``, ``compare`` and ``sbc`` do: fit, and write the results into a folder."""
 
 from __future__ import annotations
 
@@ -7,22 +7,31 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from astrozoo.diagnostics.metrics import diagnose, z_scores
-from astrozoo.diagnostics.report import comparison_report, report, write_comparison
-from astrozoo.errors import AstrozooError, OutputError
+from astrozoo._predictive import predictive
+from astrozoo.diagnostics.metrics import compare as comparison_rows
+from astrozoo.diagnostics.metrics import diagnose, scalars, z_scores
+from astrozoo.diagnostics.report import comparison_report, render, report, write_comparison, write_rows
+from astrozoo.diagnostics.runs import runs
+from astrozoo.diagnostics.sbc import calibration, ranks, sbc_figure
+from astrozoo.errors import AstrozooError, CaptureError, InputError, OutputError
 from astrozoo.infer import infer
 from astrozoo.registry import Entry
-from astrozoo.types import Outcome, Page, Problem, Result
+from astrozoo.types import Outcome, Page, Problem, Result, load
 
-__all__ = ["CHECKPOINT", "compare", "plain", "write"]
+__all__ = ["CHECKPOINT", "compare", "plain", "sbc", "write"]
 
 CHECKPOINT = "checkpoint"
 """Folder below that of the results where a job may keep work in progress; gone once all is written."""
+RANKED = 99
+"""Draws that the truth is ranked among, evenly chosen: nearly independent where chains are long."""
+_HELD = 20_000_000
+"""Data times draws up to which log likelihoods and replicated data are computed."""
 
 
 def problem_of(entry: Entry, path: Path | None, seed: int, device: str) -> tuple[Problem, dict[str, Any]]:
@@ -35,10 +44,27 @@ def problem_of(entry: Entry, path: Path | None, seed: int, device: str) -> tuple
     return entry.problem(data).to(device=device), truth
 
 
+def with_data(problem: Problem, result: Result) -> Result:
+    """With log likelihoods and replicated data, where these can be had and are not too many to hold.
+
+    Why they are missing is told in the result's notes: a fit is not given up for want of them.
+    """
+    elements = sum(t.numel() for t in problem.tensors)
+    draws = max((x.shape[0] * x.shape[1] for x in result.draws.values()), default=0)
+    if elements * min(draws, 1000) > _HELD:
+        note = f"no replicated data: {elements} data times {min(draws, 1000)} draws are more than {_HELD}"
+    else:
+        try:
+            return predictive(problem, result)
+        except (CaptureError, InputError) as error:
+            note = f"no replicated data: {error}"
+    return replace(result, stats={**result.stats, "notes": [*result.stats.get("notes", ()), note]})
+
+
 def plain(entry: Entry, path: Path | None, *, method: str, guide: str, seed: int, device: str) -> Outcome:
     """Read or simulate, infer; with the distance from the truth where that is known."""
     problem, truth = problem_of(entry, path, seed, device)
-    result = infer(problem, method, guide, seed=seed, **entry.options.get(method, {}))
+    result = with_data(problem, infer(problem, method, guide, seed=seed, **entry.options.get(method, {})))
     scores = z_scores(result, truth) if truth else {}
     rows = [{"site": name, "largest |mean - truth| / SD": np.abs(z).max()} for name, z in scores.items()]
     return Outcome(result, pages=[Page("Simulated truth", [rows])] if rows else [])
@@ -53,29 +79,118 @@ def compare(
     guide: str,
     seed: int,
     device: str,
+    seeds: int = 1,
+    reference: Path | None = None,
 ) -> tuple[dict[str, Result], dict[str, str]]:
-    """Fit one problem with several methods; write comparison.csv, report.html and METHOD.nc of each.
+    """Fit one problem with several methods; write tables, report.html and RUN.nc of each run.
+
+    ``runs.csv`` and ``runs.parquet`` have a row per run, ``comparison.csv`` and ``.parquet`` one per run and
+    parameter. A run is called as its method; with several seeds, ``METHOD-SEED``.
+
+    Args:
+        seed, seeds: the first seed, and how many.
+        reference: a saved result of the same problem to grade all runs against; it comes first.
 
     Returns:
-        The results by method, and what those said that failed.
+        The results by run, and what those said that failed.
+
+    Raises:
+        InputError: the reference is of another problem.
     """
-    problem, _ = problem_of(entry, path, seed, device)
+    problem, truth = problem_of(entry, path, seed, device)
     results: dict[str, Result] = {}
+    if reference is not None:
+        results["reference"] = load(reference)
+        if results["reference"].digest != problem.digest:
+            raise InputError("--reference", f"a result of {results['reference'].digest}", problem.digest)
     failures: dict[str, str] = {}
-    for name in methods:
+    for name, at in [(name, at) for name in methods for at in range(seed, seed + seeds)]:
+        label = name if seeds == 1 else f"{name}-{at}"
         try:
-            results[name] = infer(problem, name, guide, seed=seed, **entry.options.get(name, {}))
+            result = infer(problem, name, guide, seed=at, **entry.options.get(name, {}))
+            results[label] = with_data(problem, result)
         except (AstrozooError, ArithmeticError, RuntimeError) as error:  # told by the exit code
-            failures[name] = f"{type(error).__name__}: {error}"
-            print(f"{name}: failed")
+            failures[label] = f"{type(error).__name__}: {error}"
+            print(f"{label}: failed")
             continue
-        results[name].save(out / f"{name}.nc")
-        print(f"{name}: {results[name].status.value}")
+        results[label].save(out / f"{label}.nc")
+        print(f"{label}: {results[label].status.value}")
     write_comparison(results, out / "comparison.csv", failures)
     if results:
-        comparison_report(results, out / "report.html", failures)
+        first = "reference" if reference is not None else None
+        table = runs(results, truth, first)
+        write_rows(table, out / "runs.csv")
+        write_rows(table, out / "runs.parquet")
+        write_rows(comparison_rows(results, first), out / "comparison.parquet")
+        comparison_report(results, out / "report.html", failures, table)
     print(f"written to {out}")
     return results, failures
+
+
+def sbc(
+    entry: Entry, out: Path, *, method: str, guide: str, simulations: int, seed: int, device: str
+) -> list[dict[str, Any]]:
+    """Simulation-based calibration: simulate, fit, and rank the truth among draws, again and again.
+
+    Writes ``calibration.csv``, ``ranks.csv`` and ``report.html``. Each simulation's ranks are kept in the
+    folder ``simulations``: the same command goes on from there. A fit that fails or does not converge counts:
+    leaving it out would flatter the method; its number is told.
+
+    Returns:
+        the rows of :func:`astrozoo.diagnostics.sbc.calibration`.
+
+    Raises:
+        InputError: with fewer than 20 simulations, or a folder of other ones.
+    """
+    if simulations < 20:
+        raise InputError("--simulations", simulations, "20 or more")
+    kept = out / "simulations"
+    kept.mkdir(exist_ok=True)
+    settings = {"entry": entry.name, "method": method, "guide": guide, "draws": RANKED}
+    found, statuses, labels = [], [], []
+    for at in range(seed, seed + simulations):
+        file = kept / f"{at}.json"
+        if file.exists():
+            held = json.loads(file.read_text())
+            if held["settings"] != settings:
+                raise InputError(f"--out {out}", f"simulations of {held['settings']}", str(settings))
+        else:
+            held = {"settings": settings} | _simulation(entry, at, method, guide, device)
+            _write_json(held, file)
+            print(f"simulation {at}: {held['status']}")
+        labels = held["labels"]
+        found.append(held["ranks"])
+        statuses.append(held["status"])
+    ranks_ = np.asarray(found)
+    rows = calibration(labels, ranks_, RANKED)
+    write_rows(rows, out / "calibration.csv")
+    write_rows([dict(zip(labels, row, strict=True)) for row in found], out / "ranks.csv")
+    ended = [{"status": name, "simulations": statuses.count(name)} for name in sorted(set(statuses))]
+    worst = sorted(range(len(rows)), key=lambda i: rows[i]["p (ecdf)"])[:12]
+    figure = sbc_figure([labels[i] for i in worst], ranks_[:, worst], RANKED)
+    caption = "Ranks of the truth, and their ECDF less that of uniform ones; grey: where 95% of calibrated "
+    caption += "runs lie. The parameters with the smallest p-values."
+    said = f"By chance alone the smallest of {len(rows)} p-values is about {1 / (len(rows) + 1):.2g}."
+    pages = [Page("Runs", [ended]), Page("Calibration", [rows, said, (figure, caption)])]
+    smallest = min(row["p (ecdf)"] for row in rows)
+    passed = smallest * len(rows) > 0.05
+    banner = {"kind": "good" if passed else "bad", "head": "Calibrated." if passed else "Not calibrated."}
+    banner["text"] = f"Smallest p-value {smallest:.2g} of {len(rows)}, {simulations} simulations."
+    render(out / "report.html", f"{entry.name}: calibration of {method}", [banner], pages)
+    print(f"{banner['head']} {banner['text']}\nwritten to {out}")
+    return rows
+
+
+def _simulation(entry: Entry, seed: int, method: str, guide: str, device: str) -> dict[str, Any]:
+    data, truth = entry.simulate(seed)
+    problem = entry.problem(data).to(device=device)
+    result = infer(problem, method, guide, seed=seed, **{"progress": False, **entry.options.get(method, {})})
+    kept = {name: x for name, x in result.draws.items() if name in truth}
+    held = scalars(replace(result, draws=kept))
+    flat = held.draws.reshape(-1, len(held))
+    thin = flat[np.linspace(0, len(flat) - 1, RANKED).round().astype(int)]
+    true = np.concatenate([np.ravel(np.asarray(truth[name], float)) for name in kept])
+    return {"labels": held.labels, "ranks": ranks(thin, true, seed).tolist(), "status": result.status.value}
 
 
 def write(outcome: Outcome, out: Path) -> None:

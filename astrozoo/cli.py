@@ -51,6 +51,7 @@ app.add_typer(data_app, name="data")
 
 _BOX = "Fit this part of a field only: first and last + 1, as in 300:556,1400:1656."
 _CATALOG = "Table with ra and dec [deg] of the sources to fit, in place of detection."
+_REFERENCE = "A saved result of the same problem, say of a long run, to grade all methods against."
 _PICTURES = "How many of the brightest sources are shown one by one."
 _Model = Annotated[str, typer.Argument(help="A name that `astrozoo list` shows.")]
 _Out = Annotated[Path, typer.Option("--out", help="Folder for the results; made if need be.")]
@@ -190,25 +191,52 @@ def compare(
     data: _Data = None,
     guide: _Guide = None,
     seed: _Seed = 0,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many, from --seed on.")] = 1,
+    reference: Annotated[
+        Path | None, typer.Option("--reference", metavar="RESULT.nc", help=_REFERENCE)
+    ] = None,
     device: _Device = "cpu",
     strict: _Strict = False,
 ) -> None:
-    """Fit one problem with several methods, and write comparison.csv, report.html and METHOD.nc of each."""
+    """Fit one problem with several methods and seeds, and write tables, report.html and METHOD.nc of each."""
     entry = registry.get(model)
     names = [_method(entry, name.strip()) for name in methods.split(",")]
     guide = _guide(entry, guide)
     _check_data(data)
+    _check_data(reference, "--reference")
     _check_out(out)
     _check_device(device)
     from astrozoo._jobs import compare as job
 
-    results, failures = job(entry, names, data, out, guide=guide, seed=seed, device=device)
+    results, failures = job(
+        entry, names, data, out, guide=guide, seed=seed, seeds=seeds, reference=reference, device=device
+    )
     for name, said in failures.items():
         _say(f"{name} failed: {said}")
     if failures:
         raise typer.Exit(1)
     if strict and not all(result.status.ok for result in results.values()):
         raise typer.Exit(5)
+
+
+@app.command(epilog="Example: [bold]astrozoo sbc celeste --method laplace --simulations 100 --out sbc[/]")
+def sbc(
+    model: _Model,
+    out: _Out,
+    simulations: Annotated[int, typer.Option("--simulations", min=20, help="How many data sets.")] = 100,
+    method: Annotated[str | None, typer.Option("--method", help="See `astrozoo show MODEL`.")] = None,
+    guide: _Guide = None,
+    seed: _Seed = 0,
+    device: _Device = "cpu",
+) -> None:
+    """Check calibration on simulated data, and write calibration.csv, ranks.csv and report.html."""
+    entry = registry.get(model)
+    method, guide = _method(entry, method), _guide(entry, guide)
+    _check_out(out)
+    _check_device(device)
+    from astrozoo._jobs import sbc as job
+
+    job(entry, out, method=method, guide=guide, simulations=simulations, seed=seed, device=device)
 
 
 @app.command("report", epilog="Example: [bold]astrozoo report results/posterior.nc --out report.html[/]")

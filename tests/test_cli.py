@@ -6,9 +6,11 @@ import resource
 import subprocess
 import sys
 
+import numpy as np
+import pyarrow.parquet
 import pytest
 
-from astrozoo import cli, registry
+from astrozoo import _jobs, cli, registry
 from astrozoo.diagnostics import report
 from astrozoo.types import Status, load
 
@@ -143,6 +145,64 @@ def test_compare_writes_a_row_per_method_and_parameter(line, tmp_path):
     assert load(tmp_path / "hmc.nc").method == "hmc"
 
 
+def test_a_fit_is_not_lost_for_want_of_replicated_data(line, tmp_path, monkeypatch):
+    monkeypatch.setattr(_jobs, "_HELD", 10)
+    assert call("run", "line", "--out", tmp_path) == 0
+    assert "no replicated data: 80 data times 200 draws" in (tmp_path / "summary.json").read_text()
+    assert not load(tmp_path / "posterior.nc").predictive
+
+
+def test_compare_takes_seeds_and_a_saved_reference(line, tmp_path):
+    assert call("compare", "line", "--methods", "hmc", "--out", tmp_path / "long") == 0
+    words = ("--seeds", 2, "--reference", tmp_path / "long" / "hmc.nc", "--out", tmp_path / "out")
+    assert call("compare", "line", "--methods", "laplace", *words) == 0
+    with (tmp_path / "out" / "runs.csv").open() as file:
+        rows = {row["run"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["reference", "laplace-0", "laplace-1"]
+    assert rows["reference"]["median shift"] == "nan"
+    for name in ("laplace-0", "laplace-1"):
+        row = {key: float(rows[name][key]) for key in ("median w1", "c2st", "c2st null", "elpd", "k-hat")}
+        assert row["median w1"] < 0.3
+        assert row["c2st"] < row["c2st null"] + 0.05  # exact on a line; 1 in 20 is outside by chance
+        assert row["elpd"] < 0
+        assert row["k-hat"] < 0.7
+    table = pyarrow.parquet.read_table(tmp_path / "out" / "comparison.parquet")
+    assert set(table["method"].to_pylist()) == {"reference", "laplace-0", "laplace-1"}
+    assert "Distances and predictions" in (tmp_path / "out" / "report.html").read_text()
+    other = ("--seed", 5, "--reference", tmp_path / "long" / "hmc.nc", "--out", tmp_path / "out")
+    assert call("compare", "line", "--methods", "laplace", *other) == 2
+
+
+def test_a_simulation_ranks_the_truth_among_the_draws(line):
+    told = _jobs._simulation(line, 3, "laplace", "mean_field", "cpu")
+    assert told["labels"] == ["slope[slope_dim_0=0]", "slope[slope_dim_0=1]"]
+    assert told["status"] == "converged"
+    assert all(0 <= rank <= _jobs.RANKED for rank in told["ranks"])
+
+
+def test_sbc_goes_on_where_it_was_and_tells_what_is_not_calibrated(line, tmp_path, monkeypatch, capsys):
+    def simulation(entry, seed, *settings):
+        rng = np.random.default_rng(seed)
+        ranks = [int(rng.integers(0, 100)), int(rng.integers(40, 60))]  # the second: draws far too wide
+        return {"labels": ["right", "wide"], "ranks": ranks, "status": "converged"}
+
+    monkeypatch.setattr(_jobs, "_simulation", simulation)
+    words = ("sbc", "line", "--simulations", 60, "--out", tmp_path)
+    assert call(*words) == 0
+    first = (tmp_path / "calibration.csv").read_text()
+    rows = {row["parameter"]: row for row in csv.DictReader(first.splitlines())}
+    assert float(rows["right"]["p (ecdf)"]) > 0.001 > float(rows["wide"]["p (ecdf)"])
+    assert float(rows["wide"]["coverage of 50%"]) == 1
+    (tmp_path / "simulations" / "3.json").unlink()
+    assert "Not calibrated." in capsys.readouterr().out
+    assert call(*words) == 0
+    assert capsys.readouterr().out.count("simulation ") == 1
+    assert (tmp_path / "calibration.csv").read_text() == first
+    assert "converged" in (tmp_path / "report.html").read_text()
+    assert call(*words, "--method", "hmc") == 2
+    assert "simulations of" in capsys.readouterr().err
+
+
 def test_compare_records_a_method_that_fails_and_tells(line, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(line.options, "hmc", {"chains": -1})
     assert call("compare", "line", "--methods", "laplace,hmc", "--out", tmp_path) == 1
@@ -162,6 +222,7 @@ def test_compare_records_a_method_that_fails_and_tells(line, tmp_path, monkeypat
         (("run", "line", "--out", "o", "--data", "code", "--demo"), 2, "one of them"),
         (("run", "line", "--out", "a_file"), 4, "cannot write into a_file"),
         (("run", "line", "--out", "a_file/below"), 4, "cannot write into a_file/below"),
+        (("sbc", "line", "--simulations", 5, "--out", "o"), 2, "simulations"),
         (("compare", "line", "--methods", "hmc,", "--out", "o"), 2, "unknown method"),
         (("report", "none.nc", "--out", "r.html"), 3, "no such file"),
         (("report", "a_file", "--out", "r.html"), 3, "unreadable"),
@@ -217,7 +278,8 @@ def test_strict_tells_of_a_run_that_did_not_converge(line, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "words", [(), ("run",), ("compare",), ("report",), ("list",), ("show",), ("data",), ("data", "fetch")]
+    "words",
+    [(), ("run",), ("compare",), ("sbc",), ("report",), ("list",), ("show",), ("data",), ("data", "fetch")],
 )
 def test_every_command_has_help_with_an_example(words, capsys):
     assert call(*words, "--help") == 0
