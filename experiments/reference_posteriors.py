@@ -22,7 +22,7 @@ from astrozoo.data import root
 from astrozoo.diagnostics.arviz import ess, r_hat
 from experiments.reference_problems import SAMPLED, Reference, sampled, z_scores
 
-__all__ = ["OPTIONS", "graded", "main"]
+__all__ = ["OPTIONS", "graded", "main", "passed"]
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "hmc": {"draws": 500},
@@ -39,7 +39,7 @@ COLUMNS = {
 def graded(reference: Reference, method: str, **options: Any) -> dict[str, Any]:
     """One run: its largest z-scores (in size), R-hat, the smallest ESS, and what it cost."""
     began = time.monotonic()
-    result = astrozoo.infer(reference.problem, method, progress=False, **OPTIONS[method] | options)
+    result = astrozoo.infer(reference.problem, method, **{"progress": False} | OPTIONS[method] | options)
     seconds = time.monotonic() - began
     draws = reference.scalars(result.draws)
     scores = z_scores(result, reference)
