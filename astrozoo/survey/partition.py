@@ -36,9 +36,8 @@ PSF_ERROR = 0.04
 
 SDSS eigen-images and their Gaussian mixtures miss the brightest stars of run 2583 by 3 to 5 per cent a pixel.
 """
-RESOLVED = 0.45
-"""See :func:`least_radius`: stars of r < 16 in run 2583 pass for galaxies of .1 arcsec."""
 _FAINT = 0.3
+_CERTAIN = 20.0  # stars of r = 15 in run 2583 pass for galaxies of 0.1 arcsec, five times the scatter
 _STEP = 1.0  # [arcsec] for derivatives of a WCS
 
 
@@ -107,16 +106,22 @@ class Sources:
         )
 
 
-def least_radius(sources: Sources) -> Float[np.ndarray, "s"]:
+def least_radius(sources: Sources, scatter: float, error: Float[np.ndarray, "s"]) -> Float[np.ndarray, "s"]:
     """Half-light radius [arcsec] below which errors of the PSF make galaxies of stars.
 
-    ``RESOLVED`` of the width (sigma of the Gaussian of equal peak) of the narrowest PSF: an exponential disc
-    of that radius widens the PSF's area by about ``RESOLVED ** 2``.
+    An exponential disc of radius r widens the PSF (of the narrowest image, a Gaussian of equal peak) by about
+    ``(r / sigma)^2`` of its area: as much as ``_CERTAIN`` times its error does, where a source is so bright
+    that this is what limits it.
+
+    Args:
+        scatter: standard deviation of the PSF's relative area.
+        error: that of each source's own measurement of it.
     """
     xx, xy, yy = np.moveaxis(sources.psf_covariances, -1, 0)
     area = 1 / (sources.psf_weights / np.sqrt(xx * yy - xy**2)).sum(-1)  # [image, s], px^2
     scale = np.abs(np.linalg.det(sources.jacobian))  # px^2 per arcsec^2
-    return RESOLVED * np.sqrt((area / scale).min(0, initial=np.inf))
+    share = scatter**2 / (scatter**2 + error**2)
+    return np.sqrt(_CERTAIN * scatter * share * (area / scale).min(0, initial=np.inf))
 
 
 def half_sizes(extent: Float[np.ndarray, "s"], *, factor: float = 4.0) -> Int[np.ndarray, "s"]:

@@ -37,6 +37,7 @@ from astrozoo.survey.partition import (
     neighbours,
     reach,
 )
+from astrozoo.survey.planes import Planes, fit_planes
 from astrozoo.types import Status
 
 __all__ = ["KINDS", "Sweeps"]
@@ -47,10 +48,6 @@ _BATCH = 64
 _NOTICEABLE = 0.1  # [sigma] a change of a neighbour's light that calls for another fit
 _HOPELESS = 40.0  # [nats] by which a type's evidence must fall short to be ruled out for good
 _NOTICEABLE_SKY = 0.03  # [sigma of a pixel] the same for a change of the sky
-_NOTICEABLE_PSF = 0.003  # of a PSF's area
-_PSF_SURE = 0.1  # error of a PSF's relative area from one star, above which the star is not asked
-_PSF_SCATTER = 0.03  # between stars
-_PSF_PRIOR = 0.1  # standard deviation of each coefficient
 _SKY_CELL = 128  # [px]
 _SURE = 10.0  # signal to noise of fluxes whose ratio is taken for a starting colour
 _RESIDUAL_ERROR = 0.2  # of modelled light, in the search for companions
@@ -94,11 +91,11 @@ class Sweeps:
         extent = np.asarray(table["a"], float) if "a" in table.colnames else np.full(len(table), 2.0)
         self.sources = self._sized(Sources.locate(images, ra, dec, half_sizes(extent)))
         self.canvas = Canvas(images, self.sources, prior.bands)
-        self.log_least_radius = torch.from_numpy(least_radius(self.sources)).log()
+        self.log_least_radius = torch.full((len(self.sources),), -torch.inf, dtype=torch.float64)
         self.adjacent = neighbours(self.sources)
         self.colour = colouring(self.adjacent)
         self.state, self.sky_corrected = self._start(), False
-        self.psf_slopes: Float[np.ndarray, "image 3"] | None = None
+        self.psf_planes: Planes | None = None
         if earlier is not None:
             self._inherit(earlier)
         self._resume()
@@ -123,8 +120,8 @@ class Sweeps:
         state.converged[:n] = before.converged
         state.counts, state.sweep = before.counts, 1
         self.canvas.sky, self.sky_corrected = earlier.canvas.sky, earlier.sky_corrected
-        if earlier.psf_slopes is not None:
-            self._broaden(earlier.psf_slopes)
+        if earlier.psf_planes is not None:
+            self._broaden(earlier.psf_planes)
         state.waiting[:n] = before.waiting
         for row in range(n, len(self.sources)):
             state.waiting[self.adjacent[row]] = True
@@ -134,8 +131,8 @@ class Sweeps:
         """Take up the work of a checkpoint: its state, its sky, and the light of what it had fitted."""
         held, sky, state = self.checkpoint.load(f"state-{self.turn}"), self.checkpoint.load("sky"), self.state
         psf = self.checkpoint.load("psf")
-        if psf is not None and self.psf_slopes is None:
-            self._broaden(psf["slopes"])
+        if psf is not None and self.psf_planes is None:
+            self._broaden(Planes(psf["slopes"], float(psf["scatter"]), psf["error"]))
         if sky is not None:
             self.sky_corrected = True
             self.canvas.sky = [torch.from_numpy(sky[f"sky_{k}"]) for k in range(len(self.canvas.sky))]
@@ -255,9 +252,9 @@ class Sweeps:
                             if self.checkpoint.due:
                                 self._save()
                     state.colour += 1
-                if state.sweep == 0 and fit_sky:
-                    self._correct_sky()
-                if state.sweep == 0 and self.psf_slopes is None:
+                if state.sweep == 0 and self.psf_planes is None:
+                    if fit_sky:
+                        self._correct_sky()
                     self._correct_psf()
                 state.sweep, state.colour = state.sweep + 1, 0
                 self._save()
@@ -354,22 +351,20 @@ class Sweeps:
 
         A PSF said to be too narrow makes every star a small galaxy, and every small galaxy too large.
         """
-        n_images, lead = len(self.images.images), self.state.evidence["star"] - self.state.evidence["galaxy"]
-        stars = np.flatnonzero((lead > 0).numpy() & self.state.converged.numpy())
-        delta, error = np.zeros((2, len(self.sources), n_images))
-        error[:] = np.inf
-        for half in np.unique(self.sources.half[stars]):
-            rows = stars[self.sources.half[stars] == half]
+        n_images, state = len(self.images.images), self.state
+        delta, error = np.zeros((2, n_images, len(self.sources)))
+        for half in np.unique(self.sources.half):
+            rows = np.flatnonzero(self.sources.half == half)
             for i in range(0, len(rows), _BATCH):
                 part = rows[i : i + _BATCH]
                 density = self.density(self.patch(part)[0], part, star=True)
-                found = density.psf_width(self.state.mode["star"][part], self.state.covariance["star"][part])
-                delta[part], error[part] = (t.numpy() for t in found)
-        slopes = np.stack([_plane(self._places(k), delta[:, k], error[:, k]) for k in range(n_images)])
-        self._broaden(slopes)
-        if np.abs(slopes).max() > _NOTICEABLE_PSF:
-            self.state.waiting[:] = True
-        self.checkpoint.save("psf", {"slopes": slopes})
+                found = density.psf_width(state.mode["star"][part], state.covariance["star"][part])
+                delta[:, part], error[:, part] = (t.numpy().T for t in found)
+        stars = (state.evidence["star"] > state.evidence["galaxy"]) & state.converged
+        planes = fit_planes([self._places(k) for k in range(n_images)], delta, error, stars.numpy())
+        self._broaden(planes)
+        state.waiting[:] = True
+        self.checkpoint.save("psf", {name: np.asarray(held) for name, held in planes._asdict().items()})
 
     def _places(self, image: int) -> Float[np.ndarray, "s 3"]:
         """1, x, y of every source, from -1 to 1 over the image."""
@@ -377,11 +372,14 @@ class Sweeps:
         xy = 2 * (self.sources.xy[image] + 0.5) / (nx, ny) - 1
         return np.column_stack((np.ones(len(xy)), xy))
 
-    def _broaden(self, slopes: Float[np.ndarray, "image 3"]) -> None:
-        self.psf_slopes = slopes
-        factor = 1 + np.stack([self._places(k) @ slope for k, slope in enumerate(slopes)])
+    def _broaden(self, planes: Planes) -> None:
+        self.psf_planes = planes
+        factor = 1 + np.stack([self._places(k) @ slope for k, slope in enumerate(planes.slopes)])
         covariances = self.sources.psf_covariances * factor.clip(0.5, 2.0)[..., None, None]
         self.sources = self.canvas.sources = replace(self.sources, psf_covariances=covariances)
+        error = np.full(len(self.sources), np.inf)  # companions found later are faint
+        error[: len(planes.error)] = planes.error
+        self.log_least_radius = torch.from_numpy(least_radius(self.sources, planes.scatter, error)).log()
 
     def companions(self) -> Table:
         """Sources that show only in what the model leaves: blends that the first detection took for one.
@@ -408,21 +406,6 @@ class Sweeps:
         )
         found["blended"] = True
         return found[keep]
-
-
-def _plane(
-    places: Float[np.ndarray, "s 3"], delta: Float[np.ndarray, "s"], error: Float[np.ndarray, "s"]
-) -> Float[np.ndarray, "3"]:
-    """Coefficients of a plane through ``delta``: ridge regression, outliers dropped twice."""
-    scatter = np.hypot(error, _PSF_SCATTER)
-    used = error < _PSF_SURE
-    coefficients = np.zeros(3)
-    for _ in range(3):
-        weight = np.where(used, scatter**-2, 0.0)
-        precision = (places.T * weight) @ places + np.eye(3) / _PSF_PRIOR**2
-        coefficients = np.linalg.solve(precision, (places.T * weight) @ delta)
-        used = (error < _PSF_SURE) & (np.abs(delta - places @ coefficients) < 3 * scatter)
-    return coefficients
 
 
 def _inverse(curvature: Float[Tensor, "b d d"]) -> tuple[Float[Tensor, "b d d"], Float[Tensor, "b"]]:
