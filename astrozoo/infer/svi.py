@@ -36,7 +36,7 @@ PATIENCE = 2
 """Windows in a row without a gain, after which the learning rate falls to a quarter."""
 REDUCTIONS = 3
 """Falls of the learning rate in a row without a gain, after which a row has converged."""
-GROWTH = 8
+GROWTH = 4
 """A window is this part of the run so far, so that an approach however slow shows within it."""
 TESTED, TESTS = 256, 8
 """Draws of a part of a test of gain, and parts."""
