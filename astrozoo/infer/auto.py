@@ -67,8 +67,8 @@ def auto(
         compile: "auto" leaves search and mode uncompiled, and compiles HMC where that will pay.
         checkpoint: stages keep theirs beside it, as ``NAME.search.npz`` and so on.
         starts, steps: of the search.
-        precision: "single" samples in float32, at about half the price; the mode and its curvature are found
-            in the data's. It suits log densities whose rounding error there is well below 1.
+        precision: "single" searches and samples in float32, at about half the price; the mode and its
+            curvature are found in the data's. It suits log densities whose rounding error is well below 1.
 
     Returns:
         the Result of HMC; ``stats["stage_seconds"]`` has the seconds of every stage, ``stats["modes"]`` how
@@ -81,8 +81,9 @@ def auto(
     early: Any = "never" if compile == "auto" else compile
     seconds: dict[str, float] = {}
     told: dict[str, Any] = {}
+    sampled = problem if precision == "data" else problem.to(dtype=torch.float32)
     if start is None:
-        best, told["modes"], pace = _search(problem, seed, starts, steps, early, progress, checkpoint)
+        best, told["modes"], pace = _search(sampled, seed, starts, steps, early, progress, checkpoint)
         start, expected = best, pace * chains / starts * GRADIENTS * (warmup + draws)
         if compile == "auto" and expected > COMPILING:
             compile = "always"
@@ -95,7 +96,6 @@ def auto(
     seconds["laplace"] = time.monotonic() - began
     began = time.monotonic()
     usable = Status.DIVERGED not in (mode.statuses or (mode.status,))
-    sampled = problem if precision == "data" else problem.to(dtype=torch.float32)
     result = hmc(
         sampled, seed=seed, draws=draws, chains=chains, budget=budget, warmup=warmup, compile=compile,
         precondition=mode if usable else None, start=None if usable else mode.location,
