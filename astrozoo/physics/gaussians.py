@@ -3,9 +3,9 @@
 A source is a sum of concentric Gaussian *rings* (a profile: amplitudes ``c_j``, variances ``v_j`` in units
 of the squared half-light radius), seen through a PSF that is a sum of Gaussians (``w_k``, ``m_k``, ``P_k``).
 Its image is ``G(p) = sum_jk c_j w_k N(p; mu + m_k, P_k + v_j Q)`` with one shared covariance ``Q``.
-Exponents, and derivatives in ``mu`` and ``Q``, are polynomials in the pixels' coordinates, so every exponential
-is evaluated once, and all else are matrix products with the monomials. Coordinates are best given from near
-the source: far from their origin the polynomials cancel.
+Exponents, and derivatives in ``mu`` and ``Q``, are polynomials in the pixels' coordinates, so every
+exponential is evaluated once, and all else are matrix products with the monomials. Coordinates are best given
+from near the source: far from their origin the polynomials cancel.
 
 All pixel coordinates are (x, y), ordered so in every matrix. Covariances are passed as ``(xx, xy, yy)``.
 """

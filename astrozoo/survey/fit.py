@@ -108,9 +108,10 @@ def fit_field(
         raise InputError("bands", unknown, f"bands with a prior, {', '.join(prior.bands)}")
     if catalog is not None and not {"ra", "dec"} <= set(catalog.colnames):
         raise InputError("catalogue", f"columns {catalog.colnames}", "at least ra and dec [deg]")
-    for name in ("ra", "dec") if catalog is not None else ():
-        if catalog[name].dtype.kind not in "fiu":
-            raise InputError(f"catalogue's {name}", f"type {catalog[name].dtype}", "numbers [deg]")
+    if catalog is not None:
+        for name in ("ra", "dec"):
+            if catalog[name].dtype.kind not in "fiu":
+                raise InputError(f"catalogue's {name}", f"type {catalog[name].dtype}", "numbers [deg]")
     clock = {"detect": time.perf_counter()}
     table = detect(images) if catalog is None else catalog
     clock["detect"] = time.perf_counter() - clock["detect"]
