@@ -72,8 +72,9 @@ def latent_flow() -> zuko.flows.MAF:
 def latent_prior(flow: zuko.lazy.Flow) -> dist.TransformedDistribution:
     """The distribution that a flow describes; its one transform takes standard normals to latents."""
     like = next(flow.parameters())
-    base = dist.Normal(torch.zeros(LATENT).to(like), torch.ones(LATENT).to(like)).to_event(1)
-    return dist.TransformedDistribution(base, [flow.transform().inv])
+    # validation looks at values, which cannot be traced
+    base = dist.Normal(torch.zeros(LATENT).to(like), torch.ones(LATENT).to(like), validate_args=False)
+    return dist.TransformedDistribution(base.to_event(1), [flow.transform().inv], validate_args=False)
 
 
 def load(

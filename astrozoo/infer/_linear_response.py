@@ -41,7 +41,7 @@ class Response:
             rows = [self._solve(noise, row) for row in range(len(w))]
             self.moves = torch.stack(rows).mT
         else:
-            self.moves = torch.linalg.solve(-hessian, self.J.mT)  # [b, p, d]
+            self.moves = _pseudo_inverse(-hessian) @ self.J.mT  # [b, p, d]
 
     def _solve(self, noise: Tensor | None, row: int) -> Float[Tensor, "d p"]:
         """All of one problem's quantities at once."""
@@ -92,3 +92,11 @@ def _centre_derivative(target: Any, w: Float[Tensor, "b p"]) -> Float[Tensor, "b
         there, back = (target.unconstrained(w + sign * move, origin)[:, 0] for sign in (1, -1))
         columns.append((there - back) / (2 * step))
     return torch.stack(columns, 2)
+
+
+def _pseudo_inverse(curvature: Float[Tensor, "b p p"]) -> Float[Tensor, "b p p"]:
+    """Of symmetric matrices: a parameter that changes nothing, as masked weights of flows, moves nothing."""
+    values, vectors = torch.linalg.eigh(curvature)
+    least = values.abs().amax(-1, keepdim=True) * curvature.shape[-1] * torch.finfo(values.dtype).eps
+    inverse = torch.where(values.abs() > least, 1 / values, 0.0)
+    return (vectors * inverse[:, None]) @ vectors.mT
