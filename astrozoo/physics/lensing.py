@@ -8,7 +8,7 @@ angle of the major axis, counter-clockwise from +x. The Einstein radius is that 
 Nothing here divides by an ellipticity or takes its angle, so that everything is smooth where a lens is
 round, and gradients are finite everywhere, its centre included. (The profiles of the package ``caustics``,
 which the tests compare with, are not used for this reason: at the centre of a lens their gradients are NaN,
-its SIE jumps by 7e-7 where it is round, and complex numbers keep its EPL out of compiled code.)
+its SIE is off by 1.5e-7 where it is round, and complex numbers keep its EPL out of compiled code.)
 
 Parameters are scalars (vectors of two for a centre, an ellipticity or a shear) of one lens; for many use
 ``torch.vmap`` or :func:`halos`.
