@@ -15,8 +15,9 @@ __all__ = ["begin_length", "begin_step", "dual_average", "final_length", "follow
 _FLOOR = 0.2
 """Acceptance below which a chain counts no more against a step size: one that is stuck for good would else
 shrink it without end."""
-_LEAST, _MOST = 1.1656, 8 * math.pi
-"""Lengths of trajectories; the least maximises ``sin(t)^2 / t``, a whitened Gaussian's rate of ChEES."""
+_LEAST, _MOST = math.pi / 2, 8 * math.pi
+"""Lengths of trajectories. The least is a quarter period of a whitened Gaussian: its rate of ChEES is greatest
+at 1.17, by 14 %, but then a direction that is whitened badly mixes at half the pace."""
 _RATE, _DECAY = 0.05, 0.95
 _STRANDED = 20.0
 
