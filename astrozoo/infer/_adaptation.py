@@ -16,8 +16,8 @@ _FLOOR = 0.2
 """Acceptance below which a chain counts no more against a step size: one that is stuck for good would else
 shrink it without end."""
 _LEAST, _MOST = math.pi / 2, 8 * math.pi
-"""Lengths of trajectories. The least is a quarter period of a whitened Gaussian: its rate of ChEES is greatest
-at 1.17, by 14 %, but then a direction that is whitened badly mixes at half the pace."""
+"""Lengths of trajectories. The least is a quarter period of a whitened Gaussian: its rate of ChEES is
+greatest at 1.17, by 14 %, but then a direction that is whitened badly mixes at half the pace."""
 _RATE, _DECAY = 0.05, 0.95
 _STRANDED = 20.0
 
