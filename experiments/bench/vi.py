@@ -189,6 +189,7 @@ def step(seeds: int, names: str = "") -> Iterator[Row]:
         drawn = _timed(
             lambda: _step(target, state, rows, noise_for(0, state.iteration, draws=1, like=target))  # noqa: B023
         )
+        pyro.clear_param_store()  # the next guide's parameters have the same names
         before = torch.get_default_dtype()
         torch.set_default_dtype(problem.dtype)
         guide = mean_field(problem)
