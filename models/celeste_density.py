@@ -34,14 +34,12 @@ class _Light(NamedTuple):
     """One source in every image, and what its curvature is made of.
 
     Attributes:
-        unit: of unit flux.
         scale: electrons.
         rate: expected counts, of all else too.
         slope: of the rate in tau, ``[b, image, 7, p]``.
         chain: d tau / d u, ``[b, image, 7, d]``.
     """
 
-    unit: Tensor
     scale: Tensor
     rate: Tensor
     slope: Tensor
@@ -114,8 +112,7 @@ class TypedDensity:
 
     def electrons(self, u: Float[Tensor, "b d"]) -> Float[Tensor, "b image"]:
         """Expected electrons of each source in each image."""
-        log_flux = (self._bands[self.patch.band] @ u[:, self.n_bending :, None]).squeeze(-1)
-        return self.patch.calibration * log_flux.exp()
+        return self._scale(u, self.patch)
 
     def log_joint_of_images(
         self, images: Float[Tensor, "b m image pixel"], u: Float[Tensor, "b m n d"]
@@ -169,7 +166,7 @@ class TypedDensity:
         patch = Patch(*(t[rows] for t in self.patch))
         light = self._light(u[rows], patch)
         low, high = (
-            self._light(u[rows], patch._replace(psf_covariances=(1 + step) * patch.psf_covariances)).unit
+            self._unit(u[rows], patch._replace(psf_covariances=(1 + step) * patch.psf_covariances))
             for step in (-_PSF_STEP, _PSF_STEP)
         )
         slope = light.scale[..., None] * (high - low) / (2 * _PSF_STEP)
@@ -187,18 +184,16 @@ class TypedDensity:
 
     def _light(self, u: Float[Tensor, "b d"], patch: Patch) -> _Light:
         """The source's image and expected counts, with their slopes."""
-        mu = (patch.jacobian @ u[:, None, :2, None]).squeeze(-1)  # [b, image, 2]
-        per_band = self._bands[patch.band]  # [b, image, 1 + colour]
-        scale = patch.calibration * torch.exp((per_band @ u[:, self.n_bending :, None]).squeeze(-1))
+        mu, scale = self._place(u, patch), self._scale(u, patch)
         q, sky2px, sky, mix = self._shape(u, patch)
         images, rings = jet(patch.pixels, mu, q, self._groups, mix[:, None], self._variances, patch.psf)
         unit = (mix[:, None, None] @ images.images).squeeze(-2)
         # tau: what each image depends on: mu (2), Q (3), dev fraction, ln flux in its band
         spread = torch.zeros_like(unit) if self.star else images.images[:, :, 0] - images.images[:, :, 1]
         slope = torch.cat((images.slopes, spread[:, :, None], unit[:, :, None]), 2) * scale[..., None, None]
-        chain = self._chain(patch, per_band, sky2px, sky, mix)  # [b, image, 7, d]
+        chain = self._chain(patch, sky2px, sky, mix)  # [b, image, 7, d]
         rate = patch.background + scale[..., None] * unit
-        return _Light(unit, scale, rate, slope, chain, rings, mix, sky2px, sky)
+        return _Light(scale, rate, slope, chain, rings, mix, sky2px, sky)
 
     def _shape(self, u: Float[Tensor, "b d"], patch: Patch) -> tuple[Tensor, Tensor, Any, Tensor]:
         """Covariance of a unit ring in pixels and what it comes from; shares of the profiles."""
@@ -210,22 +205,27 @@ class TypedDensity:
         q = (sky2px @ sky[0][:, None, :, None]).squeeze(-1)
         return q, sky2px, sky, torch.stack((theta, 1 - theta), -1)
 
-    def _value(self, u: Float[Tensor, "b d"], patch: Patch) -> Float[Tensor, "b"]:
-        mu = (patch.jacobian @ u[:, None, :2, None]).squeeze(-1)
+    def _unit(self, u: Float[Tensor, "b d"], patch: Patch) -> Float[Tensor, "b image p"]:
+        """The source's image of unit flux, without slopes."""
         q, _, _, mix = self._shape(u, patch)
         amplitudes = (mix @ self._groups)[:, None]
-        unit = render(patch.pixels, mu, q, amplitudes, self._variances, patch.psf)
+        return render(patch.pixels, self._place(u, patch), q, amplitudes, self._variances, patch.psf)
+
+    def _place(self, u: Float[Tensor, "b d"], patch: Patch) -> Float[Tensor, "b image 2"]:
+        return (patch.jacobian @ u[:, None, :2, None]).squeeze(-1)
+
+    def _scale(self, u: Float[Tensor, "b d"], patch: Patch) -> Float[Tensor, "b image"]:
         log_flux = (self._bands[patch.band] @ u[:, self.n_bending :, None]).squeeze(-1)
-        rate = patch.background + (patch.calibration * log_flux.exp())[..., None] * unit
-        return (patch.mask * (patch.counts * rate.log() - rate)).sum((-2, -1))
+        return patch.calibration * log_flux.exp()
 
     def _likelihood(self, u: Tensor, rows: slice, order: int) -> tuple[Tensor, ...]:
         patch, constant = Patch(*(t[rows] for t in self.patch)), self._constant[rows]
         if order == 0:
-            return (self._value(u, patch) + constant,)
+            rate = patch.background + self._scale(u, patch)[..., None] * self._unit(u, patch)
+            return (_log_likelihood(patch, rate) + constant,)
         light = self._light(u, patch)
         scale, rate, slope, chain = light.scale, light.rate, light.slope, light.chain
-        value = (patch.mask * (patch.counts * rate.log() - rate)).sum((-2, -1)) + constant
+        value = _log_likelihood(patch, rate) + constant
         excess = patch.mask * (patch.counts / rate - 1)  # d log p / d rate
         d_tau = (slope @ excess[..., None]).squeeze(-1)  # [b, image, 7]
         grad = torch.einsum("bit,bitd->bd", d_tau, chain)
@@ -249,8 +249,9 @@ class TypedDensity:
             hessian[:, 5, 5] += d_tau[:, :, 5].sum(-1) * theta * (1 - theta) * (1 - 2 * theta)
         return value, grad, hessian
 
-    def _chain(self, patch: Patch, per_band: Tensor, sky2px: Tensor, sky: Any, mix: Tensor) -> Tensor:
+    def _chain(self, patch: Patch, sky2px: Tensor, sky: Any, mix: Tensor) -> Tensor:
         """d tau / d u, [b, image, 7, d]."""
+        per_band = self._bands[patch.band]  # [b, image, 1 + colour]
         chain = per_band.new_zeros(*per_band.shape[:2], 7, self.dim)
         chain[:, :, :2, :2] = patch.jacobian
         chain[:, :, 6, self.n_bending :] = per_band
@@ -305,6 +306,11 @@ class TypedDensity:
             - torch.einsum("bm,mij->bij", share, precision)
         )
         return grad, hessian
+
+
+def _log_likelihood(patch: Patch, rate: Float[Tensor, "b image p"]) -> Float[Tensor, "b"]:
+    """Of the counts, but for what depends on them alone."""
+    return (patch.mask * (patch.counts * rate.log() - rate)).sum((-2, -1))
 
 
 def _mixture_terms(c: Float[Tensor, "*b n"], mixture: ColourPrior) -> tuple[Tensor, Tensor, Tensor]:

@@ -38,6 +38,7 @@ __all__ = [
     "log_ratio",
     "noise_for",
     "noise_per_latent",
+    "normal_draws",
     "progress_bar",
     "start_points",
     "typed",
@@ -273,6 +274,26 @@ def guide_draws(elbo: Any, w: Float[Tensor, "b p"], seed: int, chains: int, draw
         mean = z.mean(1)
         moments = mean, (z - mean[:, None]).mT @ (z - mean[:, None]) / max(1, z.shape[1] - 1)
     return {"draws": shaped, "sample_stats": told, "location": moments[0], "covariance": moments[1]}
+
+
+def normal_draws(
+    density: Any,
+    mean: Float[Tensor, "b d"],
+    root: Float[Tensor, "b d d"],
+    generator: torch.Generator,
+    seed: int,
+    chains: int,
+    draws: int,
+) -> tuple[dict[str, Any], Float[Tensor, "b m"]]:
+    """Draws of ``N(mean, root root')`` as fields of a Result (draws, sample_stats), and their ln p - ln q.
+
+    Where a problem's root is undefined (NaN), its draws are its mean, and have no ratio.
+    """
+    e = torch.randn(chains * draws, mean.shape[1], generator=generator, dtype=mean.dtype).to(mean.device)
+    z = mean[:, None] + e @ root.nan_to_num().mT
+    ratio, batched = log_ratio(density, z, e, root), density.batch is not None
+    shaped = {name: by_chain(x, chains, batched) for name, x in typed(density, z, seed).items()}
+    return {"draws": shaped, "sample_stats": {"log_ratio": by_chain(ratio, chains, batched)}}, ratio
 
 
 def log_ratio(

@@ -20,13 +20,11 @@ from astrozoo.density import LogDensity, log_density
 from astrozoo.errors import InputError
 from astrozoo.infer._common import (
     Checkpoint,
-    by_chain,
     finish,
     generator_for,
-    log_ratio,
+    normal_draws,
     progress_bar,
     start_points,
-    typed,
 )
 from astrozoo.infer._maximise import maximise
 from astrozoo.types import Problem, Result, Status
@@ -267,11 +265,7 @@ def el2o(
             interrupted = True
     saved.save(partial(_arrays, q, share, moved, iteration), now=True)
     statuses = [_status(m, tolerance, interrupted) for m in moved.tolist()]
-    e = torch.randn(chains * draws, target.dim, generator=generator_for(seed, 1), dtype=target.dtype)
-    e = e.to(target.device)
-    z = q.mean[:, None] + e @ q.root.mT
-    ratio = log_ratio(target, z, e, q.root)
-    batched = problem.batch is not None
+    drawn, ratio = normal_draws(target, q.mean, q.root, generator_for(seed, 1), seed, chains, draws)
     return finish(
         problem,
         target,
@@ -281,8 +275,6 @@ def el2o(
         statuses=statuses,
         began=began,
         throw=throw,
-        draws={name: by_chain(x, chains, batched) for name, x in typed(target, z, seed).items()},
-        sample_stats={"log_ratio": by_chain(ratio, chains, batched)},
         trace={"off": np.asarray(trace)} if trace else {},
         stats={
             "iterations": iteration,
@@ -292,6 +284,7 @@ def el2o(
         },
         location=q.mean,
         covariance=q.root @ q.root.mT,
+        **drawn,
     )
 
 

@@ -11,13 +11,11 @@ import torch
 from astrozoo.density import log_density
 from astrozoo.infer._common import (
     Checkpoint,
-    by_chain,
     finish,
     generator_for,
-    log_ratio,
+    normal_draws,
     progress_bar,
     start_points,
-    typed,
 )
 from astrozoo.infer._maximise import TrustRegionState, maximise
 from astrozoo.types import Problem, Result, Status
@@ -89,13 +87,8 @@ def laplace(
     ]
     eye = torch.eye(target.dim, dtype=target.dtype, device=target.device)
     half = torch.linalg.solve_triangular(torch.where(bad[:, None, None], eye, root).mT, eye, upper=True)
-    e = torch.randn(chains * draws, target.dim, generator=generator_for(seed, 1), dtype=target.dtype).to(
-        eye.device
-    )
-    half = torch.where(bad[:, None, None], 0.0, half)
-    z = found.w[:, None] + e @ half.mT
-    sites, batched = typed(target, z, seed), problem.batch is not None
-    sure = torch.where(bad[:, None, None], torch.nan, half)  # no density where there is no covariance
+    half = torch.where(bad[:, None, None], torch.nan, half)
+    drawn, _ = normal_draws(target, found.w, half, generator_for(seed, 1), seed, chains, draws)
     return finish(
         problem,
         target,
@@ -104,10 +97,9 @@ def laplace(
         statuses=statuses,
         began=began,
         throw=throw,
-        draws={name: by_chain(x, chains, batched) for name, x in sites.items()},
-        sample_stats={"log_ratio": by_chain(log_ratio(target, z, e, sure), chains, batched)},
         trace={("log_density" if name == "value" else name): a for name, a in found.trace.items()},
         stats={"iterations": found.iterations, "log_density": found.value.tolist()},
         location=found.w,
-        covariance=torch.where(bad[:, None, None], torch.nan, half @ half.mT),
+        covariance=half @ half.mT,
+        **drawn,
     )

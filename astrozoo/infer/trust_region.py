@@ -15,16 +15,14 @@ from astrozoo.density import elbo, log_density
 from astrozoo.errors import InferenceError, InputError
 from astrozoo.infer._common import (
     Checkpoint,
-    by_chain,
     finish,
     generator_for,
     guide_draws,
     guide_name,
-    log_ratio,
     noise_for,
     noise_per_latent,
+    normal_draws,
     progress_bar,
-    typed,
     variational_start,
 )
 from astrozoo.infer._linear_response import Response
@@ -178,12 +176,5 @@ def _corrected(
             "the run has not reached a maximum (see its trace with covariance='guide')"
         )
     density = log_density(problem, compile=compile)
-    e = torch.randn(chains * draws, mean.shape[1], generator=generator_for(seed, 1, 1), dtype=mean.dtype)
-    e = e.to(mean.device)
-    z = mean[:, None] + e @ root.mT
-    ratio, batched = log_ratio(density, z, e, root), problem.batch is not None
-    return {
-        "draws": {name: by_chain(x, chains, batched) for name, x in typed(density, z, seed).items()},
-        "sample_stats": {"log_ratio": by_chain(ratio, chains, batched)},
-        "covariance": covariance,
-    }
+    drawn, _ = normal_draws(density, mean, root, generator_for(seed, 1, 1), seed, chains, draws)
+    return drawn | {"covariance": covariance}

@@ -6,6 +6,7 @@ brightness, which would bias sizes and fluxes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +67,12 @@ class Sources:
 
     def __len__(self) -> int:
         return len(self.ra)
+
+    def batches(self, rows: Int[np.ndarray, "n"], most: int) -> Iterator[Int[np.ndarray, "b"]]:
+        """The rows, ``most`` at a time, each time of one patch size."""
+        for half in np.unique(self.half[rows]):
+            of_size = rows[self.half[rows] == half]
+            yield from (of_size[i : i + most] for i in range(0, len(of_size), most))
 
     @classmethod
     def locate(cls, field: Field, ra: np.ndarray, dec: np.ndarray, half: Int[np.ndarray, "s"]) -> Sources:

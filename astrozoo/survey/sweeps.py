@@ -147,15 +147,12 @@ class Sweeps:
 
     def _repaint(self, fitted: Int[np.ndarray, "n"]) -> None:
         """Paint the light of sources as their modes and evidences have it."""
-        for half in np.unique(self.sources.half[fitted]):
-            of_size = fitted[self.sources.half[fitted] == half]
-            for i in range(0, len(of_size), _BATCH):
-                rows = of_size[i : i + _BATCH]
-                patch, own = self.patch(rows)
-                light = self._light(patch, rows)
-                self.canvas.paint(rows, light - own)
-                for k, row in enumerate(rows):
-                    self.state.light[row] = light[k]
+        for rows in self.sources.batches(fitted, _BATCH):
+            patch, own = self.patch(rows)
+            light = self._light(patch, rows)
+            self.canvas.paint(rows, light - own)
+            for k, row in enumerate(rows):
+                self.state.light[row] = light[k]
 
     def _save(self) -> None:
         state = self.state
@@ -220,8 +217,7 @@ class Sweeps:
         """Flux in a square of 11 px about each position [nMgy]."""
         total = torch.zeros(len(self.sources), dtype=torch.float64)
         seen = torch.zeros_like(total)
-        for half in np.unique(self.sources.half):
-            rows = np.flatnonzero(self.sources.half == half)
+        for rows in self.sources.batches(np.arange(len(self.sources)), _BATCH):
             patch = self.canvas.patches(rows, torch.zeros((), dtype=torch.float64))
             inside = (patch.pixels.abs().amax(2) <= 5.5) * patch.mask
             for k, image in enumerate(self.images):
@@ -244,13 +240,11 @@ class Sweeps:
             while state.sweep < most and state.waiting.any():
                 while state.colour < colours:
                     due = np.flatnonzero(state.waiting & (self.colour == state.colour))
-                    for half in np.unique(self.sources.half[due]):
-                        rows = due[self.sources.half[due] == half]
-                        for i in range(0, len(rows), _BATCH):
-                            self._fit(rows[i : i + _BATCH])
-                            report(int((~state.waiting).sum()), f"sweep {state.sweep + 1}")
-                            if self.checkpoint.due:
-                                self._save()
+                    for rows in self.sources.batches(due, _BATCH):
+                        self._fit(rows)
+                        report(int((~state.waiting).sum()), f"sweep {state.sweep + 1}")
+                        if self.checkpoint.due:
+                            self._save()
                     state.colour += 1
                 if state.sweep == 0 and self.psf_planes is None:
                     if fit_sky:
@@ -353,13 +347,10 @@ class Sweeps:
         """
         n_images, state = len(self.images.images), self.state
         delta, error = np.zeros((2, n_images, len(self.sources)))
-        for half in np.unique(self.sources.half):
-            rows = np.flatnonzero(self.sources.half == half)
-            for i in range(0, len(rows), _BATCH):
-                part = rows[i : i + _BATCH]
-                density = self.density(self.patch(part)[0], part, star=True)
-                found = density.psf_width(state.mode["star"][part], state.covariance["star"][part])
-                delta[:, part], error[:, part] = (t.numpy().T for t in found)
+        for rows in self.sources.batches(np.arange(len(self.sources)), _BATCH):
+            density = self.density(self.patch(rows)[0], rows, star=True)
+            found = density.psf_width(state.mode["star"][rows], state.covariance["star"][rows])
+            delta[:, rows], error[:, rows] = (t.numpy().T for t in found)
         stars = (state.evidence["star"] > state.evidence["galaxy"]) & state.converged
         planes = fit_planes([self._places(k) for k in range(n_images)], delta, error, stars.numpy())
         self._broaden(planes)
