@@ -70,14 +70,18 @@ def noise_for(
     """Standard normals in antithetic pairs, the same on every device; None for an objective without noise.
 
     Half are the others negated (an odd number is rounded up), so that what is odd in the noise, such as the
-    gradient of a guide's location under a nearly normal posterior, averages out. ``matched`` scales every
-    coordinate to a mean square of exactly 1: a bias of order 1 / draws for the much greater noise of scales.
+    gradient of a guide's location under a nearly normal posterior, averages out. ``matched`` draws have a
+    covariance of exactly 1 where there are as many pairs as coordinates (the ELBO of a normal posterior is
+    then exact), else mean squares of exactly 1: a bias of order 1 / draws for the much greater noise.
     """
     if like.noise_dim == 0:
         return None
     shape = ((draws + 1) // 2, like.noise_dim)
     e = torch.randn(shape, generator=generator_for(seed, *stream), dtype=like.dtype).to(like.device)
-    if matched:
+    if matched and len(e) >= e.shape[1]:
+        Q, R = torch.linalg.qr(e)
+        e = Q * R.diagonal().sign() * len(e) ** 0.5
+    elif matched:
         e = e / e.square().mean(0).sqrt()
     return torch.cat((e, -e))
 
