@@ -113,6 +113,10 @@ class StrongLens:
 
     def draw(self, data: Exposure) -> dict[str, Tensor]:
         """The latent sites."""
+        return {name: pyro.sample(name, prior) for name, prior in self.sites(data).items()}
+
+    def sites(self, data: Exposure) -> dict[str, Any]:
+        """The prior of each latent site."""
         prior, new = self.prior, data.image.new_tensor
         two, bands, here = new((0.0, 0.0)), torch.ones_like(data.gain), new(prior.position)
         free: dict[str, Any] = {"einstein_radius": log_normal(new(1.0), prior.einstein_radius)}
@@ -141,7 +145,7 @@ class StrongLens:
             free["subhalo_log_mass"] = dist.Uniform(many + low, many + high, validate_args=False).to_event(1)
             box = here.expand(self.subhalos, 2)
             free["subhalo_position"] = dist.Uniform(box - reach, box + reach, validate_args=False).to_event(2)
-        return {name: pyro.sample(name, prior_of) for name, prior_of in free.items()}
+        return free
 
     def deflection(self, values: Mapping[str, Tensor], x: Tensor, y: Tensor) -> lensing.Deflection:
         """Of all mass, at points of the sky [arcsec]."""
