@@ -225,12 +225,15 @@ def replicated(
 
 
 def convergence(
-    traces: Mapping[str, Float[np.ndarray, "iteration row"]], totals: Mapping[str, tuple[float, float]]
+    traces: Mapping[str, Float[np.ndarray, "iteration row"]],
+    totals: Mapping[str, tuple[float, float]],
+    clocks: Mapping[str, Float[np.ndarray, "iteration row"]],
 ) -> Figure:
     """The objective (summed over independent problems, each kept at its last value) against cost.
 
     Args:
-        totals: gradient-equivalents and seconds of each whole run.
+        totals: gradient-equivalents and seconds of each whole run, over which its curve is spread evenly.
+        clocks: seconds at each iteration, of the runs that have kept them.
     """
     figure, axes = _grid(2, 2, 4.5, 3)
     for (name, values), colour in zip(traces.items(), _COLOURS * (1 + len(traces) // 6), strict=False):
@@ -238,8 +241,12 @@ def convergence(
         for i in range(1, len(filled)):
             filled[i] = np.where(np.isnan(filled[i]), filled[i - 1], filled[i])
         part = np.arange(1, len(filled) + 1) / len(filled)
-        for ax, total in zip(axes, totals[name], strict=True):
-            ax.plot(part * total, filled.sum(1), color=colour, label=name, linewidth=1)
+        spread = [part * total for total in totals[name]]
+        if name in clocks:
+            clock = clocks[name].reshape(len(clocks[name]), -1)
+            spread[1] = np.maximum.accumulate(np.nanmax(clock, 1, initial=0.0))
+        for ax, at in zip(axes, spread, strict=True):
+            ax.plot(at, filled.sum(1), color=colour, label=name, linewidth=1)
     for ax, label in zip(axes, ("gradient-equivalents", "seconds"), strict=True):
         ax.set(xlabel=label, xscale="log")
         ax.tick_params(labelsize=7)

@@ -347,8 +347,10 @@ def _curves(results: Mapping[str, Result]) -> list[Any]:
     caption += (
         "a Hessian as one per parameter) and against seconds, compilation left out; each curve is spread "
     )
-    caption += "evenly over what its run took in all."
-    return [(plots.convergence(traces, {name: _work(results[name]) for name in traces}), caption)]
+    caption += "evenly over what its run took in all, but for the seconds of methods that keep a clock."
+    clocks = {name: results[name].trace["seconds"] for name in traces if "seconds" in results[name].trace}
+    totals = {name: _work(results[name]) for name in traces}
+    return [(plots.convergence(traces, totals, clocks), caption)]
 
 
 def _work(result: Result) -> tuple[float, float]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Checkpoint",
+    "Clock",
     "Report",
     "by_chain",
     "chain_starts",
@@ -138,6 +139,25 @@ def chain_starts(density: Any, chains: int, seed: int) -> Float[Tensor, "b c dim
     if density.batch is None:
         return density.initial(chains, generator_for(seed, 0))[None]
     return torch.stack([density.initial(density.batch, generator_for(seed, 0, c)) for c in range(chains)], 1)
+
+
+class Clock:
+    """Seconds of running, without those of compiling an objective.
+
+    Args:
+        told: earlier readings, of a run that is continued; it goes on from the last.
+    """
+
+    def __init__(self, objective: Objective, told: Sequence[np.ndarray]) -> None:
+        self.objective = objective
+        seen = np.asarray(told)
+        self.before = 0.0
+        self.before = (seen[np.isfinite(seen)].max() if np.isfinite(seen).any() else 0.0) - self()
+
+    def __call__(self) -> float:
+        """Now."""
+        compiling = float(getattr(self.objective, "compile_seconds", 0.0))
+        return self.before + time.monotonic() - compiling
 
 
 class Checkpoint:

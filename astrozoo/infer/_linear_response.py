@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from astrozoo.infer._common import generator_for
 from astrozoo.infer._subproblem import solve
 
 __all__ = ["Response"]
+
+_AVERAGED = 1000
+"""Draws of a mean under the guide."""
 
 
 class Response:
@@ -37,11 +42,13 @@ class Response:
     ) -> None:
         self.target, self.w = target, w
         self.J = _centre_derivative(target, w)  # [b, d, p]
+        self.inverse: Tensor | None = None
         if hessian is None:
             rows = [self._solve(noise, row) for row in range(len(w))]
             self.moves = torch.stack(rows).mT
         else:
-            self.moves = _pseudo_inverse(-hessian) @ self.J.mT  # [b, p, d]
+            self.inverse = _pseudo_inverse(-hessian)
+            self.moves = self.inverse @ self.J.mT  # [b, p, d]
 
     def _solve(self, noise: Tensor | None, row: int) -> Float[Tensor, "d p"]:
         """All of one problem's quantities at once."""
@@ -63,6 +70,38 @@ class Response:
     def covariance(self) -> Float[Tensor, "b d d"]:
         """``J (-H)^-1 J'``."""
         return self.J @ self.moves
+
+    def sd(
+        self, of: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda sites: sites
+    ) -> dict[str, Float[Tensor, "b ..."]]:
+        """SDs of functions of the latents: ``J (-H)^-1 J'``, J the derivative of their means under the guide.
+
+        For a function that is not linear this is not the SD of a normal with :meth:`covariance`.
+
+        Args:
+            of: the functions, ``[b, m, ...]`` each, of draws ``{site: [b, m, *shape]}``.
+
+        References:
+            Giordano, Broderick & Jordan 2018, JMLR 19, 51, section 3.
+        """
+        assert self.inverse is not None, "only where the Hessian is dense"
+        shape = (_AVERAGED // 2, self.target.draw_dim)
+        e = torch.randn(shape, generator=generator_for(0), dtype=self.w.dtype).to(self.w.device)
+        noise = torch.cat((e, -e))
+        step = torch.finfo(self.w.dtype).eps ** (1 / 3)
+        columns: dict[str, list[Tensor]] = {}
+        for i in range(self.w.shape[1]):
+            move = torch.zeros_like(self.w)
+            move[:, i] = step
+            there, back = (of(self.target.sample(self.w + sign * move, noise)) for sign in (1, -1))
+            for name, x in there.items():
+                columns.setdefault(name, []).append((x.mean(1) - back[name].mean(1)) / (2 * step))
+        found = {}
+        for name, column in columns.items():
+            J = torch.stack(column, -1)  # [b, ..., p]
+            bent = torch.einsum("b...p,bpq,b...q->b...", J, self.inverse, J)
+            found[name] = bent.clamp_min(0.0).sqrt()
+        return found
 
     def sampling_ratio(self, noise: Float[Tensor, "m e"]) -> Float[Tensor, "b"]:
         """Largest ratio of a centre's frequentist SD, over choices of the draws, to its posterior SD.

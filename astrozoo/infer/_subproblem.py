@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 __all__ = ["solve", "subproblem_dense", "subproblem_krylov"]
 
+WORTH = 0.05
+"""Least part of the gain that another product must add to a step that ends on the boundary."""
 _ROUNDS = 60
 
 
 def subproblem_dense(
     g: Float[Tensor, "b p"], H: Float[Tensor, "b p p"], radius: Float[Tensor, "b"]
 ) -> tuple[Float[Tensor, "b p"], Float[Tensor, "b"]]:
-    """The global maximiser, through the eigenvalues of ``H`` and the secular equation.
+    """The global maximiser: Newton's step where that is one and lies inside, else by the secular equation.
 
     The gradient may lie outside the eigenspace of the greatest curvature (the "hard case"): what is then
     missing from the radius is gone along that eigenspace.
@@ -27,6 +29,19 @@ def subproblem_dense(
     References:
         Moré & Sorensen 1983; Nocedal & Wright 2006, section 4.3.
     """
+    root, failed = torch.linalg.cholesky_ex(-H)  # a tenth of the work of eigenvalues
+    root = torch.where(failed[:, None, None] > 0, torch.eye(g.shape[1]).to(H), root)
+    half = torch.linalg.solve_triangular(root, g[..., None], upper=False)
+    s = torch.linalg.solve_triangular(root.mT, half, upper=True)[..., 0]
+    gain = half[..., 0].square().sum(1) / 2
+    inside = (failed == 0) & (torch.linalg.vector_norm(s, dim=1) <= radius)
+    rest = torch.nonzero(~inside)[:, 0]
+    if len(rest):
+        s[rest], gain[rest] = _secular(g[rest], H[rest], radius[rest])
+    return s, gain
+
+
+def _secular(g: Tensor, H: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
     curvature, Q = torch.linalg.eigh(-H)  # [b, p], ascending
     c = (Q.mT @ g[..., None])[..., 0]
     lowest = curvature[:, :1]
@@ -65,47 +80,55 @@ def subproblem_dense(
 
 
 def subproblem_krylov(
-    hvp: Callable[[Float[Tensor, "b p"]], Float[Tensor, "b p"]],
+    product: Callable[[Float[Tensor, "a p"], Int[Tensor, "a"]], Float[Tensor, "a p"]],
     g: Float[Tensor, "b p"],
     radius: Float[Tensor, "b"],
     *,
     max_products: int = 100,
 ) -> tuple[Float[Tensor, "b p"], Float[Tensor, "b"]]:
-    """An approximate maximiser from Hessian-vector products alone: conjugate gradients, cut at the radius.
+    """The maximiser within the Krylov space of ``g``, from Hessian-vector products alone (GLTR).
 
-    Ends a row when its residual has fallen to ``min(0.1, |g|^1/2) |g|``, when it meets positive curvature
-    (it then follows it to the radius), when it reaches the radius, or after ``max_products`` products.
+    Lanczos vectors make the Hessian tridiagonal; its sub-problem is solved exactly in every space on the way,
+    on the boundary and under positive curvature too. A row ends when its residual has fallen to
+    ``min(0.1, |g|^1/2) |g|``, when on the boundary one more product adds less than ``WORTH`` of the gain,
+    or after ``max_products``. Directions to which the gradient is exactly orthogonal remain unseen.
+
+    Args:
+        product: the Hessians of the rows of these indices times vectors.
 
     References:
-        Steihaug 1983; Nocedal & Wright 2006, algorithm 7.2.
+        Gould, Lucidi, Roma & Toint 1999, SIAM J. Optim. 9, 504.
     """
-    s, r, d = torch.zeros_like(g), g.clone(), g.clone()
-    rr = r.square().sum(1)
-    target = rr * torch.minimum(rr.sqrt(), torch.full_like(rr, 0.01))
-    live: Bool[Tensor, "b"] = rr > 0
-    for _ in range(min(max_products, 2 * g.shape[1])):
-        if not live.any():
+    s, gain = torch.zeros_like(g), torch.zeros_like(g[:, 0])
+    norm = torch.linalg.vector_norm(g, dim=1)
+    target = norm * norm.sqrt().clamp_max(0.1)
+    live = torch.nonzero(norm > 0)[:, 0]
+    q = g[live] / norm[live, None]
+    Q = q[:, None]  # [live, k, p]
+    T = g.new_zeros(len(live), 0, 0)
+    below = g.new_zeros(len(live))
+    for k in range(min(max_products, g.shape[1])):
+        if not len(live):
             break
-        Bd = -hvp(d)
-        dBd = (d * Bd).sum(1)
-        bowl = dBd > 0
-        alpha = torch.where(bowl, rr / torch.where(bowl, dBd, 1.0), 0.0)
-        cut = ~bowl | (torch.linalg.vector_norm(s + alpha[:, None] * d, dim=1) >= radius)
-        alpha = torch.where(live, torch.where(cut, _to_radius(s, d, radius), alpha), 0.0)[:, None]
-        s, r = s + alpha * d, r - alpha * Bd
-        new = r.square().sum(1)
-        live = live & ~cut & (new > target)
-        d = torch.where(live[:, None], r + (new / rr.clamp_min(torch.finfo(g.dtype).tiny))[:, None] * d, d)
-        rr = new
-    return s, (s * (g + r)).sum(1) / 2
-
-
-def _to_radius(s: Tensor, d: Tensor, radius: Tensor) -> Tensor:
-    """The positive ``tau`` with ``|s + tau d| = radius``."""
-    dd = d.square().sum(1).clamp_min(torch.finfo(d.dtype).tiny)
-    sd = (s * d).sum(1)
-    short = (radius.square() - s.square().sum(1)).clamp_min(0.0)
-    return (-sd + (sd.square() + dd * short).sqrt()) / dd
+        r = product(q, live)
+        T = torch.nn.functional.pad(T, (0, 1, 0, 1))
+        T[:, k, k] = (q * r).sum(1)
+        if k:
+            T[:, k, k - 1] = T[:, k - 1, k] = below
+        for _ in range(2):  # against all earlier ones, twice: rounding would lose their orthogonality
+            r = r - ((Q @ r[..., None]).mT @ Q)[:, 0]
+        below = torch.linalg.vector_norm(r, dim=1)
+        along = torch.nn.functional.pad(norm[live, None], (0, k))
+        h, promised = subproblem_dense(along, T, radius[live])
+        edge = torch.linalg.vector_norm(h, dim=1) > 0.999 * radius[live]
+        done = (below * h[:, -1].abs() <= target[live]) | (below <= 1e-12 * T.abs().amax((1, 2)))
+        done |= edge & (promised - gain[live] <= WORTH * promised) & (k > 0)
+        s[live], gain[live] = (h[:, None] @ Q)[:, 0], promised
+        on = ~done
+        live, below, T = live[on], below[on], T[on]
+        q = r[on] / below[:, None]
+        Q = torch.cat((Q[on], q[:, None]), 1)
+    return s, gain
 
 
 def solve(

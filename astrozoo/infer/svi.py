@@ -18,6 +18,7 @@ from astrozoo.density import elbo
 from astrozoo.errors import InputError
 from astrozoo.infer._common import (
     Checkpoint,
+    Clock,
     finish,
     generator_for,
     guide_draws,
@@ -79,7 +80,9 @@ class AdamState:
     skipped: Int[Tensor, "b"]
     end: Int[Tensor, "b"]
     iteration: int = 0
-    trace: dict[str, list[np.ndarray]] = field(default_factory=lambda: {"elbo": [], "rate": []})
+    trace: dict[str, list[np.ndarray]] = field(
+        default_factory=lambda: {"elbo": [], "rate": [], "seconds": []}
+    )
 
     @classmethod
     def at(cls, w: Float[Tensor, "b p"], rate: float) -> AdamState:
@@ -112,7 +115,7 @@ class AdamState:
     def restored(cls, arrays: Mapping[str, np.ndarray], device: torch.device) -> AdamState:
         """From a checkpoint."""
         rows = {name: torch.as_tensor(arrays[name], device=device) for name in _ROWS}
-        trace = {name: list(arrays[f"{name}_trace"]) for name in ("elbo", "rate")}
+        trace = {name: list(arrays[f"{name}_trace"]) for name in ("elbo", "rate", "seconds")}
         return cls(**rows, iteration=int(arrays["iteration"]), trace=trace)
 
 
@@ -144,6 +147,7 @@ def ascend(
     References:
         Kingma & Ba 2015; Dhaka et al. 2020 and Welandawe et al. 2022 (averages at falling rates).
     """
+    clock = Clock(objective, state.trace["seconds"])
     if state.iteration < budget:
         state.end[state.end >= 3] = 0
     try:
@@ -155,7 +159,7 @@ def ascend(
                 target = minibatches.draw(rows, generator_for(seed, state.iteration, 2))
             _step(target, state, rows, noise_for(seed, state.iteration, draws=particles, like=objective))
             if state.iteration % BLOCK == 0:
-                _look(objective, state, rows, seed, tolerance)
+                _look(objective, state, rows, seed, tolerance, clock)
                 left = torch.nonzero(state.end == 0)[:, 0]
                 if len(left) < len(rows):
                     rows, running = left, objective.take(left)
@@ -186,10 +190,13 @@ def _step(objective: Objective, state: AdamState, rows: Tensor, noise: Tensor | 
     state.iteration = t
 
 
-def _look(objective: Objective, state: AdamState, rows: Tensor, seed: int, tolerance: float) -> None:
+def _look(
+    objective: Objective, state: AdamState, rows: Tensor, seed: int, tolerance: float, clock: Clock
+) -> None:
     """At the end of a block; for some rows it is the end of a window too."""
     told = {name: torch.full_like(state.value, torch.nan) for name in state.trace}
     told["elbo"][rows], told["rate"][rows] = state.total[rows] / BLOCK, state.rate[rows]
+    told["seconds"][rows] = clock()
     for name, column in told.items():
         state.trace[name].append(column.cpu().numpy())
     state.age[rows] += 1

@@ -35,6 +35,10 @@ ENOUGH = 0.5
 """Frequentist over posterior SD of the latents' centres, below which the fixed draws are enough."""
 MOST = 32
 """How many times as many draws as at first the fixed mode uses at most."""
+FEW = 4
+"""Draws of the fixed mode while a mean field is far from its optimum."""
+DENSE = 200
+"""Parameters up to which the linear response, and an objective without noise, take dense Hessians."""
 
 
 def trust_region(
@@ -52,7 +56,7 @@ def trust_region(
     checkpoint: str | Path | None = None,
     throw: bool = False,
     mode: Literal["stochastic", "fixed"] = "stochastic",
-    particles: int = 64,
+    particles: int | None = None,
     radius: float = 1.0,
     tolerance: float = 1e-4,
     covariance: Literal["guide", "linear_response"] = "guide",
@@ -61,18 +65,22 @@ def trust_region(
 
     Args:
         draws: from the fitted guide, per chain; they are independent, and chains only a shape.
-        budget: the most iterations; each takes ``particles`` Hessians (or up to 100 Hessian-vector
-            products above 200 parameters, for objectives without derivatives of their own) and at least as
-            many gradients, per problem.
+        budget: the most iterations; each takes a gradient and up to 100 Hessian-vector products (a Hessian
+            where the objective has one of its own, or no noise and at most ``DENSE`` parameters) per draw.
         objective: "monte_carlo", or a name from ``problem.objectives``.
         start: unconstrained latents or flat guide parameters, ``[dim]`` or ``[problem, dim]``, or a Result.
         mode: "stochastic" (fresh draws in each iteration) or "fixed" (draws made once, their number doubled,
             at most to ``MOST`` times ``particles``, until the errors of the means that come from their choice
             are less than ``ENOUGH`` posterior SDs).
-        particles: Monte-Carlo draws of the ELBO, in antithetic pairs, at first.
+        particles: Monte-Carlo draws of the ELBO, in antithetic pairs, at first (the fixed mode begins with
+            ``FEW`` of a mean field, and rounds up to a multiple of that). None: twice as many as the guide
+            has latents, so that they can match all second moments, but at least 16 and at most 64.
         covariance: what ``Result.covariance`` holds: the guide's own, or the linear-response covariance
             (fixed mode or an objective without noise), which mends the mean field's too small variances;
-            the draws, and ``log_ratio``, are then of the normal with that covariance.
+            the draws, and ``log_ratio``, are then of the normal with that covariance, and
+            ``stats["linear-response sd"]`` holds the SD of every element of every site by the response of
+            its own mean (up to ``DENSE`` parameters): no normal in between, which in the logarithm of a scale
+            has too heavy a tail.
 
     Raises:
         InputError: for a full-rank guide in fixed mode with fewer antithetic pairs than latents (or a
@@ -89,6 +97,7 @@ def trust_region(
     if covariance == "linear_response" and not fixed:
         raise InputError("covariance", "'linear_response' in stochastic mode", "it with mode='fixed'")
     w0 = variational_start(start, target, seed)
+    particles = min(max(2 * target.noise_dim, 16), 64) if particles is None else particles
     shared = noise_per_latent(target, w0) if mode == "fixed" and target.noise_dim else 0
     if 1 < shared > particles // 2:
         raise InputError(
@@ -97,6 +106,8 @@ def trust_region(
             f"at least {2 * shared} (or mode='stochastic'): with fewer the guide can widen without "
             "changing any of the draws, and their average of the ELBO grows without bound",
         )
+    coarse = FEW if shared == 1 else None
+    particles += -particles % FEW if coarse else 0
     settings: dict[str, Any] = {"guide": guide_name(guide), "objective": objective, "mode": mode}
     settings |= {"particles": particles, "radius": radius, "tolerance": tolerance}
     saved = Checkpoint(checkpoint, problem, "trust_region", seed, **settings)
@@ -115,20 +126,25 @@ def trust_region(
                 w0,
                 seed=seed,
                 draws=used,
+                coarse=coarse,
                 mode=mode,
                 max_iterations=budget,
                 radius=radius,
                 tolerance=tolerance,
-                dense_limit=200 if target.derivatives is None else target.dim,
+                dense_limit=target.dim if target.derivatives else 0 if target.noise_dim else DENSE,
                 callback=after_each,
                 state=state,
             )
             state = found.state
             response, ratio = None, None
             noise = noise_for(seed, 0, draws=used, like=target, matched=True)
-            if found.hessian is not None and (shared or covariance == "linear_response"):
-                response = Response(target, found.w, found.hessian)
-                ratio = response.sampling_ratio(noise) if shared and noise is not None else None
+            if shared or covariance == "linear_response":
+                hessian = found.hessian
+                if hessian is None and target.dim <= DENSE:
+                    hessian = target.value_grad_hessian(found.w, noise)[2]
+                if hessian is not None or covariance == "linear_response":
+                    response = Response(target, found.w, hessian, noise)
+                ratio = response.sampling_ratio(noise) if response and noise is not None else None
             again = torch.zeros_like(state.end, dtype=torch.bool) if ratio is None else ratio > ENOUGH
             again &= state.end == 1  # those that have converged
             if not again.any() or used >= particles * MOST or state.iteration >= budget:
@@ -142,7 +158,9 @@ def trust_region(
     if ratio is not None:
         stats["frequentist / posterior sd"] = ratio.tolist()
     if covariance == "linear_response":
-        response = response or Response(target, found.w, None, noise)
+        assert response is not None
+        if response.inverse is not None:
+            stats["linear-response sd"] = {name: sd.tolist() for name, sd in response.sd().items()}
         fitted |= _corrected(problem, response, fitted["location"], seed, chains, draws, compile)
     return finish(
         problem,

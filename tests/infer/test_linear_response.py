@@ -82,3 +82,25 @@ def test_a_saddle_has_no_covariance():
     problem = Problem(two_modes, (torch.tensor(4.0, dtype=F64),))
     with pytest.raises(InferenceError, match="not negative definite"):
         trust_region(problem, mean_field, budget=1, radius=1e-3, start=[0.0], **FIXED)
+
+
+def test_the_sd_of_a_function_is_by_the_response_of_its_own_mean():
+    """Of a log-normal guide's mean exp(m + s^2 / 2) that is exact to the first order in the spread."""
+    problem, posterior = poisson_gamma()
+    result = trust_region(problem, mean_field, particles=64, **FIXED)
+    # Gamma(23, 10): SD / mean is 1 / sqrt(23), its square 4%: the size of what the response neglects.
+    told = result.stats["linear-response sd"]["rate"][0]
+    np.testing.assert_allclose(told, posterior.stddev.item(), rtol=0.04)
+
+
+def test_the_sd_of_a_linear_function_is_that_of_the_covariance():
+    problem, _, _ = gaussian(3)
+    target = elbo(problem, mean_field, compile="never")
+    w = target.initial(None)
+    hessian = target.value_grad_hessian(w, noise_for(3, 0, draws=200, like=target, matched=True))[2]
+    response = Response(target, w, -hessian.abs().diagonal(dim1=1, dim2=2).diag_embed() - 0.1)
+    weights = torch.tensor([1.0, -2.0, 0.5], dtype=F64)
+    found = response.sd(lambda sites: {"sum": sites["z"] @ weights})["sum"]
+    torch.testing.assert_close(
+        found, (weights @ response.covariance()[0] @ weights).sqrt()[None], rtol=1e-5, atol=0
+    )

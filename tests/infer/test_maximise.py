@@ -125,6 +125,34 @@ def test_interrupted_run_keeps_what_was_done_and_resumes_to_the_same_answer(mode
     np.testing.assert_array_equal(rest.trace["value"], whole.trace["value"])
 
 
+def test_fixed_draws_begin_with_few_and_end_at_the_same_maximum():
+    objective = _poisson()
+    w0 = torch.cat((torch.zeros(6, 3), torch.full((6, 3), -1.0)), 1).to(F64)
+    all_draws = maximise(objective, w0, mode="fixed", draws=16, dense_limit=0)
+    spent = dict(objective.counts)
+    found = maximise(objective, w0, mode="fixed", draws=16, coarse=4, dense_limit=0)
+    torch.testing.assert_close(found.w, all_draws.w, atol=1e-4, rtol=0)
+    assert objective.counts["hvp"] - spent["hvp"] < spent["hvp"]
+    assert set(found.trace["draws"][0]) == {4}
+    assert np.nanmin(found.trace["draws"][-2]) == 16
+
+
+@pytest.mark.parametrize("dense_limit", [200, 0])
+def test_each_sample_size_follows_its_own_standard_error(dense_limit):
+    """A noisy slope wants draws of the gradient and of the tests alone: its curvature is without noise."""
+    slope = Double(lambda w, e: -(w @ w) / 2 + (5 + e[0] ** 4 / 3) * w[0], 3, noise_dim=1)
+    found = maximise(
+        slope, torch.zeros(1, 3, dtype=F64), draws=8, dense_limit=dense_limit, doublings=4, radius=100.0
+    )
+    assert found.statuses == (Status.CONVERGED,)
+    assert np.nanmax(found.trace["hessian draws"]) == 8
+    assert np.nanmax(found.trace["test draws"]) == 8 * 2**4
+    assert np.nanmax(found.trace["draws"]) > 8
+    # 5 + E[e^4] / 3 = 6, where e^4 has SD sqrt(96), known from the pairs of the last gradient.
+    pairs = found.trace["draws"][-1, 0] / 2
+    assert abs(found.w[0, 0] - 6) < 4 / 3 * (96 / pairs) ** 0.5
+
+
 def test_budget_and_divergence_are_statuses():
     spent = maximise(banana(), torch.tensor([[-1.2, 1.0]], dtype=F64), max_iterations=2)
     assert spent.statuses == (Status.BUDGET_SPENT,)

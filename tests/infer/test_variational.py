@@ -43,7 +43,8 @@ def test_trust_region_full_rank_recovers_a_gaussian():
     # covariance is good to a few times sqrt(2 / 1024).
     np.testing.assert_allclose(result.location[0], mean, atol=1e-3)
     np.testing.assert_allclose(result.covariance[0], covariance, atol=0.15)
-    assert result.stats["counts"]["hessian"] > 0
+    assert result.stats["counts"]["hvp"] > 0
+    assert (np.diff(result.trace["seconds"][:, 0]) > 0).all()
     assert result.trace["elbo"].shape == (result.stats["iterations"], 1)
 
 
