@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: demo test lint docs clean
 
 demo: .venv/ready
-	OMP_NUM_THREADS=$$(nproc 2>/dev/null || sysctl -n hw.ncpu) $(BIN)/astrozoo run celeste --demo --out demo
+	OMP_NUM_THREADS=$$(env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu) $(BIN)/astrozoo run celeste --demo --out demo
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -19,6 +19,11 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import (
+    AffineTransform,
+    ComposeTransform,
+    ExpTransform,
+    IndependentTransform,
+    SigmoidTransform,
     Transform,
     biject_to,
     constraints,
@@ -90,9 +95,15 @@ class Site:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the continuous latent sites of one problem lie in one unconstrained vector."""
+    """How the continuous latent sites of one problem lie in one unconstrained vector.
+
+    Args:
+        together: sites that transforms of the same kind constrain element by element, and one transform of
+            each such group: a graph has a tenth of the operations that site after site would take.
+    """
 
     sites: tuple[Site, ...]
+    together: tuple[tuple[tuple[Site, ...], Transform], ...] = ()
 
     @property
     def dim(self) -> int:
@@ -114,16 +125,63 @@ class Layout:
 
     def constrain_with_jacobian(self, z: Float[Tensor, "dim"]) -> tuple[dict[str, Tensor], Tensor]:
         """Constrained values and the log of the Jacobian's determinant, of one vector."""
+        lengths = [s.stop - s.start for s in self.sites]
+        names = [s.name for s in self.sites]
+        parts = dict(zip(names, z.split(lengths), strict=True)) if lengths else {}
         values, total = {}, z.new_zeros(())
+        for sites, transform in self.together:
+            x = torch.cat([parts.pop(s.name) for s in sites])
+            y = transform(x)
+            total = total + transform.log_abs_det_jacobian(x, y).sum()
+            pieces = y.split([s.stop - s.start for s in sites])
+            values |= {s.name: piece.view(s.shape) for s, piece in zip(sites, pieces, strict=True)}
         for s in self.sites:
-            part = self._part(z, s)
-            values[s.name] = s.transform(part)
-            total = total + s.transform.log_abs_det_jacobian(part, values[s.name]).sum()
-        return values, total
+            if s.name in parts:
+                x = parts[s.name].view(s.unconstrained_shape)
+                values[s.name] = s.transform(x)
+                total = total + s.transform.log_abs_det_jacobian(x, values[s.name]).sum()
+        return {name: values[name] for name in names}, total
 
     @staticmethod
     def _part(z: Tensor, site: Site) -> Tensor:
         return z[..., site.start : site.stop].reshape(z.shape[:-1] + site.unconstrained_shape)
+
+
+def _grouped(sites: list[Site]) -> tuple[tuple[tuple[Site, ...], Transform], ...]:
+    """``together`` of a :class:`Layout`."""
+    groups: dict[tuple[type, ...], list[Site]] = {}
+    for s in sites:
+        steps = _elementwise(s.transform)
+        if steps:
+            groups.setdefault(tuple(map(type, steps)), []).append(s)
+    return tuple((tuple(group), _joined(group)) for group in groups.values())
+
+
+def _elementwise(transform: Any) -> list[Transform] | None:
+    """The exponentials, sigmoids and affine maps that a transform consists of, or None."""
+    if isinstance(transform, IndependentTransform):
+        return _elementwise(transform.base_transform)
+    if isinstance(transform, ComposeTransform):
+        parts = [_elementwise(part) for part in transform.parts]
+        return None if None in parts else [step for part in parts for step in part or ()]
+    single = type(transform) in (ExpTransform, SigmoidTransform, AffineTransform)
+    return [transform] if single and transform.event_dim == 0 else None
+
+
+def _joined(sites: list[Site]) -> Transform:
+    """The transform of the concatenation of sites whose transforms are of one kind."""
+
+    def whole(numbers: list[Any]) -> Tensor:
+        each = [torch.as_tensor(number, dtype=torch.get_default_dtype()) for number in numbers]
+        return torch.cat([x.expand(s.shape).reshape(-1) for x, s in zip(each, sites, strict=True)])
+
+    def joined(steps: tuple[Any, ...]) -> Transform:
+        if isinstance(steps[0], AffineTransform):
+            return AffineTransform(whole([t.loc for t in steps]), whole([t.scale for t in steps]))
+        return steps[0]
+
+    every = [_elementwise(s.transform) or [] for s in sites]
+    return ComposeTransform([joined(steps) for steps in zip(*every, strict=True)])
 
 
 class Tape:
@@ -255,7 +313,8 @@ class Model:
 
         with self.scope.drawing(seed), torch.no_grad():
             trace(self.model, args, give)
-        return Layout(tuple(sites)), tuple(discrete)
+            layout = Layout(tuple(sites), _grouped(sites))
+        return layout, tuple(discrete)
 
     def _check_supports(self, rows: list[tuple[Any, ...]]) -> None:
         """Supports must be the same for all values of other sites and all problems: the layout has one."""

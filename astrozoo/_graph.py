@@ -125,9 +125,13 @@ class Graph:
     """One entry point at one size: made when first called, compiled when that pays."""
 
     def __init__(
-        self, f: Callable[..., Any], compile: str, report: Callable[[float, str | None], None]
+        self,
+        f: Callable[..., Any],
+        compile: str,
+        patience: Callable[[], float],
+        report: Callable[[float, str | None], None],
     ) -> None:
-        self.f, self.mode, self.report = f, compile, report
+        self.f, self.mode, self.patience, self.report = f, compile, patience, report
         self.spent = 0.0
         self.run: Callable[..., Any] | None = None
         self.settled = False
@@ -140,7 +144,7 @@ class Graph:
                 at_zero = torch.zeros_like(inputs[0])  # where it was checked to run; anywhere else it may not
                 self.run = trace_graph(self.f, (at_zero, *inputs[1:]))
                 self.settled = self.mode == "never"
-            if self.mode == "always" or (self.mode == "auto" and self.spent > COMPILE_AFTER):
+            if self.mode == "always" or (self.mode == "auto" and self.spent > self.patience()):
                 return self._compile(inputs)
             start = time.perf_counter()
             out = self.run(*inputs)
@@ -218,7 +222,7 @@ class PureFunction:
         self.f, self.dim, self.args, self.noise_dim, self.batch = f, dim, args, noise_dim, batch
         self.dtype, self.device, self.compile = dtype, torch.device(device), compile
         self.counts = {"value": 0, "gradient": 0, "hvp": 0, "hessian": 0}
-        self._timing = {"compile": 0.0}
+        self._timing = {"compile": 0.0, "patience": COMPILE_AFTER}
         self.notes: list[str] = []
         self._graphs: dict[tuple[str, int | None], dict[int, Graph]] = {}  # (entry, draws) -> rows -> graph
         self._runs: dict[Any, Callable[..., Any]] = {}
@@ -227,6 +231,10 @@ class PureFunction:
     def compile_seconds(self) -> float:
         """Spent compiling so far."""
         return self._timing["compile"]
+
+    def compile_soon(self) -> None:
+        """Have ``compile="auto"`` compile each graph when it is next called: much work is to come."""
+        self._timing["patience"] = 0.0
 
     def values(self, w: Float[Tensor, "b p"], noise: Tensor | None = None) -> Float[Tensor, "b m"]:
         """The function for each draw (one column where there is no noise)."""
@@ -275,7 +283,9 @@ class PureFunction:
         made = self._graphs.setdefault((entry, None if noise is None else noise.shape[0]), {})
         size = graph_size(b, set(made))
         if size not in made:
-            made[size] = Graph(self._entry(entry), self.compile, self._report)
+            made[size] = Graph(
+                self._entry(entry), self.compile, lambda: self._timing["patience"], self._report
+            )
         graph, tensors = made[size], self._tensors
         if size == b:
             return lambda *inputs: graph(*inputs, *tensors)

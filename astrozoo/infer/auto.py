@@ -6,18 +6,18 @@ References:
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from astrozoo._prior import prior_draws
-from astrozoo.density import log_density
+from astrozoo.density import LogDensity, log_density
 from astrozoo.infer._common import Checkpoint, chain_starts, generator_for, progress_bar, start_points
 from astrozoo.infer.hmc import hmc
 from astrozoo.infer.laplace import laplace
@@ -28,10 +28,11 @@ __all__ = ["auto"]
 RATES = (0.15, 0.005)
 """First and last step of Adam, in SDs of the prior; it falls geometrically."""
 COMPILING = 60.0
-"""Seconds of uncompiled sampling from which it is compiled at once (which takes about as long)."""
+"""Seconds of uncompiled gradients to come from which they are compiled at once (which takes as long)."""
 GRADIENTS = 8
 """Of one trajectory, in a guess of the sampling's length."""
 _START = 50
+_PACED = 3  # gradients whose pace tells how long all will take
 
 
 def auto(
@@ -64,7 +65,8 @@ def auto(
         guide: none; here so that all backends are called alike.
         draws, chains, warmup, budget: of HMC.
         start: unconstrained ``[dim]`` or ``[problem, dim]``, or a Result; takes the place of the search.
-        compile: "auto" leaves search and mode uncompiled, and compiles HMC where that will pay.
+        compile: "auto" leaves the mode uncompiled, and compiles search and HMC at once where that will pay;
+            with as many starts as chains they share what is compiled.
         checkpoint: stages keep theirs beside it, as ``NAME.search.npz`` and so on.
         starts, steps: of the search.
         precision: "single" searches and samples in float32, at about half the price; the mode and its
@@ -78,20 +80,18 @@ def auto(
         InputError: as the stages do.
     """
     began = time.monotonic()
-    early: Any = "never" if compile == "auto" else compile
     seconds: dict[str, float] = {}
     told: dict[str, Any] = {}
     sampled = problem if precision == "data" else problem.to(dtype=torch.float32)
+    density = log_density(sampled, compile=compile)
     if start is None:
-        best, told["modes"], pace = _search(sampled, seed, starts, steps, early, progress, checkpoint)
-        start, expected = best, pace * chains / starts * GRADIENTS * (warmup + draws)
-        if compile == "auto" and expected > COMPILING:
-            compile = "always"
+        later = math.ceil(chains / starts * GRADIENTS * (warmup + draws))
+        start, told["modes"] = _search(sampled, density, seed, starts, steps, later, progress, checkpoint)
         seconds["search"] = time.monotonic() - began
     began = time.monotonic()
     mode = laplace(
         problem, seed=seed, draws=1, start=start, progress=progress,
-        compile=early, checkpoint=_beside(checkpoint, "laplace"),
+        compile="never" if compile == "auto" else compile, checkpoint=_beside(checkpoint, "laplace"),
     )  # fmt: skip
     seconds["laplace"] = time.monotonic() - began
     began = time.monotonic()
@@ -99,11 +99,10 @@ def auto(
     result = hmc(
         sampled, seed=seed, draws=draws, chains=chains, budget=budget, warmup=warmup, compile=compile,
         precondition=mode if usable else None, start=None if usable else mode.location,
-        progress=progress, checkpoint=_beside(checkpoint, "hmc"), throw=throw,
+        progress=progress, checkpoint=_beside(checkpoint, "hmc"), throw=throw, density=density,
     )  # fmt: skip
     seconds["hmc"] = time.monotonic() - began
     counts = {k: v + mode.stats["counts"][k] for k, v in result.stats["counts"].items()}
-    counts["gradient"] += starts * steps * (problem.batch or 1) if "modes" in told else 0
     told |= {
         "stage_seconds": seconds,
         "laplace": mode.status.value,
@@ -117,38 +116,41 @@ def auto(
 
 def _search(
     problem: Problem,
+    target: LogDensity,
     seed: int,
     starts: int,
     steps: int,
-    compile: str,
+    later: int,
     progress: bool,
     checkpoint: str | Path | None,
-) -> tuple[Float[Tensor, "b d"], dict[str, Any], float]:
-    """The highest point of each problem, what the starts came to, and seconds per batched gradient."""
+) -> tuple[Float[Tensor, "b d"], dict[str, Any]]:
+    """The highest point of each problem, and what the starts came to.
+
+    Args:
+        later: gradients of all starts that will be taken after the search.
+    """
     saved = Checkpoint(_beside(checkpoint, "search"), problem, "auto", seed, starts=starts, steps=steps)
     held = saved.load()
-    target = log_density(problem, compile=compile)
     if held is not None:
-        ended, value, pace = torch.as_tensor(held["z"]), torch.as_tensor(held["value"]), float(held["pace"])
+        ended, value = torch.as_tensor(held["z"]), torch.as_tensor(held["value"])
     else:
-        generator = generator_for(seed, _START)
-        z = prior_draws(problem, target.layout, starts, generator)
+        z = prior_draws(problem, target.layout, starts, generator_for(seed, _START))
         z = chain_starts(target, starts, seed) if z is None else z.to(target.device)
         with progress_bar("search", steps, progress) as report:
-            ended, value, pace = _climb(target, z, steps, report)
-        arrays = {"z": ended.cpu().numpy(), "value": value.cpu().numpy(), "pace": np.asarray(pace)}
+            ended, value = _climb(target, z, steps, later, report)
+        arrays = {"z": ended.cpu().numpy(), "value": value.cpu().numpy()}
         saved.save(lambda: arrays, now=True)
     top, at = value.max(1)
     best = ended[torch.arange(len(ended)), at]
     agreed = (value > top[:, None] - 1).sum(1)
     modes = {"starts": starts, "at_best": agreed.tolist(), "log_density": top.tolist()}
-    return start_points(best, target, len(best), seed, target.layout.dim), modes, pace
+    return start_points(best, target, len(best), seed, target.layout.dim), modes
 
 
 def _climb(
-    target: Any, z: Float[Tensor, "b s d"], steps: int, report: Any
-) -> tuple[Float[Tensor, "b s d"], Float[Tensor, "b s"], float]:
-    """Adam from every start; the highest point of each path, its value, and the pace."""
+    target: LogDensity, z: Float[Tensor, "b s d"], steps: int, later: int, report: Any
+) -> tuple[Float[Tensor, "b s d"], Float[Tensor, "b s"]]:
+    """Adam from every start; the highest point of each path, and its value."""
     scale = z.std(1, keepdim=True).clamp_min(1e-6)
     problems, starts = z.shape[:2]
     rows = torch.arange(problems, device=z.device).repeat_interleave(starts)
@@ -171,7 +173,9 @@ def _climb(
         report(i + 1, f"highest {float(top.max()):.6g}")
         if i == 0:
             began = time.monotonic()  # the first call captures
-    return best, top, (time.monotonic() - began) / max(steps - 1, 1)
+        elif i == _PACED and (time.monotonic() - began) / _PACED * (steps + later) > COMPILING:
+            density.compile_soon()
+    return best, top
 
 
 def _beside(checkpoint: str | Path | None, stage: str) -> Path | None:

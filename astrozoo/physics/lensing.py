@@ -175,16 +175,14 @@ class _Series(torch.autograd.Function):
     ) -> tuple[Float[Tensor, "2 *grid"], Float[Tensor, "4 *grid"]]:
         U = _chebyshev(square, terms)
         rows = []
-        for m, n in ((j, k), (j + 1, k), (j, k + 1)):
-            c = _coefficients(t, terms + 2 + m, m, n)
+        for c in _coefficients(t, terms, ((j, k), (j + 1, k), (j, k + 1))):
             b1, b2 = ((d[:, None] * U).sum(0) for d in (c[1:-1], c[2:]))
             real = torch.cat((c[:1] - square * b2[:1], b1[:-1] / 2 - square * b2[1:], b1[-1:] / 2))
             rows += [real, torch.nn.functional.pad(b1, (0, 1))]
-        columns = torch.stack(rows).unbind(-1)  # power -> [6]
-        head = (6, *[1] * px.ndim)
-        sums = columns[-1].reshape(head).expand(6, *px.shape)
+        columns = torch.stack(rows).reshape(6, *[1] * px.ndim, -1).unbind(-1)  # power -> [6, 1, ...]
+        sums, twice = columns[-1], 2 * px
         for column in reversed(columns[:-1]):
-            sums = column.reshape(head) + 2 * px * sums
+            sums = column + twice * sums
         real, imaginary = sums[::2], sums[1::2] * py
         return torch.stack((real[0], imaginary[0])), torch.stack((real[1:], imaginary[1:]), 1).flatten(0, 1)
 
@@ -210,30 +208,32 @@ class _Series(torch.autograd.Function):
         return gx, gy, None, gt, None, None, None
 
 
-def _coefficients(t: Tensor, terms: int, j: int, k: int) -> Float[Tensor, "n"]:
-    """Of the series' ``j``-th derivative in ``p`` and ``k``-th in ``t``, of :class:`_Series`.
-
-    ``c_n = prod_(i <= n) (2 i - 2 + t) / (2 i + 2 - t)``.
+def _coefficients(t: Tensor, terms: int, orders: tuple[tuple[int, int], ...]) -> list[Float[Tensor, "n"]]:
+    """Of the series' derivatives (``j`` times in ``p``, ``k`` times in ``t``) of :class:`_Series`, each
+    ``terms + 2`` long: ``c_n = prod_(i <= n) (2 i - 2 + t) / (2 i + 2 - t)``.
     """
-    n = torch.arange(terms, dtype=t.dtype, device=t.device)
+    most = terms + 2 + max(j for j, _ in orders)
+    n = torch.arange(most, dtype=t.dtype, device=t.device)
     up, down = 2 * n[1:] - 2 + t, 2 * n[1:] + 2 - t
-    below = torch.tril(torch.ones(terms - 1, terms - 1, dtype=t.dtype, device=t.device))
+    below = torch.tril(torch.ones(most - 1, most - 1, dtype=t.dtype, device=t.device))
 
     def running(each: Tensor) -> Tensor:  # cumsum, in a form that compilers fuse with what is around it
-        return (below * each).sum(-1)
+        return torch.nn.functional.pad((below * each).sum(-1), (1, 0))
 
-    c = torch.exp(running(torch.log(up / down)))
+    powers = {0: torch.exp(running(torch.log(up / down)))}
     slope = running(1 / up + 1 / down)  # d ln c / dt
-    if k == 1:
-        c = c * slope
-    elif k == 2:
-        c = c * (slope**2 + running(1 / down**2 - 1 / up**2))
-    elif k:
+    powers[1] = powers[0] * slope
+    if any(k == 2 for _, k in orders):
+        powers[2] = powers[0] * (slope**2 + running(1 / down**2 - 1 / up**2))
+    if any(k > 2 for _, k in orders):
         raise NotImplementedError("third derivatives in the slope of an EPL")
-    c = torch.cat((torch.full_like(c[:1], float(k == 0)), c))
-    for m in range(j):
-        c = c * (n - m)
-    return c[j:]
+    out = []
+    for j, k in orders:
+        c = powers[k]
+        if j:
+            c = c * torch.stack([n - m for m in range(j)]).prod(0)
+        out.append(c[j : j + terms + 2])
+    return out
 
 
 def _chebyshev(square: Tensor, terms: int) -> Float[Tensor, "m power"]:
