@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from astrozoo.density import log_density
+from astrozoo.density import LogDensity, log_density
 from astrozoo.infer import _metric
 from astrozoo.infer._adaptation import (
     begin_length,
@@ -259,6 +259,7 @@ def hmc(
     warmup: int = 200,
     target_acceptance: float = 0.8,
     max_steps: int = 256,
+    density: LogDensity | None = None,
 ) -> Result:
     """Sample the posterior with all chains of all problems moving together.
 
@@ -285,6 +286,7 @@ def hmc(
         warmup: iterations; with none of them, nothing but the step size is adapted, once.
         target_acceptance: mean acceptance that the step size is adapted to.
         max_steps: leapfrog steps that a trajectory may have.
+        density: of the problem, where it is captured already: its graphs then serve again.
 
     Returns:
         a Result; converged where every split R-hat is below 1.05 and fewer than 1 % of trajectories diverge.
@@ -299,7 +301,7 @@ def hmc(
         Carpenter 2026 (mass matrix); Betancourt 2016, arXiv 1604.00695 (E-BFMI).
     """
     began = time.monotonic()
-    target = log_density(problem, compile=compile, most_assignments=ENUMERATED)
+    target = density or log_density(problem, compile=compile, most_assignments=ENUMERATED)
     settings = _Settings(seed, warmup, draws, target_acceptance, max_steps)
     told: dict[str, Any] = {
         "chains": chains,
