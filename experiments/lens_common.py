@@ -12,7 +12,7 @@ from torch import Tensor
 from astrozoo.density import LogDensity, log_density
 from astrozoo.types import Objective, Problem, Result, Status
 
-__all__ = ["ascend", "draws_of", "gauss_newton"]
+__all__ = ["ascend", "draws_of", "gauss_newton", "prior_starts"]
 
 _STEP = 1e-4  # of differences, in unconstrained coordinates
 _CHUNK = 16  # images rendered at once
@@ -20,11 +20,14 @@ _FLAT = 0.01  # least curvature: an SD of 10 unconstrained units says nothing
 
 
 def ascend(
-    target: Objective, z: Float[Tensor, "b dim"], steps: int, *, rate: float = 0.05, label: str = ""
+    target: Objective, z: Float[Tensor, "b dim"], steps: int, *, rate: float | Tensor = 0.05, label: str = ""
 ) -> tuple[Float[Tensor, "b dim"], Float[Tensor, "b"]]:
     """Adam on a log density from many starts at once, its rate falling to zero; the points and their values.
 
     Progress is printed every 100 steps.
+
+    Args:
+        rate: the first step, of all coordinates or of each.
     """
     first, second = torch.zeros_like(z), torch.zeros_like(z)
     for step in range(1, steps + 1):
@@ -47,10 +50,27 @@ def draws_of(result: Result, n: int) -> list[dict[str, Tensor]]:
     return [{name: torch.as_tensor(values[i]) for name, values in flat.items()} for i in rows]
 
 
+def prior_starts(task: Problem, n: int, seed: int) -> Float[Tensor, "n dim"]:
+    """Draws of a problem's prior, unconstrained."""
+    layout = log_density(task, compile="never").layout
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        drawn = [task.model.draw(task.args[0]) for _ in range(n)]
+    return layout.unconstrain({name: torch.stack([d[name] for d in drawn]) for name in drawn[0]})
+
+
 def gauss_newton(
-    task: Problem, z: Float[Tensor, "dim"], *, iterations: int = 60, seed: int = 0, compile: str = "auto"
+    task: Problem,
+    z: Float[Tensor, "dim"],
+    *,
+    iterations: int = 60,
+    enough: float = 0.01,
+    seed: int = 0,
+    compile: str = "auto",
 ) -> Result:
     """Levenberg-Marquardt from ``z`` to a mode, and the Gauss-Newton covariance there, as a Result.
+
+    It has converged when an iteration raises the log density by less than ``enough``.
 
     Slopes of the image are central differences: a decoded source is interpolated, its second derivatives mean
     nothing, and those of the image that least squares leave out are small where the model fits. The normal's
@@ -74,7 +94,7 @@ def gauss_newton(
                 break
             damping *= 4
         print(f"Gauss-Newton {i + 1}: log density {float(value):.2f}, damping {damping:.1g}", flush=True)
-        if damping >= 1e8 or gained < 0.01:
+        if damping >= 1e8 or gained < enough:
             status = Status.CONVERGED
             break
     covariance = torch.linalg.inv(_curvature(task, target, prior, z))
@@ -93,9 +113,18 @@ def gauss_newton(
 
 
 def _curvature(task: Problem, target: LogDensity, prior: LogDensity, z: Tensor) -> Float[Tensor, "dim dim"]:
-    """Minus the Hessian of the log prior, and J' W J of the image."""
-    data = task.args[0]
-    shifts = _STEP * torch.cat((torch.eye(len(z)), -torch.eye(len(z)))).to(z)
+    """Minus the Hessian of the log prior, and J' W J of the image.
+
+    A model may have ``slopes(values, data)``, exact ones of sites that are standard normal.
+    """
+    data, values = task.args[0], target.layout.constrain(z)
+    exact = task.model.slopes(values, data) if hasattr(task.model, "slopes") else {}
+    spans = {site.name: slice(site.start, site.stop) for site in target.layout.sites}
+    rest = torch.ones(len(z), dtype=torch.bool)
+    for name in exact:
+        rest[spans[name]] = False
+    shifts = _STEP * torch.eye(len(z)).to(z)[rest]
+    shifts = torch.cat((shifts, -shifts))
 
     def image(z: Tensor) -> Tensor:
         return task.model.render(target.layout.constrain(z), data)
@@ -103,9 +132,16 @@ def _curvature(task: Problem, target: LogDensity, prior: LogDensity, z: Tensor) 
     with torch.no_grad():
         images = torch.cat([torch.vmap(image)(z + part) for part in shifts.split(_CHUNK)]).flatten(1)
         weight = (data.mask / data.total_variance(image(z))).flatten()
-    slopes = (images[: len(z)] - images[len(z) :]) / (2 * _STEP)  # [dim, pixels]
-    bends = prior.value_and_grad(z + shifts)[1]
-    hessian = (bends[: len(z)] - bends[len(z) :]) / (2 * _STEP)
-    total = (slopes * weight) @ slopes.T - (hessian + hessian.T) / 2
-    values, vectors = torch.linalg.eigh(total)  # truncated priors bend upwards near their ends
-    return vectors @ torch.diag(values.clamp_min(_FLAT)) @ vectors.T
+    up, down = images.chunk(2)
+    used, dtype = weight > 0, next(iter(exact.values()), images).dtype
+    slopes = torch.zeros(len(z), int(used.sum()), dtype=dtype)
+    slopes[rest] = ((up - down)[:, used] / (2 * _STEP)).to(dtype)
+    for name, rows in exact.items():
+        slopes[spans[name]] = rows[:, used]
+    slopes *= weight[used].sqrt().to(dtype)
+    up, down = prior.value_and_grad(z + shifts)[1].chunk(2)
+    bend = torch.linalg.eigh((down - up)[:, rest] / (2 * _STEP))  # reads one triangle
+    hessian = torch.eye(len(z)).to(z)
+    # truncated priors bend upwards near their ends
+    hessian[rest.outer(rest)] = (bend[1] * bend[0].clamp_min(_FLAT) @ bend[1].T).flatten()
+    return (slopes @ slopes.T).to(z) + hessian

@@ -1,0 +1,187 @@
+"""Lenses with a source of pixels: a Gaussian random field, with its spread and length by evidence.
+
+The source's brightness is a Matern field of index 3/2 (a power spectrum ``(1 + (k length)^2)^(-5/2)``) on a
+square grid, written as white noise that a filter colours. Given the mass, the image is linear in it, so the
+slopes by the white noise are exact, and the field's spread and length are those of greatest evidence.
+
+Nothing keeps the source from being negative. Such a problem has a thousand dimensions and more: start HMC
+from a mode with the curvature there as its mass matrix (``experiments/lens_real.py`` shows how).
+
+References:
+    Warren & Dye 2003, ApJ 590, 673 (the linear inversion); Suyu et al. 2006, MNRAS 371, 983 (its evidence).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from scipy.optimize import minimize
+from torch import Tensor
+
+from astrozoo.models.lens_exposure import Exposure
+from astrozoo.models.lens_prior import log_normal
+from astrozoo.models.strong_lens import StrongLens
+from astrozoo.physics import imaging, light
+
+__all__ = ["PixelatedLens", "regularised"]
+
+_CHUNK = 32  # images at once
+_SHAPE = 1.5  # of the Matern covariance
+_FINE = 2  # the finer grid's points per point
+
+
+@dataclass(frozen=True, eq=False)
+class PixelatedLens(StrongLens):
+    """A lens in one band whose source is a field on a grid; ``source_field`` is its white noise.
+
+    Args:
+        middle: of the grid, behind the lens [arcsec].
+        side: of the grid [arcsec].
+        pixels: along a side; even.
+        spread: prior SD of the brightness [unit / arcsec^2].
+        length: over which the field is correlated [arcsec].
+        halo: whether the lens's light has an exponential disc too, about the same centre: ``halo_radius``
+            [arcsec], ``halo_ellipticity``, ``halo_amplitude`` [unit / arcsec^2], with the prior of the
+            lens's light, twice as large.
+    """
+
+    middle: tuple[float, float] = (0.0, 0.0)
+    side: float = 2.0
+    pixels: int = 32
+    spread: float = 1.0
+    length: float = 0.1
+    halo: bool = False
+
+    def sites(self, data: Exposure) -> dict[str, Any]:
+        """The lens's, and the field."""
+        lens = {name: prior for name, prior in super().sites(data).items() if not name.startswith("source")}
+        if self.halo:
+            median, sd = self.prior.lens_radius
+            lens["halo_radius"] = log_normal(torch.ones_like(data.pixel_scale), (2 * median, sd))
+            lens["halo_ellipticity"] = lens["lens_ellipticity"]
+            lens["halo_amplitude"] = lens["lens_amplitude"]
+        blank = data.image.new_zeros(self.pixels, self.pixels)
+        return lens | {"source_field": dist.Normal(blank, 1.0).to_event(2)}
+
+    def render(
+        self,
+        values: Mapping[str, Tensor],
+        data: Exposure,
+        parts: tuple[Literal["lens", "source"], ...] = ("lens", "source"),
+    ) -> Float[Tensor, "band y x"]:
+        """See :meth:`StrongLens.render`."""
+        image = super().render({**values, "source_amplitude": torch.ones_like(data.gain)}, data, parts)
+        if not self.halo or "lens" not in parts:
+            return image
+        x, y = imaging.pixel_grid((image.shape[-2], image.shape[-1]), data.pixel_scale)
+        like, amplitude = values["halo_radius"], values["halo_amplitude"] * data.pixel_scale**2
+        shape = like, torch.ones_like(like), values["halo_ellipticity"], values["lens_centre"]
+        disc = light.sersic(x, y, torch.ones_like(like), *shape)
+        return image + imaging.convolve(amplitude[:, None, None] * disc, data.psf)
+
+    def source_light(self, values: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Float[Tensor, "*grid"]:
+        """Surface brightness [unit / arcsec^2] at points behind the lens [arcsec]."""
+        return self._at(self.coloured(values["source_field"]), x, y)
+
+    def coloured(self, field: Float[Tensor, "*b n n"]) -> Float[Tensor, "*b n n"]:
+        """The brightness that white noise stands for; a symmetric map."""
+        n = self.pixels
+        like: dict[str, Any] = {"dtype": field.dtype, "device": field.device}
+        ky, kx = torch.fft.fftfreq(n, **like)[:, None], torch.fft.fftfreq(n, **like)
+        k = 2 * math.pi * n / self.side * self.length
+        power = (1 + k**2 * (kx**2 + ky**2)) ** (-1 - _SHAPE)
+        root = (power / power.mean()).sqrt()[:, : n // 2 + 1] * _resolved(n, field)
+        return self.spread * torch.fft.irfft2(torch.fft.rfft2(field) * root, s=(n, n))
+
+    def response(
+        self, values: Mapping[str, Tensor], data: Exposure, basis: Float[Tensor, "m n n"]
+    ) -> Float[Tensor, "m pixels"]:
+        """Images of given fields of brightness, in single precision (they serve as slopes)."""
+        shape = (int(data.image.shape[-2]), int(data.image.shape[-1]))
+        x, y = imaging.pixel_grid(shape, data.pixel_scale, self.supersample)
+        ax, ay = self.deflection(values, x, y)
+        bx, by, psf = (x - ax).float(), (y - ay).float(), data.psf[0].float()
+        area = data.pixel_scale.float() ** 2
+
+        def seen(image: Tensor) -> Tensor:
+            rays = imaging.downsample(self._at(image, bx, by), self.supersample)
+            return imaging.convolve(rays * area, psf).flatten()
+
+        with torch.no_grad():
+            return torch.cat([torch.vmap(seen)(part) for part in basis.float().split(_CHUNK)])
+
+    def slopes(self, values: Mapping[str, Tensor], data: Exposure) -> dict[str, Float[Tensor, "n2 pixels"]]:
+        """Derivatives of the image by the white noise, which are the same for all of it."""
+        return {"source_field": self.response(values, data, self.coloured(self._each()))}
+
+    def _each(self) -> Float[Tensor, "n2 n n"]:
+        """Every pixel of the grid on its own."""
+        n = self.pixels
+        return torch.eye(n * n, dtype=torch.float64).view(-1, n, n)
+
+    def _at(self, image: Float[Tensor, "n n"], x: Tensor, y: Tensor) -> Float[Tensor, "*grid"]:
+        """The grid's field between its points: by its Fourier series onto a finer grid, bilinear there."""
+        n, step = self.pixels, self.side / self.pixels
+        waves = torch.fft.rfft2(image) * _resolved(n, image)
+        more = waves.new_zeros((_FINE - 1) * n, waves.shape[1])
+        size = (_FINE * n, _FINE * n)
+        fine = _FINE**2 * torch.fft.irfft2(torch.cat((waves[: n // 2], more, waves[n // 2 :])), s=size)
+        off = (1 - 1 / _FINE) / 2 * step  # the first points of both grids are one
+        middle = x.new_tensor([m + off for m in self.middle])
+        return light.interpolate(x, y, fine, step / _FINE, middle)
+
+    def _whitened(self, rows: Float[Tensor, "n2 m"]) -> Float[Tensor, "n2 m"]:
+        n = self.pixels
+        return self.coloured(rows.T.reshape(-1, n, n)).flatten(1).T
+
+
+def _resolved(n: int, like: Tensor) -> Float[Tensor, "n m"]:
+    """1 at the frequencies of an ``rfft2`` of an even side but the highest, which have no phase."""
+    kept = (torch.fft.fftfreq(n).abs() < 0.5).to(like)
+    return kept[:, None] * kept[: n // 2 + 1]
+
+
+def regularised(
+    model: PixelatedLens, values: Mapping[str, Tensor], data: Exposure
+) -> tuple[PixelatedLens, Float[Tensor, "n n"]]:
+    """The model with the spread and length of greatest evidence, and its white noise at the mode then.
+
+    All else but the source is as in ``values``.
+    """
+    use = data.mask.flatten()
+    dark = model.render(values, data, ("lens",))
+    weight = 1 / data.total_variance(model.render(values, data)).flatten()[use]
+    rows = model.response(values, data, model._each())[:, use] * weight.sqrt().float()
+    rest = ((data.image - dark).flatten()[use] * weight.sqrt()).float()
+    gram, pull = (rows @ rows.T).double(), (rows @ rest).double()
+    eye = torch.eye(len(rows), dtype=gram.dtype)
+
+    def trial(log: np.ndarray) -> PixelatedLens:
+        return replace(model, spread=float(np.exp(log[0])), length=float(np.exp(log[1])))
+
+    def solved(one: PixelatedLens) -> tuple[Tensor, Tensor]:
+        """The curvature's Cholesky factor L, and L^-1 of the pull, by white noise."""
+        root = torch.linalg.cholesky(eye + one._whitened(one._whitened(gram).T))
+        return root, torch.linalg.solve_triangular(root, one._whitened(pull[:, None]), upper=False)
+
+    def loss(log: np.ndarray) -> float:
+        """Minus the log evidence, but for a constant."""
+        root, b = solved(trial(log))
+        return float(root.diagonal().log().sum() - b.square().sum() / 2)
+
+    start = np.log([model.spread, model.length])
+    simplex = start + np.array([[0.0, 0.0], [0.7, 0.0], [0.0, 0.7]])
+    found = minimize(
+        loss, start, method="Nelder-Mead", options={"initial_simplex": simplex, "xatol": 0.05, "fatol": 0.3}
+    )
+    best = trial(found.x)
+    root, b = solved(best)
+    field = torch.linalg.solve_triangular(root.T, b, upper=True)
+    return best, field.view(model.pixels, model.pixels)

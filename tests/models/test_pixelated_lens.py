@@ -1,0 +1,82 @@
+"""Sources of pixels: the field's statistics, the exact slopes, and the evidence."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from astrozoo.models.pixelated_lens import PixelatedLens, regularised
+from astrozoo.models.strong_lens import observe, simulate
+
+SMALL = PixelatedLens(pixels=8, side=2.0, length=0.4, spread=300.0, middle=(0.1, -0.2), lens_light=False)
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """An image of a field drawn from the model, with a quarter of its pixels masked."""
+    lens, truth = simulate(3, size=16, pixel_scale=0.2, setting="compact")
+    g = torch.Generator().manual_seed(0)
+    values = {n: v for n, v in truth.items() if not n.startswith("source")}
+    values |= {"centre": torch.zeros(2).double()}
+    values["source_field"] = torch.randn(8, 8, generator=g, dtype=torch.float64)
+    data = observe(lens)
+    clean = SMALL.render(values, data)
+    noise = data.total_variance(clean).sqrt() * torch.randn(clean.shape, generator=g, dtype=clean.dtype)
+    mask = torch.rand(clean.shape, generator=g) < 0.75
+    variance, gain = data.total_variance(clean), torch.zeros_like(data.gain)
+    return values, data._replace(image=clean + noise, variance=variance, gain=gain, mask=mask)
+
+
+def test_the_field_has_the_covariance_of_its_length_and_spread():
+    n, side, length = 64, 6.0, 0.4
+    field = PixelatedLens(pixels=n, side=side, length=length, spread=2.0)
+    spike = torch.zeros(n, n, dtype=torch.float64)
+    spike[0, 0] = 1.0
+    covariance = field.coloured(field.coloured(spike))
+    assert math.isclose(covariance[0, 0], 4.0, rel_tol=1e-3)  # but for the highest frequency, left out
+    r = torch.arange(16) * side / n / length
+    expected = 4.0 * (1 + r) * torch.exp(-r)
+    for profile in (covariance[0, :16], covariance[:16, 0]):
+        assert torch.allclose(profile.float(), expected, atol=0.06)  # the grid cuts the spectrum
+
+
+def test_slopes_are_those_of_the_image(seen):
+    values, data = seen
+    image = SMALL.render(values, data).flatten()
+    rows = SMALL.slopes(values, data)["source_field"].double()
+    assert torch.allclose(
+        values["source_field"].flatten() @ rows, image, rtol=0, atol=1e-5 * float(image.max())
+    )
+
+
+def test_the_fine_grid_has_the_coarse_ones_values(seen):
+    field = SMALL.coloured(seen[0]["source_field"])
+    steps = (torch.arange(8, dtype=torch.float64) - 3.5) * 0.25
+    y, x = torch.meshgrid(steps - 0.2, steps + 0.1, indexing="ij")
+    assert torch.allclose(SMALL.source_light(seen[0], x, y), field, atol=1e-9 * float(field.abs().max()))
+
+
+def test_spread_and_length_have_the_greatest_evidence(seen):
+    values, data = seen
+    best, field = regularised(SMALL, values, data)
+    use = data.mask.flatten()
+
+    def evidence(model):
+        rows = model.slopes(values, data)["source_field"].double()[:, use]
+        covariance = rows.T @ rows + data.variance.flatten()[use].diag()
+        mean = torch.zeros(int(use.sum()), dtype=torch.float64)
+        normal = torch.distributions.MultivariateNormal(mean, covariance)
+        return float(normal.log_prob(data.image.flatten()[use]))
+
+    top = evidence(best)
+    assert top > evidence(SMALL) - 0.3
+    for factor in (0.7, 1.4):
+        assert evidence(replace(best, spread=best.spread * factor)) < top
+        assert evidence(replace(best, length=best.length * factor)) < top
+
+    left = (data.image - best.render({**values, "source_field": field}, data)) * data.mask / data.variance
+    slope = best.slopes(values, data)["source_field"].double() @ left.flatten() - field.flatten()
+    assert slope.abs().max() < 0.02  # of a standard normal; slopes are in single precision
