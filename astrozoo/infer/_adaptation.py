@@ -15,9 +15,8 @@ __all__ = ["begin_length", "begin_step", "dual_average", "final_length", "follow
 _FLOOR = 0.2
 """Acceptance below which a chain counts no more against a step size: one that is stuck for good would else
 shrink it without end."""
-_LEAST, _MOST = math.pi / 2, 8 * math.pi
-"""Lengths of trajectories. The least is a quarter period of a whitened Gaussian: its rate of ChEES is
-greatest at 1.17, by 14 %, but then a direction that is whitened badly mixes at half the pace."""
+_MOST = 8 * math.pi
+"""Length of a trajectory."""
 _RATE, _DECAY = 0.05, 0.95
 _STRANDED = 20.0
 
@@ -53,9 +52,9 @@ def pooled(acceptance: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
     return (1 / (1 / acceptance.clamp_min(_FLOOR)).mean(1, keepdim=True)).expand_as(acceptance)
 
 
-def begin_length(problems: int, like: Tensor) -> Float[Tensor, "4 B"]:
+def begin_length(problems: int, least: float, like: Tensor) -> Float[Tensor, "4 B"]:
     """The least length: its logarithm, squared gradient, time, averaged logarithm."""
-    start = like.new_full((problems,), math.log(_LEAST))
+    start = like.new_full((problems,), math.log(least))
     zeros = torch.zeros_like(start)
     return torch.stack((start, zeros, zeros, start))
 
@@ -68,6 +67,7 @@ def follow_length(
     momentum: Float[Tensor, "B C d"],
     acceptance: Float[Tensor, "B C"],
     travelled: Float[Tensor, "B"],
+    least: float,
 ) -> Float[Tensor, "4 B"]:
     """One step of Adam up the rate of ChEES, in whitened coordinates.
 
@@ -78,6 +78,7 @@ def follow_length(
         before, end: of the trajectories.
         momentum: at their ends, of unit mass.
         travelled: their lengths.
+        least: the length is never shorter.
 
     References:
         Hoffman, Radul & Sountsov 2021, AISTATS (ChEES). Sountsov & Hoffman 2021, arXiv 2110.11576 (its rate).
@@ -95,7 +96,7 @@ def follow_length(
     t = t + 1
     square = _DECAY * square + (1 - _DECAY) * slope.square()
     move = _RATE * slope / (square / (1 - _DECAY**t)).sqrt().clamp_min(1e-12)
-    log_length = (log_length + move).clamp(math.log(_LEAST), math.log(_MOST))
+    log_length = (log_length + move).clamp(math.log(least), math.log(_MOST))
     mean = t**-0.5 * log_length + (1 - t**-0.5) * mean
     return torch.stack((log_length, square, t, mean))
 

@@ -120,6 +120,7 @@ class _Settings:
     draws: int
     target: float
     max_steps: int
+    least_length: float
 
     def early(self, iteration: int) -> bool:
         return iteration < int(EARLY * self.warmup)
@@ -154,7 +155,9 @@ def _advance(chains: Chains, state: HMCState, settings: _Settings) -> None:
     acceptance = out["acceptance_rate"]
     if not early:
         travelled = step[:, 0] * step.new_tensor(steps)
-        state.length = follow_length(state.length, state.metric, before, end, momentum, acceptance, travelled)
+        state.length = follow_length(
+            state.length, state.metric, before, end, momentum, acceptance, travelled, settings.least_length
+        )
         acceptance = pooled(acceptance)
     state.log_step, state.averaging = dual_average(state.averaging, acceptance, settings.target)
     _learn(chains, state, settings)
@@ -236,7 +239,7 @@ def _begin(
     step = torch.ones(problems, count, **like)
     state = HMCState(
         q, value, gradient, _metric.padded(metric, discrete), step.log(), begin_step(step),
-        begin_length(problems, step),
+        begin_length(problems, settings.least_length, step),
     )  # fmt: skip
     _first_step(chains, state, settings)
     return state
@@ -259,6 +262,7 @@ def hmc(
     warmup: int = 200,
     target_acceptance: float = 0.8,
     max_steps: int = 256,
+    least_length: float = math.pi / 2,
     density: LogDensity | None = None,
 ) -> Result:
     """Sample the posterior with all chains of all problems moving together.
@@ -286,6 +290,9 @@ def hmc(
         warmup: iterations; with none of them, nothing but the step size is adapted, once.
         target_acceptance: mean acceptance that the step size is adapted to.
         max_steps: leapfrog steps that a trajectory may have.
+        least_length: of a trajectory, in SDs of the mass matrix's Gaussian. The default is a quarter of its
+            period: the rate of ChEES is greatest at 1.17, by 14 %, but then a direction that is whitened
+            badly mixes at half the pace. A posterior of which a Gaussian is a poor picture gains by more.
         density: of the problem, where it is captured already: its graphs then serve again.
 
     Returns:
@@ -302,12 +309,13 @@ def hmc(
     """
     began = time.monotonic()
     target = density or log_density(problem, compile=compile, most_assignments=ENUMERATED)
-    settings = _Settings(seed, warmup, draws, target_acceptance, max_steps)
+    settings = _Settings(seed, warmup, draws, target_acceptance, max_steps, least_length)
     told: dict[str, Any] = {
         "chains": chains,
         "warmup": warmup,
         "target": target_acceptance,
         "max_steps": max_steps,
+        "least_length": least_length,
     }
     saved = Checkpoint(checkpoint, problem, "hmc", seed, **told)
     held = saved.load()

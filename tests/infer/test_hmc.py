@@ -19,6 +19,7 @@ from astrozoo.types import Problem, Result, Status
 
 F64 = torch.float64
 QUIET = {"compile": "never", "progress": False}
+LEAST = np.pi / 2
 
 
 def _z_score(draws, mean):
@@ -229,13 +230,15 @@ def test_the_length_follows_the_rate_of_chees_up_and_down():
     metric = identity(1, 10, {"dtype": F64})
 
     def after(t, steps=40):
-        length = begin_length(1, torch.zeros(1, dtype=F64)) + torch.tensor([[1.0], [0], [0], [0]], dtype=F64)
+        length = begin_length(1, LEAST, torch.zeros(1, dtype=F64)) + torch.tensor(
+            [[1.0], [0], [0], [0]], dtype=F64
+        )
         began = length[0].clone()
         for _ in range(steps):
             u, r = torch.randn(2, 1, 64, 10, generator=generator, dtype=F64)
             end, momentum = u * np.cos(t) + r * np.sin(t), r * np.cos(t) - u * np.sin(t)
-            ones = torch.ones(1, 64, dtype=F64)
-            length = follow_length(length, metric, u, end, momentum, ones, torch.tensor([t], dtype=F64))
+            ones, travelled = torch.ones(1, 64, dtype=F64), torch.tensor([t], dtype=F64)
+            length = follow_length(length, metric, u, end, momentum, ones, travelled, LEAST)
         return float(length[0] - began)
 
     assert after(0.8) > 0.5  # below the optimum, tan t = 2 t
@@ -263,7 +266,7 @@ def test_a_state_comes_back_from_its_arrays():
     metric = given(torch.linalg.cholesky(_spiked(DENSE_LIMIT + 1, torch.Generator().manual_seed(0)))[None])
     q = torch.randn(1, 2, DENSE_LIMIT + 1, dtype=F64)
     step = torch.ones(1, 2, dtype=F64)
-    state = HMCState(q, step, q, metric, step, step.expand(4, 1, 2), begin_length(1, step))
+    state = HMCState(q, step, q, metric, step, step.expand(4, 1, 2), begin_length(1, LEAST, step))
     state.window.append((q, q))
     back = HMCState.restored(state.arrays(), torch.device("cpu"))
     torch.testing.assert_close(back.metric.velocity(q), metric.velocity(q))
