@@ -47,9 +47,10 @@ MEASURED = 2000
 RATES = (0.1, 0.03, 0.01)
 STEPS = 10_000
 """The most that one run of Adam may take."""
-LOOKS, PATIENCE, SETTLED = 20, 10, 0.02
-"""Adam is looked at after every so many steps. It has come to its plateau, and ends, when the median of
-``PATIENCE`` looks is less than ``SETTLED`` nats above that of the ones before, three times in a row."""
+LOOKS, LEAST, SETTLED = 20, 2_000, 0.02
+"""Adam is looked at after every so many steps. It has come to its plateau, and ends, when after at least
+``LEAST`` of them the median ELBO of the last quarter is less than ``SETTLED`` nats above that of the quarter
+before: quarters grow with the run, so that progress however slow is seen."""
 Row = dict[str, Any]
 
 
@@ -145,7 +146,7 @@ def _pyro(problem: Problem, measured: Elbo, best: float, rate: float, seed: int)
         guide(*problem.args)
         svi = pyro.infer.SVI(problem.model, guide, pyro.optim.Adam({"lr": rate}), pyro.infer.Trace_ELBO())
         values: list[float] = []
-        steps = stale = 0
+        steps = 0
         while steps < STEPS:
             for _ in range(LOOKS):
                 svi.step(*problem.args)
@@ -155,11 +156,11 @@ def _pyro(problem: Problem, measured: Elbo, best: float, rate: float, seed: int)
             )
             if values[-1] > -WITHIN:
                 return steps, arrival.seconds, "arrived"
-            if len(values) % PATIENCE == 0 and len(values) >= 2 * PATIENCE:
-                rise = np.median(values[-PATIENCE:]) - np.median(values[-2 * PATIENCE : -PATIENCE])
-                stale = 0 if rise > SETTLED else stale + 1
-                if stale == 3:
-                    return np.inf, np.inf, f"plateau {np.median(values[-PATIENCE:]):.3g}"
+            quarter = len(values) // 4
+            if steps >= LEAST and steps % (10 * LOOKS) == 0:
+                late = float(np.median(values[-quarter:]))
+                if late - np.median(values[-2 * quarter : -quarter]) < SETTLED:
+                    return np.inf, np.inf, f"plateau {late:.3g}"
         return steps, arrival.seconds, f"spent {values[-1]:.3g}"
     finally:
         torch.set_default_dtype(before)
