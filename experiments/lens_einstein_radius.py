@@ -61,8 +61,14 @@ def infer(task: Problem, chains: int, draws: int, **shared: Any) -> dict[str, tu
     print(f"mode: {mode.status}, {first:.0f} s", flush=True)
     flow = partial(iaf, transforms=2, around=mode)
     runs: dict[str, dict[str, Any]] = {
-        "VI": {"method": "svi", "guide": flow, "particles": 8, "learning_rate": 0.01, "budget": 800},
-        "HMC": {"method": "hmc", "precondition": mode, "chains": chains, "draws": draws, "warmup": draws},
+        "VI": {"method": "svi", "guide": flow, "particles": 8, "learning_rate": 0.01, "budget": 400},
+        "HMC": {
+            "method": "hmc",
+            "precondition": mode,
+            "chains": chains,
+            "draws": draws,
+            "warmup": draws // 2,
+        },
     }
     for name, options in runs.items():
         began = time.monotonic()

@@ -48,6 +48,7 @@ from astrozoo.models.pixelated_lens import PixelatedLens, regularised
 from astrozoo.models.strong_lens import Prior, observe, problem
 from astrozoo.types import Problem, Result
 
+ANCHORS = 100
 MASS = ("einstein_radius", "slope", "ellipticity", "centre", "shear")
 
 
@@ -136,7 +137,7 @@ def pixelated(task: Problem, values: dict[str, Tensor], part: LensImage, cut: Cu
     ax, ay = model.deflection(values, x, y)
     ends = [np.quantile(b.numpy(), (0.02, 0.98)) for b in (x - ax, y - ay)]
     settings = {name: getattr(model, name) for name in model.__dataclass_fields__}
-    return PixelatedLens(
+    lens = PixelatedLens(
         **settings,
         middle=tuple(float(end.mean()) for end in ends),
         side=1.5 * float(max(end[1] - end[0] for end in ends)),
@@ -145,6 +146,8 @@ def pixelated(task: Problem, values: dict[str, Tensor], part: LensImage, cut: Cu
         length=0.1,
         halo=cut.halo,
     )
+    points = torch.stack((x, y), -1).numpy()
+    return lens.anchored(values, points[:: -(-len(points) // ANCHORS)])
 
 
 def fitted(
@@ -154,10 +157,8 @@ def fitted(
     blank = torch.zeros(model.pixels, model.pixels, dtype=data.image.dtype)
     values = {n: v for n, v in values.items() if not n.startswith("source")} | {"source_field": blank}
     if model.halo:  # from a faint one
-        values |= {
-            f"halo_{n}": values[f"lens_{n}"] * k
-            for n, k in (("radius", 2), ("ellipticity", 1), ("amplitude", 0.03))
-        }
+        faint = (("radius", 2), ("ellipticity", 1), ("amplitude", 0.03))
+        values = {f"halo_{n}": values[f"lens_{n}"] * k for n, k in faint} | values
     for iterations in (5, 20):
         model, field = regularised(model, values, data)
         values = values | {"source_field": field}
@@ -220,7 +221,7 @@ def picture(part: LensImage, task: Problem, result: Result, report: dict[str, An
     alone, bent = (np.where(part.mask, image - dark, np.nan) for image in (part.image, model))
     top, arc = {"vmin": 0, "vmax": np.quantile(part.image[part.mask], 0.995)}, np.nanquantile(alone, 0.998)
     plates: list[tuple[str, np.ndarray, dict[str, Any]]] = [
-        (f"{part.name}: image [{part.unit}]", part.image, top),
+        (f"image [{part.unit}]", part.image, top),
         ("model", np.where(part.mask, model, np.nan), top),
         ("residual / noise; arcs outlined", residual, {"vmin": -4, "vmax": 4, "cmap": "coolwarm"}),
         ("image less lens light; critical line", alone, {"vmin": 0, "vmax": arc}),
@@ -243,7 +244,8 @@ def picture(part: LensImage, task: Problem, result: Result, report: dict[str, An
     axes[1, 3].set_xlabel("Einstein radius [arcsec]")
     axes[1, 3].set_title(f"{radius.mean():.4f} ± {radius.std():.4f} ({result.method})")
     figure.suptitle(
-        f"chi2 per pixel: arcs {report['chi2 in arcs']:.2f}, elsewhere {report['chi2 outside arcs']:.2f}, "
+        f"{part.name}: chi2 per pixel: arcs {report['chi2 in arcs']:.2f}, "
+        f"elsewhere {report['chi2 outside arcs']:.2f}, "
         f"blank sky {report['chi2 of blank sky']:.2f}; "
         f"per degree of freedom {report['chi2 per degree of freedom']:.2f}"
     )
@@ -265,7 +267,8 @@ def critical(
         if np.ptp(line, 0).min() > 5 * part.pixel_scale:  # not the singular centre's
             px, py = torch.as_tensor(line.T)
             ax, ay = lens.deflection(values, px, py)
-            found.append((line.T, np.stack(((px - ax).numpy(), (py - ay).numpy()))))
+            caustic = lens.placed(values, px - ax, py - ay)
+            found.append((line.T, torch.stack(caustic).numpy()))
     return found
 
 

@@ -2,13 +2,15 @@
 
     python experiments/lens_substructure.py --out runs/substructure
 
-Lenses of GalSim and caustics, half of them with a subhalo (NFW, ``--mass`` solar masses) near their Einstein
-ring. Each is fitted (many starts of Adam, then Newton steps in a trust region
-to convergence) without a subhalo and, from ``--places`` places around the ring, with one. ``gain`` is
-what the subhalo adds to the greatest log posterior density, less ln of its prior there (so, what it adds to
-the log likelihood and the other priors); it is detected above ``--threshold``. Writes
-``substructure.json`` (gains, detections, false positives, recovered masses and places) and
-``substructure.png``. All lenses and places run as one batch.
+Lenses of GalSim and caustics, half of them with a subhalo (NFW, ``--mass`` solar masses) near their
+Einstein ring. Each is fitted without a subhalo: a few starts of Adam, the best of them to convergence by
+Levenberg-Marquardt. What is left is searched with a matched filter: at places along the arcs, the change of
+the image by a subhalo of 1e9 solar masses, less what the smooth lens's own parameters could do, against the
+residuals. From the best place a fit with a subhalo, to convergence too. ``gain`` is what the subhalo adds
+to the greatest log posterior density, less ln of its prior there (so, to the log likelihood and the other
+priors: half a delta chi2); it is detected above ``--threshold``. Lenses whose fits have not converged, or
+whose smooth one leaves a chi2 five SDs above noise's, are counted apart. Writes ``substructure.json``
+(gains, detections, false positives, recovered masses and places) and ``substructure.png``.
 """
 
 from __future__ import annotations
@@ -26,22 +28,27 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from lens_common import ascend
+from jaxtyping import Float
+from lens_common import ascend, prior_starts
+from scipy.ndimage import maximum_filter
 from torch import Tensor
 
 from astrozoo.data.lens_image import LensImage
 from astrozoo.data.simulate_lens import simulate_lens
-from astrozoo.density import LogDensity, log_density
-from astrozoo.infer.trust_region import maximise
-from astrozoo.models.strong_lens import Prior, problem
-from astrozoo.physics import lensing
+from astrozoo.density import Layout, log_density
+from astrozoo.models.strong_lens import SETTINGS, Prior, StrongLens, observe, problem
+from astrozoo.physics import imaging, lensing
+from astrozoo.types import Problem
 
 REDSHIFTS, CONCENTRATION = (0.5, 1.5), 15.0
 SHAPE, PIXEL = (56, 56), 0.075
+ENOUGH = 0.02  # gain of a step at which a fit has converged [nat]
+SPACING = 6  # every so many pixels of the arcs is a place to look at
 FIXED = {"centre_x": 0.0, "centre_y": 0.0}
 PRIOR = Prior(
     einstein_radius=(1.2, 0.2),
     source_radius=(0.25, 0.3),
+    source_ellipticity=(0.3, 0.7),
     source_centre=0.2,
     source_amplitude=(1.0, 2.0),
     subhalo_log_mass=(7.0, 10.5),
@@ -49,9 +56,10 @@ PRIOR = Prior(
 )
 
 
-def simulated(seed: int, mass: float | None, snr: float) -> tuple[LensImage, dict[str, Any]]:
+def simulated(seed: int, mass: float | None, snr: float, exposure: float) -> tuple[LensImage, dict[str, Any]]:
     """One lens; its subhalo, if it has one, a tenth of an Einstein radius from the ring's brightest part."""
     settings: dict[str, Any] = {"kind": "smooth", "shape": SHAPE, "pixel_scale": PIXEL, "peak_snr": snr}
+    settings["exposure"] = exposure
     image, truth = simulate_lens(seed, lens=FIXED, **settings)
     if mass is None:
         return image, truth
@@ -70,55 +78,122 @@ def simulated(seed: int, mass: float | None, snr: float) -> tuple[LensImage, dic
     return image, truth | {"place": place, "log_mass": math.log10(mass)}
 
 
-def density(images: list[LensImage], subhalos: int, compile: str) -> LogDensity:
-    options = {"redshifts": REDSHIFTS, "concentration": CONCENTRATION, "supersample": 2, "prior": PRIOR}
-    return log_density(problem(images, setting="compact", subhalos=subhalos, **options), compile=compile)
+class Fit:
+    """A lens with or without a subhalo as a function of unconstrained vectors."""
+
+    def __init__(
+        self, image: LensImage, subhalos: int, supersample: int, layout: Layout | None = None
+    ) -> None:
+        options: dict[str, Any] = {"redshifts": REDSHIFTS, "concentration": CONCENTRATION, "prior": PRIOR}
+        settings = SETTINGS["compact"] | {"supersample": supersample, "subhalos": subhalos}
+        self.model, self.data = StrongLens(**settings, **options), observe(image)
+        self.layout = layout or log_density(Problem(self.model, (self.data,)), compile="never").layout
+
+    def seen(self, z: Tensor) -> Float[Tensor, "pixels"]:
+        """The noiseless image."""
+        return self.model.render(self.layout.constrain(z), self.data).flatten()
+
+    def log_prior(self, z: Float[Tensor, "dim"], but: str = "none") -> Tensor:
+        """Of the unconstrained vector; ``but`` for the priors of sites whose names begin so."""
+        values, jacobian = self.layout.constrain_with_jacobian(z)
+        priors = self.model.sites(self.data)
+        if but != "none":
+            for site in self.layout.sites:
+                if site.name.startswith(but):
+                    part = z[site.start : site.stop].reshape(site.unconstrained_shape)
+                    jacobian = jacobian - site.transform.log_abs_det_jacobian(part, values[site.name]).sum()
+        return jacobian + sum(p.log_prob(values[n]).sum() for n, p in priors.items() if not n.startswith(but))
+
+    def log_likelihood(self, image: Float[Tensor, "pixels"]) -> Tensor:
+        sd = self.data.total_variance(image.view_as(self.data.image)).flatten().sqrt()
+        return torch.distributions.Normal(image, sd).log_prob(self.data.image.flatten()).sum()
+
+    def slopes(self, z: Float[Tensor, "dim"]) -> Float[Tensor, "dim pixels"]:
+        """Of the image, by central differences."""
+        shifts = 1e-4 * torch.eye(len(z)).to(z)
+        return torch.stack([self.seen(z + s) - self.seen(z - s) for s in shifts]) / 2e-4
+
+    def climb(self, z: Float[Tensor, "dim"], iterations: int = 40) -> tuple[Tensor, Tensor, float]:
+        """Levenberg-Marquardt: the point, its noiseless image, and how much the last step gained [nat]."""
+        image, damping, gained = self.seen(z), 1e-2, math.inf
+        value = self.log_likelihood(image) + self.log_prior(z)
+        for _ in range(iterations):
+            rows, weight = (
+                self.slopes(z),
+                1 / self.data.total_variance(image.view_as(self.data.image)).flatten(),
+            )
+            bend = torch.func.hessian(self.log_prior)(z)
+            pull = rows @ (weight * (self.data.image.flatten() - image)) + torch.func.grad(self.log_prior)(z)
+            curvature = (rows * weight) @ rows.T - bend.clamp_max(0.0) * torch.eye(len(z)).to(z)
+            gained = 0.0
+            while damping < 1e8:
+                trial = z + torch.linalg.solve(curvature + damping * curvature.diagonal().diag(), pull)
+                new = self.seen(trial)
+                risen = self.log_likelihood(new) + self.log_prior(trial) - value
+                if risen > 0:
+                    z, image, value, gained = trial, new, value + risen, float(risen)
+                    damping = max(damping / 8, 1e-8)
+                    break
+                damping *= 5
+            if gained < ENOUGH:
+                break
+        return z, image, gained
 
 
-def smooth_fit(
-    images: list[LensImage], starts: int, steps: int, seed: int, compile: str
-) -> tuple[Tensor, Tensor]:
-    """The best point without subhalos of each image, and its log density."""
-    target = density([image for image in images for _ in range(starts)], 0, compile)
-    generator = torch.Generator().manual_seed(seed)
-    z = target.initial(target.batch or 1, generator)
-    z = z + 0.3 * torch.randn(z.shape, generator=generator, dtype=z.dtype)
-    z, value = ascend(target, z, steps, label="without")
-    best = value.reshape(len(images), starts).argmax(1)
-    rows = torch.arange(len(images)) * starts + best
-    ended = maximise(target.take(rows), z[rows])
-    return ended.w, ended.value
+def starts_of(images: list[LensImage], starts: int, steps: int, seed: int, compile: str) -> Tensor:
+    """Of each image the best point without a subhalo that Adam finds, by one ray a pixel."""
+    many = [image for image in images for _ in range(starts)]
+    target = log_density(problem(many, setting="compact", prior=PRIOR), compile=compile)
+    z = prior_starts(problem(images[0], setting="compact", prior=PRIOR), len(many), seed)
+    z, value = ascend(target, z, steps, rate=0.1 * z.std(0), label="without")
+    return z[torch.arange(len(images)) * starts + value.reshape(len(images), starts).argmax(1)]
 
 
-def subhalo_fit(
-    images: list[LensImage], smooth: Tensor, places: int, steps: int, compile: str
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """From the smooth fits: greatest log density with a subhalo, less its prior's; and where it is."""
-    without = density(images, 0, compile)
-    target = density([image for image in images for _ in range(places)], 1, compile)
-    values = {name: v.repeat_interleave(places, 0) for name, v in without.layout.constrain(smooth).items()}
-    angle = torch.arange(len(images) * places, dtype=smooth.dtype) * (2 * math.pi / places)
-    ring = values["einstein_radius"][:, None] * torch.stack((angle.cos(), angle.sin()), -1)
-    values["subhalo_position"] = ring[:, None].clamp(-1.9, 1.9)
-    values["subhalo_log_mass"] = torch.full((len(ring), 1), 8.3, dtype=smooth.dtype)
-    z, value = ascend(target, target.layout.unconstrain(values), steps, rate=0.03, label="with")
-    best = value.reshape(len(images), places).argmax(1)
-    rows = torch.arange(len(images)) * places + best
-    ended = maximise(target.take(rows), z[rows])
-    return ended.w, ended.value - subhalo_prior(target, ended.w), target.layout.constrain(ended.w)
+def scanned(smooth: Fit, one: Fit, z: Tensor, image: Tensor) -> Tensor:
+    """A start of the fit with a subhalo, where one explains most of what the smooth fit leaves.
+
+    With whitened residuals r and the change d by a subhalo of 1e9 solar masses, both without their parts in
+    the span of the smooth fit's slopes, an amplitude ``r d / d d`` gains ``(r d)^2 / (2 d d)``.
+    """
+    data = smooth.data
+    weight = data.total_variance(image.view_as(data.image)).flatten().rsqrt()
+    span, _ = torch.linalg.qr((smooth.slopes(z) * weight).T)
+
+    def left(rows: Tensor) -> Tensor:
+        return rows * weight - (rows * weight) @ span @ span.T
+
+    ny, nx = data.image.shape[-2:]
+    near = maximum_filter((image * weight).view(ny, nx).numpy(), 5) > 5  # pixels with arcs about them
+    x, y = imaging.pixel_grid((ny, nx), data.pixel_scale)
+    places = torch.stack((x[near], y[near]), -1)[::SPACING]
+    places = places[places.abs().amax(1) < 0.95 * PRIOR.subhalo_reach]
+    values, log_mass = smooth.layout.constrain(z), torch.full((1,), 9.0).to(z)
+    put = [values | {"subhalo_log_mass": log_mass, "subhalo_position": place[None]} for place in places]
+    changes = left(torch.stack([one.model.render(v, data).flatten() for v in put]) - image)
+    pull, size = changes @ left(data.image.flatten() - image), changes.square().sum(1)
+    best = (pull.clamp_min(0).square() / size).argmax()
+    amplitude = (pull[best] / size[best]).clamp_min(0.1)
+    begin = put[int(best)] | {"subhalo_log_mass": log_mass + amplitude.log10().clamp(-1, 1)}
+    return one.layout.unconstrain({name: v[None] for name, v in begin.items()})[0]
 
 
-def subhalo_prior(target: LogDensity, z: Tensor) -> Tensor:
-    """ln of the unconstrained prior density of mass and place: uniform, so only the transforms' Jacobians."""
-    total = torch.zeros(len(z), dtype=z.dtype)
-    low, high = PRIOR.subhalo_log_mass
-    total = total - math.log(high - low) - 2 * math.log(2 * PRIOR.subhalo_reach)
-    for site in target.layout.sites:
-        if site.name.startswith("subhalo"):
-            part = z[:, site.start : site.stop].reshape(len(z), *site.unconstrained_shape)
-            jacobian = site.transform.log_abs_det_jacobian(part, site.transform(part))
-            total = total + jacobian.reshape(len(z), -1).sum(1)
-    return total
+def searched(smooth: Fit, one: Fit, image: LensImage, z: Tensor) -> dict[str, Any]:
+    """What a subhalo adds to one lens, and where."""
+    z, clean, last = smooth.climb(z)
+    without = smooth.log_likelihood(clean) + smooth.log_prior(z)
+    square = (
+        (image.image.ravel() - clean.numpy()) / image.sigma(clean.view(image.shape).numpy()).ravel()
+    ) ** 2
+    w, lit, end = one.climb(scanned(smooth, one, z, clean))
+    having = one.log_likelihood(lit) + one.log_prior(w, but="subhalo")
+    found = one.layout.constrain(w)
+    return {
+        "gain": float(having - without),
+        "place": found["subhalo_position"][0].tolist(),
+        "log_mass": float(found["subhalo_log_mass"][0]),
+        "reduced chi2 of the smooth fit": float(square.sum() / (square.size - len(z))),
+        "last gains": [last, end],
+    }
 
 
 def picture(rows: list[dict[str, Any]], images: list[LensImage], threshold: float, path: Path) -> None:
@@ -149,37 +224,45 @@ def picture(rows: list[dict[str, Any]], images: list[LensImage], threshold: floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--lenses", type=int, default=10, help="of each kind")
+    parser.add_argument("--lenses", type=int, default=6, help="of each kind")
     parser.add_argument("--mass", type=float, default=1e9, help="M200 [solar masses]")
-    parser.add_argument("--snr", type=float, default=100.0, help="of the brightest pixel")
+    parser.add_argument("--snr", type=float, default=200.0, help="brightest pixel over sky rms")
+    parser.add_argument("--exposure", type=float, default=1e4, help="[s]")
     parser.add_argument("--threshold", type=float, default=10.0)
-    parser.add_argument("--starts", type=int, default=3)
-    parser.add_argument("--places", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--starts", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--supersample", type=int, default=3)
     parser.add_argument("--compile", choices=("auto", "always", "never"), default="auto")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     began, n = time.monotonic(), options.lenses
-    pairs = [simulated(options.seed + i, options.mass if i >= n else None, options.snr) for i in range(2 * n)]
+    pairs = [
+        simulated(options.seed + i, options.mass if i >= n else None, options.snr, options.exposure)
+        for i in range(2 * n)
+    ]
     images = [image for image, _ in pairs]
-    smooth, without = smooth_fit(images, options.starts, options.steps, options.seed, options.compile)
-    _, having, found = subhalo_fit(images, smooth, options.places, options.steps, options.compile)
+    z = starts_of(images, options.starts, options.steps, options.seed, options.compile)
+    layouts = [Fit(images[0], k, 1).layout for k in (0, 1)]
+    most = 1 + 5 * math.sqrt(2 / (SHAPE[0] * SHAPE[1]))
     rows: list[dict[str, Any]] = []
-    for i, (_, truth) in enumerate(pairs):
-        place = found["subhalo_position"][i, 0].tolist()
-        row = {"subhalo": i >= n, "gain": float(having[i] - without[i]), "place": place}
-        row |= {"log_mass": float(found["subhalo_log_mass"][i, 0])}
+    for i, (image, truth) in enumerate(pairs):
+        fits = [Fit(image, k, options.supersample, layout) for k, layout in enumerate(layouts)]
+        row = {"subhalo": i >= n, **searched(*fits, image, z[i])}
+        row["usable"] = row["reduced chi2 of the smooth fit"] < most and max(row["last gains"]) < ENOUGH
         if i >= n:
             row |= {"true place": truth["place"].tolist(), "true log_mass": truth["log_mass"]}
-            row |= {"distance": math.dist(place, truth["place"])}
+            row |= {"distance": math.dist(row["place"], truth["place"])}
+        print(json.dumps(row), flush=True)
         rows.append(row)
-    detected = [
-        [r["gain"] > options.threshold for r in rows if r["subhalo"] is kind] for kind in (True, False)
-    ]
+    detected = {
+        kind: [row["gain"] > options.threshold for row in rows if row["usable"] and row["subhalo"] is kind]
+        for kind in (True, False)
+    }
     report = {
-        "detected": f"{sum(detected[0])} of {n}",
-        "false positives": f"{sum(detected[1])} of {n}",
+        "detected": f"{sum(detected[True])} of {len(detected[True])}",
+        "false positives": f"{sum(detected[False])} of {len(detected[False])}",
+        "fits that failed": sum(not row["usable"] for row in rows),
         "threshold": options.threshold,
         "seconds": time.monotonic() - began,
         "lenses": rows,

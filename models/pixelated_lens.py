@@ -47,6 +47,10 @@ class PixelatedLens(StrongLens):
         pixels: along a side; even.
         spread: prior SD of the brightness [unit / arcsec^2].
         length: over which the field is correlated [arcsec].
+        anchors: points of the sky, (x, y) [arcsec]; none for a grid that stays where it is. With them it
+            moves with the mass, by the affine map under which they keep their mean and covariance behind
+            the lens: mass and source are then far less correlated.
+        moments: that mean and the Cholesky factor of that covariance, of :meth:`anchored`.
         halo: whether the lens's light has an exponential disc too, about the same centre: ``halo_radius``
             [arcsec], ``halo_ellipticity``, ``halo_amplitude`` [unit / arcsec^2], with the prior of the
             lens's light, twice as large.
@@ -57,6 +61,8 @@ class PixelatedLens(StrongLens):
     pixels: int = 32
     spread: float = 1.0
     length: float = 0.1
+    anchors: tuple[tuple[float, float], ...] = ()
+    moments: tuple[float, ...] = ()
     halo: bool = False
 
     def sites(self, data: Exposure) -> dict[str, Any]:
@@ -88,7 +94,34 @@ class PixelatedLens(StrongLens):
 
     def source_light(self, values: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Float[Tensor, "*grid"]:
         """Surface brightness [unit / arcsec^2] at points behind the lens [arcsec]."""
-        return self._at(self.coloured(values["source_field"]), x, y)
+        return self._at(self.coloured(values["source_field"]), *self.placed(values, x, y))
+
+    def anchored(self, values: Mapping[str, Tensor], anchors: Float[np.ndarray, "n 2"]) -> PixelatedLens:
+        """The model whose grid is where it is for these values, and moves with the mass from there."""
+        points = tuple((float(x), float(y)) for x, y in anchors)
+        held = replace(self, anchors=points)
+        return replace(held, moments=tuple(float(m) for m in held._moments(values)))
+
+    def placed(self, values: Mapping[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """From behind the lens to the coordinates of the grid [arcsec]."""
+        if not self.anchors:
+            return x, y
+        mx, my, a, b, c = self._moments(values)
+        u = (x - mx) / a
+        v = (y - my - b * u) / c
+        mx0, my0, a0, b0, c0 = self.moments
+        return mx0 + a0 * u, my0 + b0 * u + c0 * v
+
+    def _moments(self, values: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Mean, and Cholesky factor of the covariance, of the anchors behind the lens."""
+        x, y = values["einstein_radius"].new_tensor(self.anchors).T
+        ax, ay = self.deflection(values, x, y)
+        x, y = x - ax, y - ay
+        mx, my = x.mean(), y.mean()
+        x, y = x - mx, y - my
+        a = x.square().mean().sqrt()
+        b = (x * y).mean() / a
+        return mx, my, a, b, (y.square().mean() - b**2).sqrt()
 
     def coloured(self, field: Float[Tensor, "*b n n"]) -> Float[Tensor, "*b n n"]:
         """The brightness that white noise stands for; a symmetric map."""
@@ -107,7 +140,8 @@ class PixelatedLens(StrongLens):
         shape = (int(data.image.shape[-2]), int(data.image.shape[-1]))
         x, y = imaging.pixel_grid(shape, data.pixel_scale, self.supersample)
         ax, ay = self.deflection(values, x, y)
-        bx, by, psf = (x - ax).float(), (y - ay).float(), data.psf[0].float()
+        bx, by = (b.float() for b in self.placed(values, x - ax, y - ay))
+        psf = data.psf[0].float()
         area = data.pixel_scale.float() ** 2
 
         def seen(image: Tensor) -> Tensor:

@@ -59,6 +59,21 @@ def test_the_fine_grid_has_the_coarse_ones_values(seen):
     assert torch.allclose(SMALL.source_light(seen[0], x, y), field, atol=1e-9 * float(field.abs().max()))
 
 
+def test_an_anchored_grid_moves_with_the_mass(seen):
+    values, data = seen
+    model = SMALL.anchored(values, torch.tensor([[1.0, 0.2], [-0.9, 0.4], [0.1, -1.2], [-0.3, 0.8]]).numpy())
+    assert torch.allclose(model.render(values, data), SMALL.render(values, data), rtol=1e-9)
+    x, y = torch.tensor(model.anchors, dtype=torch.float64).T
+    moved = {**values, "einstein_radius": 1.1 * values["einstein_radius"], "shear": values["shear"] + 0.03}
+    places = []
+    for mass in (values, moved):
+        ax, ay = model.deflection(mass, x, y)
+        places.append(torch.stack(model.placed(mass, x - ax, y - ay)))
+    assert (places[1] - places[0]).abs().max() > 1e-3
+    assert torch.allclose(places[1].mean(1), places[0].mean(1), atol=1e-12)
+    assert torch.allclose(places[1].cov(), places[0].cov(), atol=1e-12)
+
+
 def test_spread_and_length_have_the_greatest_evidence(seen):
     values, data = seen
     best, field = regularised(SMALL, values, data)
