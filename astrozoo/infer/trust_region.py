@@ -37,6 +37,8 @@ MOST = 32
 """How many times as many draws as at first the fixed mode uses at most."""
 FEW = 4
 """Draws of the fixed mode while a mean field is far from its optimum."""
+TOP = 1024
+"""Draws that the stochastic mode uses at most (or twice ``particles``)."""
 DENSE = 200
 """Parameters up to which the linear response, and an objective without noise, take dense Hessians."""
 
@@ -127,6 +129,7 @@ def trust_region(
                 seed=seed,
                 draws=used,
                 coarse=coarse,
+                doublings=max(1, (TOP // particles).bit_length() - 1),
                 mode=mode,
                 max_iterations=budget,
                 radius=radius,

@@ -39,8 +39,8 @@ def test_trust_region_full_rank_recovers_a_gaussian():
     problem, mean, covariance = gaussian(3)
     result = trust_region(problem, full_rank, particles=128, **QUIET)
     assert result.status is Status.CONVERGED
-    # Antithetic draws: the location's gradient is noiseless under a Gaussian. 2048 draws at the end: the
-    # covariance is good to a few times sqrt(2 / 1024).
+    # Antithetic draws: the location's gradient is noiseless under a Gaussian. 1024 draws at the end: the
+    # covariance is good to a few times sqrt(2 / 512).
     np.testing.assert_allclose(result.location[0], mean, atol=1e-3)
     np.testing.assert_allclose(result.covariance[0], covariance, atol=0.15)
     assert result.stats["counts"]["hvp"] > 0
