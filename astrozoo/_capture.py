@@ -128,7 +128,8 @@ class Layout:
         lengths = [s.stop - s.start for s in self.sites]
         names = [s.name for s in self.sites]
         parts = dict(zip(names, z.split(lengths), strict=True)) if lengths else {}
-        values, total = {}, z.new_zeros(())
+        values: dict[str, Tensor] = {}
+        total = z.new_zeros(())
         for sites, transform in self.together:
             x = torch.cat([parts.pop(s.name) for s in sites])
             y = transform(x)
