@@ -13,9 +13,9 @@ and length of its prior by evidence; Gauss-Newton to the joint mode; HMC over ma
 together, its mass matrix the curvature there.
 
 Pixels are used in a ring around the arcs: outside the lens's core, whose light no Sersic profile follows to
-the noise, and inside the frame. Noise is the archive's map, taken as independent. Archives scale it for what
-resampling correlates: chi2 of blank sky about its own mean, under the same map, is given beside chi2 in the
-arcs: it is what a perfect model would reach.
+the noise, and inside the frame. Noise is the archive's map, taken as independent. Resampling
+correlates noise, and a map may allow for that: chi2 of blank sky about its own mean, under the same map, is
+given beside chi2 in the arcs: it is what a perfect model would reach.
 """
 
 from __future__ import annotations
@@ -288,7 +288,7 @@ def fit(name: str, options: argparse.Namespace) -> dict[str, Any]:
     result = mode
     if options.method == "hmc":
         # no warm-up: it would put a sparser mass matrix in the place of the curvature
-        shape = {"chains": options.chains, "draws": options.draws, "warmup": 0}
+        shape = {"chains": options.chains, "draws": options.draws, "warmup": 0, "target_acceptance": 0.95}
         result = astrozoo.infer(task, method="hmc", precondition=mode, progress=False, **shape, **shared)
     report = {
         "pixels": int(part.mask.sum()),
@@ -325,7 +325,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--compile", choices=("auto", "always", "never"), default="auto")
     parser.add_argument("--chains", type=int, default=8)
-    parser.add_argument("--draws", type=int, default=250)
+    parser.add_argument("--draws", type=int, default=1000)
     options = parser.parse_args()
     for name in options.lens or CUTS:
         print(json.dumps({name: fit(name, options)}, indent=1), flush=True)

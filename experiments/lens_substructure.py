@@ -199,7 +199,7 @@ def searched(smooth: Fit, one: Fit, image: LensImage, z: Tensor) -> dict[str, An
 def picture(rows: list[dict[str, Any]], images: list[LensImage], threshold: float, path: Path) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
     gains = {kind: [r["gain"] for r in rows if r["subhalo"] is kind] for kind in (False, True)}
-    edges = np.linspace(0, max(max(gains[True]), 2 * threshold), 30)
+    edges = np.linspace(0, max([2 * threshold, *gains[True]]), 30)
     for kind, label in ((False, "no subhalo"), (True, "subhalo")):
         axes[0].hist(np.clip(gains[kind], 0, edges[-1]), edges, alpha=0.6, label=label)
     axes[0].axvline(threshold, color="k", ls="--")
@@ -207,7 +207,8 @@ def picture(rows: list[dict[str, Any]], images: list[LensImage], threshold: floa
     axes[0].legend()
     found = [r for r in rows if r["subhalo"] and r["gain"] > threshold]
     axes[1].scatter([r["distance"] for r in found], [r["log_mass"] for r in found])
-    axes[1].axhline(rows[-1]["true log_mass"], color="k", ls="--")
+    for row in found:
+        axes[1].axhline(row["true log_mass"], color="k", ls="--")
     axes[1].set_xlabel("distance of the found from the true place [arcsec]")
     axes[1].set_ylabel("log10 mass found [solar masses]")
     best = max(range(len(rows)), key=lambda i: rows[i]["gain"])
@@ -231,7 +232,7 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, default=10.0)
     parser.add_argument("--starts", type=int, default=5)
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--supersample", type=int, default=3)
+    parser.add_argument("--supersample", type=int, default=4)
     parser.add_argument("--compile", choices=("auto", "always", "never"), default="auto")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -268,7 +269,9 @@ def main() -> None:
         "lenses": rows,
     }
     (options.out / "substructure.json").write_text(json.dumps(report, indent=1))
-    picture(rows, images, options.threshold, options.out / "substructure.png")
+    shown = [(row, image) for row, image in zip(rows, images, strict=True) if row["usable"]]
+    if shown:
+        picture(*map(list, zip(*shown, strict=True)), options.threshold, options.out / "substructure.png")
     print(json.dumps(report, indent=1))
 
 
