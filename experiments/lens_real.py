@@ -13,9 +13,9 @@ and length of its prior by evidence; Gauss-Newton to the joint mode; HMC over ma
 together, its mass matrix the curvature there.
 
 Pixels are used in a ring around the arcs: outside the lens's core, whose light no Sersic profile follows to
-the noise, and inside the frame. Noise is the archive's map, taken as independent. Resampling
-correlates noise, and a map may allow for that: chi2 of blank sky about its own mean, under the same map, is
-given beside chi2 in the arcs: it is what a perfect model would reach.
+the noise, and inside the frame. Noise is the archive's map, taken as independent. Resampling correlates
+noise, and a map may allow for that: chi2 of blank sky about its own mean, under the same map, is given
+beside chi2 in the arcs: it is what a perfect model would reach.
 """
 
 from __future__ import annotations
