@@ -90,7 +90,7 @@ class LogDensity(PureFunction):
 
         def f(z: Tensor, *args: Any) -> Tensor:
             with scope():
-                values, log_jacobian = model.layout.constrain_with_jacobian(z)
+                values, log_jacobian = model.layout.constrain_with_jacobian(z[: model.layout.dim])
                 given = model.plan.given_values(z[model.layout.dim :])
                 return model.log_prob(values | given, args) + log_jacobian
 
