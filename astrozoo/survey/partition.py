@@ -6,7 +6,7 @@ brightness, which would bias sizes and fluxes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -198,6 +198,7 @@ class Canvas:
         self.sky = [self._padded(i.sky, 1.0) for i in field]
         self.mask = [self._padded(i.valid, 0.0) for i in field]
         self.model = [torch.zeros_like(c) for c in self.counts]
+        self._news = [torch.zeros_like(c) for c in self.counts]
         for k, image in enumerate(field):
             bad = (self.mask[k] > 0) & ~(
                 torch.isfinite(self.counts[k]) & torch.isfinite(self.sky[k]) & (self.sky[k] > 0)
@@ -272,6 +273,25 @@ class Canvas:
         for k, model in enumerate(self.model):
             index, _ = self._index(rows, k)
             model.index_add_(0, index.flatten(), light[:, k].flatten())
+
+    def felt(
+        self,
+        rows: Int[np.ndarray, "b"],
+        news: Float[Tensor, "b image p"],
+        near: Iterable[Int[np.ndarray, "n"]],
+    ) -> Iterator[tuple[Int[np.ndarray, "n"], Float[Tensor, "n image q"]]]:
+        """What of the news of some sources' pixels lies in the patches of others.
+
+        Args:
+            near: those others, in batches of one patch size.
+        """
+        index = [self._index(rows, k)[0].flatten() for k in range(len(self._news))]
+        for k, flat in enumerate(self._news):
+            flat.index_add_(0, index[k], news[:, k].flatten())
+        for some in near:
+            yield some, torch.stack([flat[self._index(some, k)[0]] for k, flat in enumerate(self._news)], 1)
+        for k, flat in enumerate(self._news):
+            flat[index[k]] = 0.0
 
 
 def dispersion(counts: Tensor, sky: Tensor, error: float = PSF_ERROR) -> Tensor:

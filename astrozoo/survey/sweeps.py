@@ -45,7 +45,7 @@ __all__ = ["KINDS", "Sweeps"]
 KINDS = (("galaxy", False, 6), ("star", True, 2))
 """Name of each type, whether it is the star, and how many parameters move or bend its image."""
 _BATCH = 64
-_NOTICEABLE = 0.1  # [sigma] a change of a neighbour's light that calls for another fit
+_NOTICEABLE = 0.1  # [sigma] a change of neighbours' light on a source's own that calls for another fit
 _HOPELESS = 40.0  # [nats] by which a type's evidence must fall short to be ruled out for good
 _NOTICEABLE_SKY = 0.03  # [sigma of a pixel] the same for a change of the sky
 _SKY_CELL = 128  # [px]
@@ -287,13 +287,27 @@ class Sweeps:
         state.converged[rows] = ok
         light = self._light(patch, rows)
         self.canvas.paint(rows, light - own)
-        rate = patch.background + own
-        change = (patch.mask * (light - own) ** 2 / rate).sum((-2, -1)).sqrt()
         for k, i in enumerate(rows):
             state.light[i] = light[k]
             state.waiting[i] = False
-            if change[k] > _NOTICEABLE:
-                state.waiting[self.adjacent[i]] = True
+        self._tell(rows, patch.mask * (light - own) ** 2 / (patch.background + own))
+
+    def _tell(self, rows: np.ndarray, change: Float[Tensor, "b image p"]) -> None:
+        """Have those neighbours wait for another fit on whose light that of ``rows`` has changed noticeably.
+
+        Args:
+            change: of each pixel's light, squared, in units of its variance; a neighbour feels it as much as
+                the pixel is bright in its own light.
+        """
+        state = self.state
+        changed = rows[(change.sum((-2, -1)) > _NOTICEABLE**2).numpy()]
+        near = np.unique([j for i in changed for j in self.adjacent[i] if not state.waiting[j]]).astype(int)
+        if not len(near):
+            return
+        for some, news in self.canvas.felt(rows, change, self.sources.batches(near, _BATCH)):
+            light = torch.stack([state.light[j] for j in some])  # type: ignore[misc]
+            profile = light / light.amax(-1, keepdim=True).clamp_min(torch.finfo(light.dtype).tiny)
+            state.waiting[some] = ((news * profile).sum((-2, -1)) > _NOTICEABLE**2).numpy()
 
     def density(self, patch: Patch, rows: np.ndarray, star: bool) -> TypedDensity:
         """The density of sources of a type; galaxies are to be large enough to be told from stars."""

@@ -76,6 +76,25 @@ def test_light_taken_out_and_painted_back_leaves_the_model_as_it_was(located):
         torch.testing.assert_close(now, then)
 
 
+def test_news_of_pixels_reach_the_patches_that_hold_them(located):
+    field, sources, _ = located
+    canvas, here, there = Canvas(field, sources, BANDS), np.array([0]), np.array([2])
+    news = torch.rand(1, len(field.images), 17 * 17, dtype=torch.float64)
+    for _ in range(2):  # nothing is left of it
+        ((some, felt),) = canvas.felt(here, news, [there])
+        assert some is there
+        for k in range(len(field.images)):
+            apart = np.round(sources.xy[k, 2]).astype(int) - np.round(sources.xy[k, 0]).astype(int)
+            expected = torch.zeros(17, 17, dtype=torch.float64)
+            square = news[0, k].reshape(17, 17)
+            for y in range(17):
+                for x in range(17):
+                    if 0 <= y + apart[1] < 17 and 0 <= x + apart[0] < 17:
+                        expected[y, x] = square[y + apart[1], x + apart[0]]
+            assert expected.any()
+            torch.testing.assert_close(felt[0, k].reshape(17, 17), expected)
+
+
 def test_neighbours_never_share_a_colour():
     rng = np.random.default_rng(0)
     n = 400
