@@ -135,7 +135,7 @@ if __name__ == "__main__":
     parser.add_argument("--supersample", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--chains", type=int, default=48)
     parser.add_argument("--draws", type=int, default=700)
-    parser.add_argument("--warmup", type=int, default=100)
+    parser.add_argument("--warmup", type=int, default=150)
     parser.add_argument("--precision", choices=["data", "single"], default="single")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=None)
