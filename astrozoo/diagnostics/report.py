@@ -345,7 +345,7 @@ def _curves(results: Mapping[str, Result]) -> list[Any]:
         "The objective against evaluations (gradients; values as a third, Hessian-vector products as two, "
     )
     caption += (
-        "a Hessian as one per parameter) and against seconds, compilation left out; each curve is spread "
+        "a Hessian as one per parameter and one more) and against seconds, compilation left out; each curve is spread "
     )
     caption += "evenly over what its run took in all, but for the seconds of methods that keep a clock."
     clocks = {name: results[name].trace["seconds"] for name in traces if "seconds" in results[name].trace}
@@ -356,7 +356,7 @@ def _curves(results: Mapping[str, Result]) -> list[Any]:
 def _work(result: Result) -> tuple[float, float]:
     counts = result.stats.get("counts", {})
     parameters = np.shape(result.stats.get("parameters", [[0.0]]))[-1]
-    weights = {"value": 1 / 3, "gradient": 1.0, "hvp": 2.0, "hessian": float(parameters)}
+    weights = {"value": 1 / 3, "gradient": 1.0, "hvp": 2.0, "hessian": parameters + 1.0}
     total = sum(weights[name] * n for name, n in counts.items() if name in weights)
     return total, float(result.stats.get("run_seconds", math.nan))
 
