@@ -343,9 +343,8 @@ def _curves(results: Mapping[str, Result]) -> list[Any]:
         return []
     caption = (
         "The objective against evaluations (gradients; values as a third, Hessian-vector products as two, "
-    )
-    caption += (
-        "a Hessian as one per parameter and one more) and against seconds, compilation left out; each curve is spread "
+        "a Hessian as one per parameter and one more) and against seconds, compilation left out; each curve "
+        "is spread "
     )
     caption += "evenly over what its run took in all, but for the seconds of methods that keep a clock."
     clocks = {name: results[name].trace["seconds"] for name in traces if "seconds" in results[name].trace}
