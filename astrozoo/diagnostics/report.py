@@ -27,7 +27,7 @@ from astrozoo.diagnostics.metrics import (
     scalars,
     summary,
 )
-from astrozoo.diagnostics.runs import cost, runs
+from astrozoo.diagnostics.runs import cost, gradient_equivalents, runs
 from astrozoo.errors import InputError, OutputError
 from astrozoo.types import Page, Result, Status
 
@@ -344,9 +344,8 @@ def _curves(results: Mapping[str, Result]) -> list[Any]:
     caption = (
         "The objective against evaluations (gradients; values as a third, Hessian-vector products as two, "
         "a Hessian as one per parameter and one more) and against seconds, compilation left out; each curve "
-        "is spread "
+        "is spread evenly over what its run took in all, but for the seconds of methods that keep a clock."
     )
-    caption += "evenly over what its run took in all, but for the seconds of methods that keep a clock."
     clocks = {name: results[name].trace["seconds"] for name in traces if "seconds" in results[name].trace}
     totals = {name: _work(results[name]) for name in traces}
     return [(plots.convergence(traces, totals, clocks), caption)]
@@ -355,9 +354,7 @@ def _curves(results: Mapping[str, Result]) -> list[Any]:
 def _work(result: Result) -> tuple[float, float]:
     counts = result.stats.get("counts", {})
     parameters = np.shape(result.stats.get("parameters", [[0.0]]))[-1]
-    weights = {"value": 1 / 3, "gradient": 1.0, "hvp": 2.0, "hessian": parameters + 1.0}
-    total = sum(weights[name] * n for name, n in counts.items() if name in weights)
-    return total, float(result.stats.get("run_seconds", math.nan))
+    return gradient_equivalents(counts, parameters), float(result.stats.get("run_seconds", math.nan))
 
 
 def _number(value: Any) -> str:

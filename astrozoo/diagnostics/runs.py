@@ -14,7 +14,7 @@ from astrozoo.diagnostics.metrics import diagnose, is_chain, reference_of, scala
 from astrozoo.diagnostics.two_sample import c2st, mmd, wasserstein
 from astrozoo.types import Result
 
-__all__ = ["cost", "runs", "score"]
+__all__ = ["cost", "gradient_equivalents", "runs", "score"]
 
 _DRAWS = 500
 """Draws of each that two-sample tests are made with; of chains no more than they have effective ones."""
@@ -27,6 +27,13 @@ def cost(result: Result) -> dict[str, Any]:
     for name in ("run_seconds", "compile_seconds", "iterations"):
         kept[name.replace("_", " ")] = result.stats.get(name, math.nan)
     return kept | {f"{name} evaluations": n for name, n in result.stats.get("counts", {}).items()}
+
+
+def gradient_equivalents(counts: Mapping[str, int], parameters: int) -> float:
+    """Evaluations in gradients: values as a third, Hessian-vector products as two, a Hessian as one per
+    parameter and one more."""
+    weights = {"value": 1 / 3, "gradient": 1.0, "hvp": 2.0, "hessian": parameters + 1.0}
+    return sum(weights[name] * n for name, n in counts.items() if name in weights)
 
 
 def runs(

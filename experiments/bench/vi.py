@@ -30,6 +30,7 @@ import astrozoo
 from astrozoo.data import root
 from astrozoo.density import Elbo, elbo
 from astrozoo.diagnostics.metrics import diagnose
+from astrozoo.diagnostics.runs import gradient_equivalents
 from astrozoo.guides.auto import mean_field
 from astrozoo.infer._common import noise_for
 from astrozoo.infer._linear_response import Response
@@ -101,10 +102,6 @@ def accuracy(seeds: int, names: str = "") -> Iterator[Row]:
                 "draws": used,
                 "seconds": seconds,
             }
-
-
-def _work(counts: dict[str, int], dim: int) -> float:
-    return counts["value"] / 3 + counts["gradient"] + 2 * counts["hvp"] + (dim + 1) * counts["hessian"]
 
 
 class _Arrival:
@@ -193,7 +190,7 @@ def _ours(
             target, target.initial(None), seed=seed, draws=draws, dense_limit=0, callback=look, **options
         )
         seconds = arrival.seconds if told[-1] == "arrived" else np.inf
-        spent.append((_work(target.counts, target.dim), seconds, told[-1]))
+        spent.append((gradient_equivalents(target.counts, target.dim), seconds, told[-1]))
         arrival = _Arrival(measured, best)
     work = spent[0][0] if told[-1] == "arrived" else np.inf
     return work, spent[0][1], spent[1][1], spent[0][2]
