@@ -27,10 +27,11 @@ __all__ = [
     "identity",
     "padded",
     "restored",
+    "updated",
 ]
 
 DENSE_LIMIT = 200
-"""Dimensions up to which the mass matrix is dense."""
+"""Dimensions up to which the mass matrix is dense; above, it is if one was given."""
 RANK = 40
 """Directions that a mass matrix of more dimensions corrects."""
 
@@ -121,16 +122,9 @@ def checked_root(
     return root
 
 
-def given(root: Float[Tensor, "B d d"]) -> Metric:
-    """Of a covariance ``root root'``; above ``DENSE_LIMIT``, of its diagonal and ``RANK`` directions."""
-    if root.shape[1] <= DENSE_LIMIT:
-        return Dense(root, torch.linalg.inv(root))
-    covariance = root @ root.mT
-    scale = covariance.diagonal(dim1=1, dim2=2).sqrt()
-    values, vectors = torch.linalg.eigh(covariance / (scale[:, :, None] * scale[:, None]))
-    order = values.log().abs().argsort(1, descending=True)[:, :RANK]
-    basis = vectors.gather(2, order[:, None].expand(-1, vectors.shape[1], -1))
-    return LowRank(scale, basis, values.gather(1, order).sqrt())
+def given(root: Float[Tensor, "B d d"]) -> Dense:
+    """Of a covariance ``root root'``."""
+    return Dense(root, torch.linalg.inv(root))
 
 
 def padded(metric: Metric, discrete: int) -> Metric:
@@ -173,8 +167,21 @@ def estimated(x: Float[Tensor, "B n d"], g: Float[Tensor, "B n d"]) -> Metric:
     x, g = x / scale[:, None], g * scale[:, None]
     if x.shape[2] > DENSE_LIMIT:
         return _low_rank(scale, x, g)
-    root = scale[..., None] * _fisher_root(x, g)
-    return Dense(root, torch.linalg.inv(root))
+    return given(scale[..., None] * _fisher_root(x, g))
+
+
+def updated(metric: Metric, x: Float[Tensor, "B n d"], g: Float[Tensor, "B n d"]) -> Metric:
+    """For the next window: :func:`estimated` afresh, unless it is dense above ``DENSE_LIMIT``.
+
+    That one was given, and knows more than a window can tell: what is estimated in the coordinates that it
+    whitens, a diagonal and ``RANK`` directions, corrects it, and all else stays.
+    """
+    d = x.shape[2]
+    if d <= DENSE_LIMIT or not isinstance(metric, Dense):
+        return estimated(x, g)
+    metric = Dense(metric.root[:, :d, :d], metric.inverse[:, :d, :d])
+    off = estimated(metric.whiten(x), metric.force(g))
+    return Dense(off.force(metric.root), off.whiten(metric.inverse.mT).mT)
 
 
 def _shrunk(y: Float[Tensor, "B n d"], shrink: float) -> Float[Tensor, "B d d"]:
@@ -197,8 +204,12 @@ def _fisher_root(x: Float[Tensor, "B n d"], g: Float[Tensor, "B n d"]) -> Float[
 
 
 def _low_rank(scale: Tensor, x: Float[Tensor, "B n d"], g: Float[Tensor, "B n d"]) -> LowRank:
-    """In the span of the principal directions of both: soft ones stand out in ``x``, stiff ones in ``g``."""
-    k = min(RANK // 2, x.shape[1] - 1)
+    """In the span of the principal directions of both: soft ones stand out in ``x``, stiff ones in ``g``.
+
+    They are few beside the draws (some of which repeat others, after rejections): along a direction of the one
+    that lies outside the span of the other's draws the two variances could not be compared.
+    """
+    k = min(RANK // 2, x.shape[1] // 8)
     spans = [torch.linalg.svd(y, full_matrices=False)[2][:, :k].mT for y in (x, g)]
     basis, _ = torch.linalg.qr(torch.cat(spans, 2))
     turn, stretch, _ = torch.linalg.svd(_fisher_root(x @ basis, g @ basis))

@@ -172,7 +172,7 @@ def _learn(chains: Chains, state: HMCState, settings: _Settings) -> None:
         discrete = len(chains.choices)
         d = state.position.shape[2] - discrete
         x, g = (torch.stack(column, 2).flatten(1, 2)[..., :d] for column in zip(*state.window, strict=True))
-        state.metric = _metric.padded(_metric.estimated(x, g), discrete)
+        state.metric = _metric.padded(_metric.updated(state.metric, x, g), discrete)
         state.window = []
         if not settings.early(state.iteration):
             _rescue(state, settings, d)
@@ -283,8 +283,9 @@ def hmc(
         chains: of each problem. A small model costs hardly more with hundreds.
         budget: the most gradients per chain, or None; what was drawn until then is returned.
         start: unconstrained ``[dim]`` or ``[problem, dim]``, or a Result (its location).
-        precondition: a Result whose covariance is the first mass matrix; chains then start from
-            its Gaussian (unless ``start`` is given).
+        precondition: a Result whose covariance is the first mass matrix; chains then start from its Gaussian
+            (unless ``start`` is given). Above ``DENSE_LIMIT`` dimensions it is kept, and what is estimated
+            are corrections in the coordinates that it whitens: each window's on top of those before.
         checkpoint: a run that was killed goes on from it, to the same draws to the bit where ``compile`` is
             "never" or "always"; "auto" compiles when time has passed, which rounding shows.
         warmup: iterations; with none of them, nothing but the step size is adapted, once.

@@ -12,7 +12,7 @@ from astrozoo.diagnostics.arviz import bfmi, ess, mcse
 from astrozoo.errors import InputError
 from astrozoo.infer import hmc as hmc_module
 from astrozoo.infer._adaptation import begin_length, follow_length, rescued
-from astrozoo.infer._metric import DENSE_LIMIT, Dense, LowRank, estimated, given, identity
+from astrozoo.infer._metric import DENSE_LIMIT, Dense, LowRank, estimated, given, identity, updated
 from astrozoo.infer.hmc import HMCState, hmc
 from astrozoo.infer.laplace import laplace
 from astrozoo.types import Problem, Result, Status
@@ -203,8 +203,62 @@ def test_in_many_dimensions_it_corrects_the_few_directions_that_stand_out():
     assert isinstance(metric, LowRank)
     assert _whitened_condition(identity(1, d, {"dtype": F64}), covariance) > 1e4
     assert _whitened_condition(metric, covariance) < 20
-    assert _whitened_condition(given(root[None]), covariance) < 20
     torch.testing.assert_close(metric.whiten(metric.velocity(x)), x)
+
+
+def _ill_conditioned(d, generator):
+    """A covariance with variances from 1e-6 to 1 in random directions, and its root."""
+    basis, _ = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=F64))
+    covariance = basis * torch.logspace(-6, 0, d, dtype=F64) @ basis.T
+    return covariance, torch.linalg.cholesky(covariance)
+
+
+def test_a_given_mass_matrix_of_many_dimensions_is_corrected_and_not_replaced():
+    generator, d = torch.Generator().manual_seed(3), DENSE_LIMIT + 20
+    covariance, root = _ill_conditioned(d, generator)
+    off = torch.linalg.cholesky(_spiked(d, generator))
+    metric = given(torch.linalg.solve_triangular(off, root.mT, upper=False).mT[None])  # off' off too great
+    before = _whitened_condition(metric, covariance)
+    for x in torch.randn(2, 1, 1000, d, generator=generator, dtype=F64) @ root.T:
+        g = -torch.cholesky_solve(x[0].T, root).T[None]
+        metric = updated(metric, x, g)
+    assert isinstance(metric, Dense)
+    assert before > 1e4
+    assert _whitened_condition(metric, covariance) < 20
+    assert _whitened_condition(estimated(x, g), covariance) > 1e4
+    torch.testing.assert_close(metric.whiten(metric.velocity(x)), x)
+
+
+@pytest.mark.parametrize("n", [16, 64, 256])
+def test_few_draws_do_no_harm_where_nothing_stands_out(n):
+    generator, d = torch.Generator().manual_seed(4), DENSE_LIMIT + 20
+    slant = torch.randn(d, d, generator=generator, dtype=F64) / d**0.5
+    slanted = torch.linalg.matrix_exp(0.2 * (slant + slant.T))
+    for covariance in (torch.eye(d, dtype=F64), slanted):
+        x = torch.randn(1, n // 2, d, generator=generator, dtype=F64) @ torch.linalg.cholesky(covariance).T
+        x = torch.cat((x, x), 1)  # as after rejections
+        metric = estimated(x, -torch.linalg.solve(covariance, x.mT).mT)
+        best = _whitened_condition(identity(1, d, {"dtype": F64}), covariance)
+        assert _whitened_condition(metric, covariance) < 1.5 * best
+
+
+def test_chains_in_many_dimensions_go_on_as_well_as_a_given_mass_matrix_lets_them():
+    generator, d = torch.Generator().manual_seed(5), DENSE_LIMIT + 20
+    _, root = _ill_conditioned(d, generator)
+    slant = torch.linalg.matrix_exp(0.05 * torch.randn(d, d, generator=generator, dtype=F64) / d**0.5)
+    near = root @ slant
+    options = {"chains": 8, "draws": 80, "warmup": 60, **QUIET}
+    steps = []
+    for root_of_target, given_root in ((torch.eye(d, dtype=F64),) * 2, (root, near)):
+        problem = Problem(gaussian(2)[0].model, (torch.zeros(d, dtype=F64), root_of_target))
+        known = (given_root @ given_root.T).numpy()[None]
+        first = Result({}, Status.CONVERGED, 0, "m", "laplace", location=np.zeros((1, d)), covariance=known)
+        result = hmc(problem, precondition=first, **options)
+        steps.append(result.stats["step_size"][0])
+        assert result.status is Status.CONVERGED
+    z = np.linalg.solve(root.numpy(), result.draws["z"].reshape(-1, d).T).T.reshape(8, -1, d)
+    assert ess(z, "bulk").min() > 200
+    assert steps[1] == pytest.approx(steps[0], rel=0.1)
 
 
 def test_more_dimensions_than_a_dense_mass_matrix_is_for():
@@ -263,10 +317,10 @@ def test_where_a_matrix_has_no_cholesky_factor_only_that_row_is_undefined():
 
 
 def test_a_state_comes_back_from_its_arrays():
-    metric = given(torch.linalg.cholesky(_spiked(DENSE_LIMIT + 1, torch.Generator().manual_seed(0)))[None])
-    q = torch.randn(1, 2, DENSE_LIMIT + 1, dtype=F64)
-    step = torch.ones(1, 2, dtype=F64)
-    state = HMCState(q, step, q, metric, step, step.expand(4, 1, 2), begin_length(1, LEAST, step))
+    q = torch.randn(1, 32, DENSE_LIMIT + 1, dtype=F64)
+    metric = estimated(q, q**3)
+    step = torch.ones(1, 32, dtype=F64)
+    state = HMCState(q, step, q, metric, step, step.expand(4, 1, 32), begin_length(1, LEAST, step))
     state.window.append((q, q))
     back = HMCState.restored(state.arrays(), torch.device("cpu"))
     torch.testing.assert_close(back.metric.velocity(q), metric.velocity(q))
