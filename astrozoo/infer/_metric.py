@@ -206,8 +206,8 @@ def _fisher_root(x: Float[Tensor, "B n d"], g: Float[Tensor, "B n d"]) -> Float[
 def _low_rank(scale: Tensor, x: Float[Tensor, "B n d"], g: Float[Tensor, "B n d"]) -> LowRank:
     """In the span of the principal directions of both: soft ones stand out in ``x``, stiff ones in ``g``.
 
-    They are few beside the draws (some of which repeat others, after rejections): along a direction of the one
-    that lies outside the span of the other's draws the two variances could not be compared.
+    They are few beside the draws (some of which repeat others, after rejections): along a direction of the
+    one that lies outside the span of the other's draws the two variances could not be compared.
     """
     k = min(RANK // 2, x.shape[1] // 8)
     spans = [torch.linalg.svd(y, full_matrices=False)[2][:, :k].mT for y in (x, g)]
