@@ -13,6 +13,7 @@ first, what only scales it last.
 from __future__ import annotations
 
 import math
+from copy import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -84,8 +85,9 @@ class TypedDensity:
         """The density of some of the patches."""
         least = None if self.log_least_radius is None else self.log_least_radius[rows]
         patch = Patch(*(t[rows] for t in self.patch))
-        taken = TypedDensity(patch, self.prior, star=self.star, log_least_radius=least)
-        taken.counts = self.counts
+        taken = copy(self)
+        taken.patch, taken.log_least_radius, taken.batch = patch, least, len(rows)
+        taken._constant = self._constant[rows]
         return taken
 
     def values(self, w: Float[Tensor, "b d"], noise: Tensor | None = None) -> Float[Tensor, "b 1"]:

@@ -1,7 +1,7 @@
 """Celeste over a whole field: every source a posterior, overlapping neighbours modelled together.
 
-Sources are fitted as stars and as galaxies in sweeps (:mod:`astrozoo.survey.sweeps`); companions that show
-only in the residuals join in; when all is settled, each source's posterior is drawn
+Sources are fitted as stars and as galaxies in sweeps (:mod:`astrozoo.survey.sweeps`); after the first few,
+companions that show only in the residuals join in; when all is settled, each source's posterior is drawn
 (:mod:`astrozoo.survey.posterior`).
 
 References:
@@ -32,6 +32,7 @@ from astrozoo.survey.sweeps import KINDS, Sweeps
 
 __all__ = ["FieldFit", "fit_field"]
 
+_SEARCHES = (1, 3, 5)  # sweeps after which companions are looked for in the residuals
 _PART = 32  # sources whose posteriors are drawn, and kept, at once
 
 
@@ -88,7 +89,7 @@ def fit_field(
         catalog: sources to fit, with ``ra`` and ``dec`` [deg]; detected where not given. Columns that
             :func:`astrozoo.survey.detect.detect` makes (fluxes, sizes) are used as starts if present.
         draws: equal-weight draws per source.
-        max_sweeps: at most this many passes; after the first, only over sources whose neighbours changed.
+        max_sweeps: at most this many passes; after the second, only over sources whose neighbours changed.
         fit_sky: correct the images' sky by what is left after the first sweep, on a coarse mesh.
         checkpoint: folder that work is kept in, and taken up from after an interruption. The caller removes
             it (:meth:`astrozoo.survey.checkpoint.Checkpoint.clear`) once the result is saved.
@@ -120,20 +121,15 @@ def fit_field(
     store = Checkpoint(checkpoint, key)
     started = time.perf_counter()
     job = Sweeps(images, table, prior, seed, progress, store)
-    job.run(max_sweeps, fit_sky)
-    if catalog is None:
+    for sweeps in _SEARCHES if catalog is None else ():
+        # before what is blended settles: a source that stands for two goes astray between them
+        job.run(min(sweeps, max_sweeps), fit_sky)
         more = job.companions()
-        if len(more):
-            job = Sweeps(
-                images,
-                vstack([table, more], metadata_conflicts="silent"),
-                prior,
-                seed,
-                progress,
-                store,
-                earlier=job,
-            )
-            job.run(max_sweeps, fit_sky)
+        if not len(more):
+            break
+        table = vstack([table, more], metadata_conflicts="silent")
+        job = Sweeps(images, table, prior, seed, progress, store, earlier=job)
+    job.run(max_sweeps, fit_sky)
     clock["fit"] = time.perf_counter() - started
     started = time.perf_counter()
     fit = _finish(job, draws)

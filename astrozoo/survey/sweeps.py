@@ -46,6 +46,7 @@ KINDS = (("galaxy", False, 6), ("star", True, 2))
 """Name of each type, whether it is the star, and how many parameters move or bend its image."""
 _BATCH = 64
 _NOTICEABLE = 0.1  # [sigma] a change of neighbours' light on a source's own that calls for another fit
+_NEAR = 0.05  # [standard deviations] to a mode
 _HOPELESS = 40.0  # [nats] by which a type's evidence must fall short to be ruled out for good
 _NOTICEABLE_SKY = 0.03  # [sigma of a pixel] the same for a change of the sky
 _SKY_CELL = 128  # [px]
@@ -85,7 +86,7 @@ class Sweeps:
         checkpoint: Checkpoint,
         earlier: Sweeps | None = None,
     ) -> None:
-        self.checkpoint, self.turn = checkpoint, 0 if earlier is None else 1
+        self.checkpoint, self.turn = checkpoint, 0 if earlier is None else earlier.turn + 1
         self.images, self.table, self.prior, self.seed, self.progress = images, table, prior, seed, progress
         ra, dec = np.asarray(table["ra"], float), np.asarray(table["dec"], float)
         extent = np.asarray(table["a"], float) if "a" in table.colnames else np.full(len(table), 2.0)
@@ -112,13 +113,13 @@ class Sweeps:
         )
 
     def _inherit(self, earlier: Sweeps) -> None:
-        """Begin with an earlier job's sources and sky; only what is near the new sources waits."""
+        """Go on with an earlier job: what waited goes on waiting, and all near new sources."""
         n, state, before = len(earlier.sources), self.state, earlier.state
         for name, _, _ in KINDS:
             for part in ("mode", "covariance", "evidence"):
                 getattr(state, part)[name][:n] = getattr(before, part)[name]
         state.converged[:n] = before.converged
-        state.counts, state.sweep = before.counts, 1
+        state.counts, state.sweep = before.counts, before.sweep
         self.canvas.sky, self.sky_corrected = earlier.canvas.sky, earlier.sky_corrected
         if earlier.psf_planes is not None:
             self._broaden(earlier.psf_planes)
@@ -274,7 +275,7 @@ class Sweeps:
                 continue
             density = self.density(patch, rows, star).take(open_)
             chosen = rows[open_.numpy()]
-            found = maximise(density, state.mode[name][chosen], max_iterations=50, tolerance=1e-2)
+            found = maximise(density, state.mode[name][chosen], max_iterations=50, tolerance=_NEAR)
             assert found.hessian is not None  # 11 dimensions are far below the dense limit
             covariance, log_det = _inverse(-found.hessian)
             state.mode[name][chosen], state.covariance[name][chosen] = found.w, covariance
