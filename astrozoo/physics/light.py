@@ -72,6 +72,8 @@ def interpolate(
 ) -> Float[Tensor, "*grid"]:
     """Bilinear interpolation of an image; half a pixel around it, it falls to zero, and is zero outside.
 
+    At a position that is NaN it is NaN.
+
     Args:
         image: surface brightness at the pixels' centres, its middle at ``centre``.
         pixel_scale: [arcsec].
@@ -84,7 +86,7 @@ def interpolate(
     v = ((y - cy) / pixel_scale + (ny + 1) / 2).clamp(0, ny + 1)
     i, j = u.detach().floor().clamp_max(nx), v.detach().floor().clamp_max(ny)
     du, dv = u - i, v - j
-    corner = (j * (nx + 2) + i).long()
+    corner = (j * (nx + 2) + i).nan_to_num(0.0).long()
     low = (1 - du) * padded[corner] + du * padded[corner + 1]
     high = (1 - du) * padded[corner + nx + 2] + du * padded[corner + nx + 3]
     return (1 - dv) * low + dv * high

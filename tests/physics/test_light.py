@@ -97,6 +97,9 @@ def test_interpolation_is_exact_on_planes_and_at_pixels_and_dark_outside():
     torch.testing.assert_close(light.interpolate(x, y, plane, scale, centre), plane, rtol=1e-12, atol=1e-13)
     outside = light.interpolate(f64(0.2, 5.0, -50.0), f64(3.0, -0.1, 0.0), plane, scale, centre)
     assert (outside == 0).all()
+    nan, far = float("nan"), float("inf")
+    nowhere = light.interpolate(f64(nan, 0.2, far), f64(0.0, -0.1, 0.0), plane, scale, centre)
+    torch.testing.assert_close(nowhere, f64(nan, plane[4, 5], 0.0), equal_nan=True)
 
 
 def test_interpolation_differentiates_in_image_and_position():
