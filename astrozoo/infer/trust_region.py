@@ -57,7 +57,7 @@ def trust_region(
     progress: bool = True,
     checkpoint: str | Path | None = None,
     throw: bool = False,
-    mode: Literal["stochastic", "fixed"] = "stochastic",
+    mode: Literal["auto", "stochastic", "fixed"] = "auto",
     particles: int | None = None,
     radius: float = 1.0,
     tolerance: float = 1e-4,
@@ -73,7 +73,8 @@ def trust_region(
         start: unconstrained latents or flat guide parameters, ``[dim]`` or ``[problem, dim]``, or a Result.
         mode: "stochastic" (fresh draws in each iteration) or "fixed" (draws made once, their number doubled,
             at most to ``MOST`` times ``particles``, until the errors of the means that come from their choice
-            are less than ``ENOUGH`` posterior SDs).
+            are less than ``ENOUGH`` posterior SDs). "auto": fixed for a mean field, of which few draws say
+            enough, and stochastic for any other guide, which could fit itself to the draws.
         particles: Monte-Carlo draws of the ELBO, in antithetic pairs, at first (the fixed mode begins with
             ``FEW`` of a mean field, and rounds up to a multiple of that). None: twice as many as the guide
             has latents, so that they can match all second moments, but at least 16 and at most 64.
@@ -93,22 +94,24 @@ def trust_region(
     """
     began = time.monotonic()
     target = elbo(problem, guide, objective=objective, compile=compile)
+    w0 = variational_start(start, target, seed)
+    shared = noise_per_latent(target, w0) if target.noise_dim and mode != "stochastic" else 0
+    if mode == "auto":
+        mode = "fixed" if shared <= 1 else "stochastic"
     fixed = mode == "fixed" or target.noise_dim == 0
     if covariance not in ("guide", "linear_response"):
         raise InputError("covariance", repr(covariance), "'guide' or 'linear_response'")
     if covariance == "linear_response" and not fixed:
         raise InputError("covariance", "'linear_response' in stochastic mode", "it with mode='fixed'")
-    w0 = variational_start(start, target, seed)
     particles = min(max(2 * target.noise_dim, 16), 64) if particles is None else particles
-    shared = noise_per_latent(target, w0) if mode == "fixed" and target.noise_dim else 0
-    if 1 < shared > particles // 2:
+    if fixed and 1 < shared > particles // 2:
         raise InputError(
             "particles",
             f"{particles} fixed draws for a guide whose latents depend on {shared} noise coordinates each",
             f"at least {2 * shared} (or mode='stochastic'): with fewer the guide can widen without "
             "changing any of the draws, and their average of the ELBO grows without bound",
         )
-    coarse = FEW if shared == 1 else None
+    coarse = FEW if fixed and shared == 1 else None
     particles += -particles % FEW if coarse else 0
     settings: dict[str, Any] = {"guide": guide_name(guide), "objective": objective, "mode": mode}
     settings |= {"particles": particles, "radius": radius, "tolerance": tolerance}
@@ -141,7 +144,7 @@ def trust_region(
             state = found.state
             response, ratio = None, None
             noise = noise_for(seed, 0, draws=used, like=target, matched=True)
-            if shared or covariance == "linear_response":
+            if (fixed and shared) or covariance == "linear_response":
                 hessian = found.hessian
                 if hessian is None and target.dim <= DENSE:
                     hessian = target.value_grad_hessian(found.w, noise)[2]
@@ -157,7 +160,7 @@ def trust_region(
     saved.save(lambda: found.state.arrays() | {"particles": np.asarray(used)}, now=True)
     fitted = guide_draws(target, found.w, seed, chains, draws)
     stats: dict[str, Any] = {"iterations": found.iterations, "elbo": found.value.tolist()}
-    stats |= {"parameters": found.w.tolist(), "particles": used}
+    stats |= {"parameters": found.w.tolist(), "particles": used, "mode": mode}
     if ratio is not None:
         stats["frequentist / posterior sd"] = ratio.tolist()
     if covariance == "linear_response":

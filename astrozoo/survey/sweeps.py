@@ -86,7 +86,8 @@ class Sweeps:
         checkpoint: Checkpoint,
         earlier: Sweeps | None = None,
     ) -> None:
-        self.checkpoint, self.turn = checkpoint, 0 if earlier is None else earlier.turn + 1
+        self.checkpoint = checkpoint
+        self.turn: int = 0 if earlier is None else earlier.turn + 1
         self.images, self.table, self.prior, self.seed, self.progress = images, table, prior, seed, progress
         ra, dec = np.asarray(table["ra"], float), np.asarray(table["dec"], float)
         extent = np.asarray(table["a"], float) if "a" in table.colnames else np.full(len(table), 2.0)

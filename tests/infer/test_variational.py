@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from problems import gaussian, gaussians, poisson_gamma
 
+from astrozoo.density import elbo
 from astrozoo.errors import InferenceError, InputError
 from astrozoo.guides.auto import full_rank, low_rank, mean_field
+from astrozoo.infer import _common
 from astrozoo.infer.laplace import laplace
 from astrozoo.infer.svi import svi
 from astrozoo.infer.trust_region import trust_region
@@ -67,6 +71,12 @@ def test_fixed_draws_too_few_for_the_guide_are_refused(guide):
         trust_region(problem, guide, mode="fixed", particles=3, **QUIET)
 
 
+@pytest.mark.parametrize(("guide", "mode"), [(mean_field, "fixed"), (full_rank, "stochastic")])
+def test_draws_are_fixed_for_a_mean_field_unless_told_otherwise(guide, mode):
+    problem, _, _ = gaussian(3)
+    assert trust_region(problem, guide, budget=2, draws=5, **QUIET).stats["mode"] == mode
+
+
 def test_svi_recovers_a_gaussian():
     problem, mean, covariance = gaussian(2)
     result = svi(problem, full_rank, learning_rate=0.1, particles=16, **QUIET)
@@ -76,7 +86,10 @@ def test_svi_recovers_a_gaussian():
     assert result.draws["z"].shape == (1, 1000, 2)
 
 
-@pytest.mark.parametrize("method", [svi, trust_region])
+STOCHASTIC = partial(trust_region, mode="stochastic")
+
+
+@pytest.mark.parametrize("method", [svi, trust_region, STOCHASTIC])
 def test_batched_rows_equal_the_same_rows_alone(method):
     problem, _, _ = gaussians(3)
     options = {"seed": 4, "draws": 20, "chains": 2, "particles": 8, "budget": 120, **QUIET}
@@ -89,11 +102,11 @@ def test_batched_rows_equal_the_same_rows_alone(method):
     np.testing.assert_allclose(row.draws["z"][:, :, 0], together.draws["z"][:, :, 1], rtol=1e-9)
 
 
-@pytest.mark.parametrize("method", [svi, trust_region])
+@pytest.mark.parametrize("method", [svi, trust_region, STOCHASTIC])
 def test_stopped_run_resumes_to_the_same_answer(method, tmp_path):
     problem, _, _ = gaussian(2)
     options = {"seed": 1, "draws": 5, **QUIET}
-    budgets = {svi: (150, 400), trust_region: (4, 200)}[method]
+    budgets = (150, 400) if method is svi else (4, 200)
     whole = method(problem, mean_field, budget=budgets[1], **options)
     part = method(problem, mean_field, budget=budgets[0], checkpoint=tmp_path / "c.npz", **options)
     assert part.status is Status.BUDGET_SPENT
@@ -121,3 +134,13 @@ def test_throw_and_a_bad_start():
         trust_region(problem, mean_field, budget=1, throw=True, **QUIET)
     with pytest.raises(InputError, match=r"start: got shape \(1, 3\)"):
         laplace(problem, start=[0.0, 0.0, 0.0], **QUIET)
+
+
+@pytest.mark.parametrize(("guide", "depends"), [(mean_field, 1), (low_rank, None), (full_rank, 7)])
+def test_how_many_noise_coordinates_a_latent_depends_on(guide, depends, monkeypatch):
+    monkeypatch.setattr(_common, "_PROBED", 3)  # in parts
+    problem, _, _ = gaussian(7)
+    target = elbo(problem, guide, compile="never")
+    w = target.initial(None)
+    rank = target.noise_dim - 7 + 1
+    assert _common.noise_per_latent(target, w) == (depends or rank)
