@@ -55,12 +55,16 @@ def ecdf_band(n: int, draws: int, level: float = 0.95) -> tuple[np.ndarray, np.n
 
 
 def calibration(
-    labels: list[str], found: Int[np.ndarray, "simulation scalar"], draws: int
+    labels: list[str],
+    found: Int[np.ndarray, "simulation scalar"],
+    draws: int,
+    levels: tuple[float, ...] = LEVELS,
 ) -> list[dict[str, Any]]:
     """A row per scalar: p-values of uniformity (ECDF band, chi squared), and coverage of central intervals.
 
     Args:
         found: ranks among ``draws`` draws.
+        levels: of the intervals.
 
     Raises:
         InputError: with fewer than 20 simulations.
@@ -83,7 +87,7 @@ def calibration(
             "p (chi2)": float(stats.chisquare(histogram, expected).pvalue),
         }
         uniform = (column + 0.5) / (draws + 1)
-        for level in LEVELS:
+        for level in levels:
             row[f"coverage of {level:.0%}"] = float((np.abs(uniform - 0.5) <= level / 2).mean())
         rows.append(row)
     return rows

@@ -1,0 +1,180 @@
+"""Are posteriors of lenses right? Simulation-based calibration on lenses drawn from the model's prior.
+
+    python -m experiments.lens_sbc --out runs/lens_sbc --lenses 100 --batch 20
+
+Each lens is a draw of the whole model: 22 parameters with the priors of GIGA-Lens (power law, shear, Sersic
+lens light and source), its image, its noise. They are fitted in batches by ``method="auto"``, from draws of
+the prior and with no knowledge of the truth, whose rank among draws of its posterior is kept, with that of
+its log density. If posteriors are right, ranks are uniform. A lens counts whatever its fit came to: to leave
+out those that did not converge would flatter. "Search missed" counts lenses whose truth is more probable than
+any draw by more than 10: their chains are about a mode that is not the best.
+
+Batches that are done are kept as ``batch_<first seed>.json``: the same command goes on from there. Written at
+the end: ``calibration.csv`` (a row per parameter) and ``ranks.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+
+import astrozoo
+from astrozoo.density import log_density
+from astrozoo.diagnostics.arviz import ess, r_hat
+from astrozoo.diagnostics.metrics import scalars
+from astrozoo.diagnostics.sbc import calibration, ranks, sbc_figure
+from astrozoo.errors import InputError
+from astrozoo.models.strong_lens import problem, simulate
+from astrozoo.types import Problem, Result
+
+__all__ = ["LEVELS", "RANKED", "batch", "main", "ranked", "truth_density"]
+
+RANKED = 99
+"""Draws that a truth is ranked among, evenly chosen; chains with fewer effective draws are counted."""
+LEVELS = (0.68, 0.95)
+SHOWN = ("einstein_radius", "slope", "shear[component=1]", "shear[component=2]", "log density")
+MISSED = 10.0
+
+
+def truth_density(task: Problem, truths: Sequence[Mapping[str, Tensor]]) -> np.ndarray:
+    """The unconstrained log density of every problem of a batch at its truth."""
+    target = log_density(task, compile="never")
+    z = target.layout.unconstrain({name: torch.stack([t[name] for t in truths]) for name in truths[0]})
+    return target.values(z)[:, 0].numpy()
+
+
+def ranked(
+    result: Result, truths: Sequence[Mapping[str, Tensor]], density: np.ndarray, seeds: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Of each problem of a batch: the truth's rank by parameter, how its chains mixed, if a mode was missed.
+
+    Args:
+        density: of the truths, see :func:`truth_density`.
+    """
+    rows = []
+    for i, (truth, seed) in enumerate(zip(truths, seeds, strict=True)):
+        lp = result.sample_stats["lp"][:, :, i]
+        draws = {name: x[:, :, i].astype(float) for name, x in result.draws.items()} | {"log density": lp}
+        held = scalars(replace(result, draws=draws, sample_stats={}, statuses=(), location=None))
+        flat = held.draws.reshape(-1, len(held))
+        thin = flat[np.linspace(0, len(flat) - 1, RANKED).round().astype(int)]
+        true = np.concatenate([*(np.ravel(truth[name].numpy()) for name in result.draws), density[i : i + 1]])
+        rows.append(
+            {
+                "seed": seed,
+                "ranks": dict(zip(held.labels, ranks(thin, true, seed).tolist(), strict=True)),
+                "status": result.statuses[i].value,
+                "R-hat": float(r_hat(held.draws).max()),
+                "effective draws": float(ess(held.draws, "bulk").min()),
+                "missed": bool(density[i] > lp.max() + MISSED),
+            }
+        )
+    return rows
+
+
+def batch(seeds: Sequence[int], settings: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Simulate and fit a batch of lenses; their rows, and the seconds that the fit took."""
+    lenses, truths = zip(*(simulate(seed, **settings) for seed in seeds), strict=True)
+    task = problem(list(lenses), supersample=settings["supersample"])
+    began = time.monotonic()
+    result = astrozoo.infer(task, "auto", seed=seeds[0], progress=False, **options)
+    seconds = time.monotonic() - began
+    rows = ranked(result, truths, truth_density(task, truths), seeds)
+    stages = {name: result.stats["stage_seconds"][name] for name in ("search", "laplace", "hmc")}
+    return {"rows": rows, "seconds": seconds, "stages": stages, "at best": result.stats["modes"]["at_best"]}
+
+
+def report(done: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """Write the table and the figure; print what is asked most."""
+    rows = [row for part in done for row in part["rows"]]
+    labels = list(rows[0]["ranks"])
+    found = np.array([[row["ranks"][label] for label in labels] for row in rows])
+    table = calibration(labels, found, RANKED, LEVELS)
+    with (out / "calibration.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)
+    shown = [labels.index(name) for name in SHOWN]
+    sbc_figure([labels[i] for i in shown], found[:, shown], RANKED).savefig(out / "ranks.png", dpi=80)
+    names = [name for name in table[0] if name != "parameter"]
+    print(f"{'':32}" + "".join(f"{name:>17}" for name in names))
+    for row in table:
+        print(f"{row['parameter']:32}" + "".join(f"{row[name]:17.3f}" for name in names))
+    seconds = [part["seconds"] for part in done]
+    print(f"lenses                     {len(rows)}")
+    print(f"converged                  {sum(row['status'] == 'converged' for row in rows)}")
+    print(f"greatest R-hat             {max(row['R-hat'] for row in rows):.3f}")
+    print(f"least effective draws      {min(row['effective draws'] for row in rows):.0f}")
+    print(f"with fewer than {RANKED}         {sum(row['effective draws'] < RANKED for row in rows)}")
+    print(f"search missed              {sum(row['missed'] for row in rows)}")
+    print(f"seconds per lens           {sum(seconds) / len(rows):.1f}")
+    for stage in done[0]["stages"]:
+        print(f"  {stage:25}{sum(part['stages'][stage] for part in done) / len(rows):.1f}")
+
+
+def main(out: Path, lenses: int, size: int, in_batch: int, first: int, settings: Any, options: Any) -> None:
+    """All batches, those that are done already from their files.
+
+    Raises:
+        InputError: the folder holds batches of other settings, or fewer than 20 lenses are asked for.
+    """
+    if lenses < 20:
+        raise InputError("--lenses", lenses, "20 or more")
+    out.mkdir(parents=True, exist_ok=True)
+    settings, told = {"size": size, **settings}, []
+    print(
+        f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}, {settings}, {options}", flush=True
+    )
+    for at in track(range(first, first + lenses, in_batch), "batches of lenses"):
+        seeds = list(range(at, min(at + in_batch, first + lenses)))
+        asked = {"seeds": seeds, "settings": settings, "options": options}
+        file = out / f"batch_{at}.json"
+        if file.exists():
+            held = json.loads(file.read_text())
+            if held["asked"] != asked:
+                raise InputError(f"--out {out}", f"a batch of {held['asked']}", str(asked))
+        else:
+            held = {"asked": asked} | batch(seeds, settings, options)
+            partial = file.with_suffix(".partial")
+            partial.write_text(json.dumps(held))
+            partial.replace(file)
+        told.append(held)
+    report(told, out)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--lenses", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=20, help="lenses fitted at once")
+    parser.add_argument("--seed", type=int, default=0, help="of the first lens; the others' follow")
+    parser.add_argument("--size", type=int, default=40, help="pixels along a side")
+    parser.add_argument("--pixel-scale", type=float, default=0.14, help="[arcsec]")
+    parser.add_argument("--supersample", type=int, default=1)
+    parser.add_argument("--chains", type=int, default=24, help="of each lens; as many starts of the search")
+    parser.add_argument("--draws", type=int, default=100, help="of each chain")
+    parser.add_argument("--warmup", type=int, default=100)
+    parser.add_argument("--precision", choices=["data", "single"], default="single")
+    given = parser.parse_args()
+    main(
+        given.out, given.lenses, given.size, given.batch, given.seed,
+        {"pixel_scale": given.pixel_scale, "supersample": given.supersample},
+        {
+            "chains": given.chains, "starts": given.chains, "draws": given.draws, "warmup": given.warmup,
+            "precision": given.precision,
+        },
+    )  # fmt: skip
