@@ -27,7 +27,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import arviz
 import matplotlib
 
 matplotlib.use("Agg")
@@ -44,6 +43,7 @@ from astrozoo.data import root
 from astrozoo.data.lens_image import LensImage
 from astrozoo.data.lenses import read
 from astrozoo.density import log_density
+from astrozoo.diagnostics.arviz import ess, r_hat
 from astrozoo.models.pixelated_lens import PixelatedLens, regularised
 from astrozoo.models.strong_lens import Prior, observe, problem
 from astrozoo.types import Problem, Result
@@ -52,7 +52,6 @@ ANCHORS = 100
 LENGTH = 5.0
 """Least length of trajectories: mass and light are wider than the curvature at the mode says (by half, on the
 Euclid lens), and bent; 1,600 pixels are not, and the criterion that adapts the length heeds the many."""
-MASS = ("einstein_radius", "slope", "ellipticity", "centre", "shear")
 
 
 @dataclass(frozen=True)
@@ -304,14 +303,13 @@ def fit(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "seconds": time.monotonic() - began,
         **scores(part, task, mode, result),
     }
-    for site in MASS:
-        draws = result.draws[site]
-        flat = draws.reshape(-1, *draws.shape[2:])
-        report[site] = {"mean": flat.mean(0).tolist(), "sd": flat.std(0).tolist()}
+    for site, draws in result.draws.items():
+        flat, told = draws.reshape(-1, *draws.shape[2:]), {}
+        if site != "source_field":
+            told = {"mean": flat.mean(0).tolist(), "sd": flat.std(0).tolist()}
         if len(draws) > 1:
-            held = arviz.convert_to_dataset({site: draws})
-            report[site]["R-hat"] = float(arviz.rhat(held)[site].max())
-            report[site]["effective draws"] = float(arviz.ess(held)[site].min())
+            told |= {"R-hat": float(r_hat(draws).max()), "effective draws": float(ess(draws, "bulk").min())}
+        report[site] = told
     options.out.mkdir(parents=True, exist_ok=True)
     picture(part, task, result, report, options.out / f"{path.name}.png")
     (options.out / f"{path.name}.json").write_text(json.dumps(report, indent=1))
