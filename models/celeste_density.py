@@ -28,7 +28,7 @@ __all__ = ["TypedDensity"]
 
 _EDGE = 0.05  # [ln arcsec]
 _PSF_STEP = 1e-3
-_CHUNK = 16  # rows evaluated at once: their Gaussians fit the cache
+_ROWS, _PIXELS = 8, 60_000  # evaluated at once, at most: their Gaussians fit the cache
 
 
 class _Light(NamedTuple):
@@ -90,6 +90,15 @@ class TypedDensity:
         taken._constant = self._constant[rows]
         return taken
 
+    def without_pixels(self) -> TypedDensity:
+        """The prior alone, which takes little memory."""
+        bare = copy(self)
+        pixels = ("counts", "background", "mask", "pixels")
+        bare.patch = self.patch._replace(
+            **{name: getattr(self.patch, name)[..., :0].clone() for name in pixels}
+        )
+        return bare
+
     def values(self, w: Float[Tensor, "b d"], noise: Tensor | None = None) -> Float[Tensor, "b 1"]:
         """The log density."""
         self.counts["value"] += len(w)
@@ -112,7 +121,7 @@ class TypedDensity:
         self.counts["hvp"] += len(w)
         return (self._evaluate(w, 2)[2] @ v[..., None]).squeeze(-1)
 
-    def electrons(self, u: Float[Tensor, "b d"]) -> Float[Tensor, "b image"]:
+    def electrons(self, u: Float[Tensor, "b *n d"]) -> Float[Tensor, "b *n image"]:
         """Expected electrons of each source in each image."""
         return self._scale(u, self.patch)
 
@@ -121,9 +130,7 @@ class TypedDensity:
     ) -> Float[Tensor, "b m n"]:
         """The log density at ``n`` fluxes and colours for each of ``m`` unit-flux images already rendered."""
         patch = self.patch
-        per_band = self._bands[patch.band]  # [b, image, 1 + colour]
-        log_flux = torch.einsum("bic,bmnc->bmni", per_band, u[..., self.n_bending :])
-        scale = patch.calibration[:, None, None] * log_flux.exp()  # [b, m, n, image]
+        scale = self.electrons(u)  # [b, m, n, image]
         # logarithms are taken beside a typical rate of this source, so that single precision will do
         typical = patch.background + (scale.mean(2)[..., None] * images).mean(1)  # [b, image, p]
         counted = patch.mask * patch.counts
@@ -136,7 +143,26 @@ class TypedDensity:
             logs = (by[:, :, k, :, None] * relative).add_(start[:, None]).log1p_()
             terms.append(logs.mul_(weight[:, None]).sum((-2, -1), dtype=u.dtype))
         value = value + torch.stack(terms, -1)
-        return value + self._log_prior(u) + self._constant[:, None, None]
+        return value + self.log_prior(u) + self._constant[:, None, None]
+
+    def linearised(
+        self, u: Float[Tensor, "b d"]
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b image 7 p"], Float[Tensor, "b image 7 d"]]:
+        """The gradient of the log density, and the source's light to first order.
+
+        Returns:
+            gradient; slopes of each image in the seven numbers it depends on (in single precision, for
+            there may be many), and of those in ``u``.
+        """
+        self.counts["gradient"] += len(u)
+        grads, slopes, chains = [], [], []
+        for rows in self._parts():
+            patch = Patch(*(t[rows] for t in self.patch))
+            light = self._light(u[rows], patch)
+            grads.append(_gradient(patch, light)[1])
+            slopes.append(light.slope.float())
+            chains.append(light.chain)
+        return torch.cat(grads) + self._prior_slopes(u)[0], torch.cat(slopes), torch.cat(chains)
 
     def psf_width(
         self, u: Float[Tensor, "b d"], covariance: Float[Tensor, "b d d"]
@@ -153,7 +179,7 @@ class TypedDensity:
         Returns:
             delta, and its standard deviation (infinite where the image does not tell).
         """
-        parts = [self._psf_width_terms(u, slice(i, i + _CHUNK)) for i in range(0, len(u), _CHUNK)]
+        parts = [self._psf_width_terms(u, rows) for rows in self._parts()]
         score, information, cross = (torch.cat(t) for t in zip(*parts, strict=True))
         within = torch.diag_embed(information) - cross.mT @ covariance @ cross
         free = within.diagonal(dim1=-2, dim2=-1) <= 1e-6 * information.amax(-1, keepdim=True)
@@ -179,10 +205,15 @@ class TypedDensity:
 
     def _evaluate(self, u: Tensor, order: int) -> list[Tensor]:
         """Value and derivatives up to ``order``."""
-        starts = range(0, len(u), _CHUNK)
-        parts = [self._likelihood(u[i : i + _CHUNK], slice(i, i + _CHUNK), order) for i in starts]
-        prior = (self._log_prior(u), *(self._prior_slopes(u) if order else ()))
+        parts = [self._likelihood(u[rows], rows, order) for rows in self._parts()]
+        prior = (self.log_prior(u), *(self._prior_slopes(u) if order else ()))
         return [torch.cat(p) + q for p, q in zip(zip(*parts, strict=True), prior, strict=False)]
+
+    def _parts(self) -> list[slice]:
+        """The patches, a few at a time."""
+        n, *each = self.patch.counts.shape
+        step = max(1, min(_ROWS, _PIXELS // max(1, math.prod(each))))
+        return [slice(i, i + step) for i in range(0, n, step)]
 
     def _light(self, u: Float[Tensor, "b d"], patch: Patch) -> _Light:
         """The source's image and expected counts, with their slopes."""
@@ -216,9 +247,9 @@ class TypedDensity:
     def _place(self, u: Float[Tensor, "b d"], patch: Patch) -> Float[Tensor, "b image 2"]:
         return (patch.jacobian @ u[:, None, :2, None]).squeeze(-1)
 
-    def _scale(self, u: Float[Tensor, "b d"], patch: Patch) -> Float[Tensor, "b image"]:
-        log_flux = (self._bands[patch.band] @ u[:, self.n_bending :, None]).squeeze(-1)
-        return patch.calibration * log_flux.exp()
+    def _scale(self, u: Float[Tensor, "b *n d"], patch: Patch) -> Float[Tensor, "b *n image"]:
+        log_flux = torch.einsum("bic,b...c->b...i", self._bands[patch.band], u[..., self.n_bending :])
+        return patch.calibration.reshape(len(u), *(1,) * (u.ndim - 2), -1) * log_flux.exp()
 
     def _likelihood(self, u: Tensor, rows: slice, order: int) -> tuple[Tensor, ...]:
         patch, constant = Patch(*(t[rows] for t in self.patch)), self._constant[rows]
@@ -228,9 +259,7 @@ class TypedDensity:
         light = self._light(u, patch)
         scale, rate, slope, chain = light.scale, light.rate, light.slope, light.chain
         value = _log_likelihood(patch, rate) + constant
-        excess = patch.mask * (patch.counts / rate - 1)  # d log p / d rate
-        d_tau = (slope @ excess[..., None]).squeeze(-1)  # [b, image, 7]
-        grad = torch.einsum("bit,bitd->bd", d_tau, chain)
+        excess, grad, d_tau = _gradient(patch, light)
         if order == 1:
             return value, grad
         bend = -patch.mask * patch.counts / rate**2
@@ -274,7 +303,8 @@ class TypedDensity:
         mean = mean.reshape(len(u), *(1,) * (u.ndim - 2), self.dim)
         return (u - mean) * inverse, inverse
 
-    def _log_prior(self, u: Float[Tensor, "b *n d"]) -> Float[Tensor, "b *n"]:
+    def log_prior(self, u: Float[Tensor, "b *n d"]) -> Float[Tensor, "b *n"]:
+        """The log density but for that of the counts."""
         z, inverse = self._normal_prior(u)
         used = inverse[inverse > 0]
         norm = used.log().sum() - 0.5 * math.log(2 * math.pi) * len(used)
@@ -313,6 +343,13 @@ class TypedDensity:
 def _log_likelihood(patch: Patch, rate: Float[Tensor, "b image p"]) -> Float[Tensor, "b"]:
     """Of the counts, but for what depends on them alone."""
     return (patch.mask * (patch.counts * rate.log() - rate)).sum((-2, -1))
+
+
+def _gradient(patch: Patch, light: _Light) -> tuple[Tensor, Tensor, Tensor]:
+    """d log p / d rate; and that by u, ``[b, d]``, and by tau, ``[b, image, 7]``."""
+    excess = patch.mask * (patch.counts / light.rate - 1)
+    d_tau = (light.slope @ excess[..., None]).squeeze(-1)
+    return excess, torch.einsum("bit,bitd->bd", d_tau, light.chain), d_tau
 
 
 def _mixture_terms(c: Float[Tensor, "*b n"], mixture: ColourPrior) -> tuple[Tensor, Tensor, Tensor]:

@@ -28,6 +28,7 @@ from astrozoo.models.celeste import Patch, Prior, load_prior
 from astrozoo.survey.checkpoint import Checkpoint, fingerprint
 from astrozoo.survey.detect import detect
 from astrozoo.survey.posterior import draw_type, mix_types
+from astrozoo.survey.response import respond
 from astrozoo.survey.sweeps import KINDS, Sweeps
 
 __all__ = ["FieldFit", "fit_field"]
@@ -191,11 +192,13 @@ def _posterior(job: Sweeps, rows: Int[np.ndarray, "b"], draws: int) -> dict[str,
     """Draws, k-hat and goodness of fit of sources of one patch size."""
     state = job.state
     patch, own = job.patch(rows)
+    response = respond(job, rows, patch, own)
     typed = {}
     for name, star, _ in KINDS:
         density = job.density(patch, rows, star)
         mode, covariance = state.mode[name][rows], state.covariance[name][rows]
-        typed[name] = draw_type(density, mode, covariance, job.possible(rows, star), seed=job.seed)
+        possible = job.possible(rows, star)
+        typed[name] = draw_type(density, mode, covariance, possible, seed=job.seed, response=response)
     generator = _common.generator_for(job.seed, int(rows[0]))
     p_star, is_star, u = mix_types(typed["star"], typed["galaxy"], draws, generator)
     chi2, n_pixels = _goodness(job, patch, own)

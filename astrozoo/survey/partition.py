@@ -6,7 +6,7 @@ brightness, which would bias sizes and fluxes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -236,29 +236,32 @@ class Canvas:
         pixels = torch.stack((x[:, None] + dx - xy[:, :1], y[:, None] + dy - xy[:, 1:]), 1)
         return index, pixels
 
-    def patches(self, rows: Int[np.ndarray, "b"], own: Float[Tensor, "b image p"]) -> Patch:
+    def patches(
+        self,
+        rows: Int[np.ndarray, "b"],
+        own: Float[Tensor, "b image p"] | None = None,
+        *,
+        at: Int[np.ndarray, "b"] | None = None,
+    ) -> Patch:
         """Patches of sources of one size, with all other sources' light in the background.
 
         Args:
             own: the light that these sources have painted, which is taken out.
+            at: for each, the source whose pixels are to be taken (of one size), instead of its own.
         """
-        s = self.sources
-        cut = [self._index(rows, k) for k in range(len(self.counts))]
-
-        def gather(flats: list[Tensor]) -> Tensor:
-            return torch.stack([flat[index] for flat, (index, _) in zip(flats, cut, strict=True)], 1)
-
-        background = gather(self.sky) + (gather(self.model) - own).clamp(min=0)
-        b, n = len(rows), len(self.counts)
+        at = rows if at is None else at
+        s, b, n = self.sources, len(rows), len(self.counts)
+        light = self.gather(self.model, at)
+        apart = torch.from_numpy(s.xy[:, at] - s.xy[:, rows])[..., None]
 
         def per_source(a: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(np.moveaxis(a[:, rows], 1, 0)))
 
         return Patch(
-            counts=gather(self.counts),
-            background=background,
-            mask=gather(self.weight),
-            pixels=torch.stack([p for _, p in cut], 1),
+            counts=self.gather(self.counts, at),
+            background=self.gather(self.sky, at) + (light if own is None else light - own).clamp(min=0),
+            mask=self.gather(self.weight, at),
+            pixels=torch.stack([self._index(at, k)[1] + apart[k] for k in range(n)], 1),
             calibration=per_source(s.calibration),
             band=torch.tensor(self._band).expand(b, n),
             jacobian=per_source(s.jacobian),
@@ -270,9 +273,18 @@ class Canvas:
 
     def paint(self, rows: Int[np.ndarray, "b"], light: Float[Tensor, "b image p"]) -> None:
         """Add light to the model."""
-        for k, model in enumerate(self.model):
-            index, _ = self._index(rows, k)
-            model.index_add_(0, index.flatten(), light[:, k].flatten())
+        self.spread(self.model, rows, light)
+
+    def spread(
+        self, flats: list[Tensor], rows: Int[np.ndarray, "b"], light: Float[Tensor, "b image p"]
+    ) -> None:
+        """Add the pixels of sources of one patch size to arrays like ``model``."""
+        for k, flat in enumerate(flats):
+            flat.index_add_(0, self._index(rows, k)[0].flatten(), light[:, k].flatten().to(flat))
+
+    def gather(self, flats: list[Tensor], rows: Int[np.ndarray, "b"]) -> Float[Tensor, "b image p"]:
+        """The pixels of arrays like ``model`` in the patches of sources of one patch size."""
+        return torch.stack([flat[self._index(rows, k)[0]] for k, flat in enumerate(flats)], 1)
 
     def felt(
         self,
@@ -285,13 +297,56 @@ class Canvas:
         Args:
             near: those others, in batches of one patch size.
         """
-        index = [self._index(rows, k)[0].flatten() for k in range(len(self._news))]
-        for k, flat in enumerate(self._news):
-            flat.index_add_(0, index[k], news[:, k].flatten())
+        self.spread(self._news, rows, news)
         for some in near:
-            yield some, torch.stack([flat[self._index(some, k)[0]] for k, flat in enumerate(self._news)], 1)
+            yield some, self.gather(self._news, some)
+        self._forget(rows)
+
+    def sums(
+        self, batches: Sequence[Int[np.ndarray, "_"]], values: Sequence[Float[Tensor, "_ image _"]]
+    ) -> list[Float[Tensor, "_ image _"]]:
+        """The sum of what all sources have in each of their pixels; each batch is of one patch size."""
+        for rows, part in zip(batches, values, strict=True):
+            self.spread(self._news, rows, part)
+        found = [self.gather(self._news, rows).to(part) for rows, part in zip(batches, values, strict=True)]
+        for rows in batches:
+            self._forget(rows)
+        return found
+
+    def _forget(self, rows: Int[np.ndarray, "b"]) -> None:
         for k, flat in enumerate(self._news):
-            flat[index[k]] = 0.0
+            flat[self._index(rows, k)[0]] = 0.0
+
+    def labelled(
+        self, batches: Iterable[tuple[Int[np.ndarray, "b"], Int[np.ndarray, "b"]]]
+    ) -> list[tuple[Int[Tensor, "n"], Int[Tensor, "n"]]]:
+        """The pixels of some sources in each image, and the labels they get from them.
+
+        Args:
+            batches: sources of one patch size with their labels; those of different labels do not overlap.
+        """
+        index: list[list[Tensor]] = [[] for _ in self.counts]
+        labels: list[list[Tensor]] = [[] for _ in self.counts]
+        for rows, label in batches:
+            for k in range(len(self.counts)):
+                at = self._index(rows, k)[0]
+                index[k].append(at.flatten())
+                labels[k].append(torch.from_numpy(label)[:, None].expand_as(at).flatten())
+        out = []
+        for where, what in zip(index, labels, strict=True):
+            unique, place = torch.unique(torch.cat(where), return_inverse=True)
+            out.append((unique, torch.zeros_like(unique).scatter_(0, place, torch.cat(what))))
+        return out
+
+    def log_likelihood(
+        self, labelled: list[tuple[Int[Tensor, "n"], Int[Tensor, "n"]]], count: int
+    ) -> Float[np.ndarray, "g"]:
+        """Of the pixels of each label, but for what depends on the counts alone."""
+        total = torch.zeros(count, dtype=torch.float64)
+        for k, (at, label) in enumerate(labelled):
+            rate = self.sky[k][at] + self.model[k][at].clamp(min=0)
+            total.index_add_(0, label, self.weight[k][at] * (self.counts[k][at] * rate.log() - rate))
+        return total.numpy()
 
 
 def dispersion(counts: Tensor, sky: Tensor, error: float = PSF_ERROR) -> Tensor:

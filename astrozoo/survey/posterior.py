@@ -26,6 +26,7 @@ from torch.quasirandom import SobolEngine
 from astrozoo.diagnostics.arviz import psis
 from astrozoo.models.celeste import Patch, galaxy_images, star_images
 from astrozoo.models.celeste_density import TypedDensity
+from astrozoo.survey.response import Response
 
 __all__ = ["TypedDraws", "draw_type", "mix_types"]
 
@@ -51,6 +52,7 @@ def draw_type(
     possible: Bool[Tensor, "b"],
     *,
     seed: int,
+    response: Response | None = None,
     renderings: tuple[int, ...] = (32, 48, 64),
     fluxes: int = 8,
 ) -> TypedDraws:
@@ -59,6 +61,7 @@ def draw_type(
     Args:
         density: of a batch of patches.
         mode, covariance: the guide.
+        response: of the neighbours, which are to be integrated out; without, they stay as they are.
         possible: False where the type is ruled out already: no draws are made, the evidence is -inf.
         renderings: draws of position and shape from each proposal in turn; each is rendered once.
         fluxes: draws of flux and colours for each of them.
@@ -73,7 +76,8 @@ def draw_type(
     if not possible.any():
         return out
     for rows in torch.nonzero(possible)[:, 0].split(_CHUNK):
-        u, log_ratio = _draw(density.take(rows), mode[rows], covariance[rows], seed, renderings, fluxes)
+        some, gives = density.take(rows), None if response is None else response.take(rows)
+        u, log_ratio = _draw(some, gives, mode[rows], covariance[rows], seed, renderings, fluxes)
         log_weight, k_hat = psis(log_ratio.numpy())
         out.u[rows] = u
         out.log_weight[rows] = torch.from_numpy(log_weight)
@@ -110,6 +114,7 @@ class _Proposal(NamedTuple):
 
 def _draw(
     density: TypedDensity,
+    response: Response | None,
     mode: Tensor,
     covariance: Tensor,
     seed: int,
@@ -118,6 +123,8 @@ def _draw(
 ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n"]]:
     """Draws from all proposals, and their log importance ratios against the mixture of them."""
     mean, cov = mode, covariance
+    if response is not None:
+        response, cov = response.widened(density, mode, covariance)
     proposals: list[_Proposal] = []
     drawn: list[Tensor] = []
     joint: list[Tensor] = []
@@ -126,7 +133,11 @@ def _draw(
         proposal = _Proposal(mean, _WIDEN * torch.linalg.cholesky(cov), density.n_bending)
         bend, u = proposal.draw(m, fluxes, seed + 10 * turn)
         proposals.append(proposal)
-        joint.append(density.log_joint_of_images(_images(density, bend), u).flatten(1))
+        images = _images(density, bend)
+        value = density.log_joint_of_images(images, u)
+        if response is not None:
+            value = value + response.gain(images, density.electrons(u))
+        joint.append(value.flatten(1))
         drawn.append(u.flatten(1, 2))
         every = torch.cat(drawn, 1)
         used = share[: turn + 1]

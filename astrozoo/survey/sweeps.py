@@ -10,13 +10,14 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import sep
 import torch
 from astropy.table import Table
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.spatial import cKDTree
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from astrozoo.models.celeste import Patch, Prior, galaxy_images, star_images
 from astrozoo.models.celeste_density import TypedDensity
 from astrozoo.survey.checkpoint import Checkpoint
 from astrozoo.survey.detect import detect
+from astrozoo.survey.joint import settle
 from astrozoo.survey.partition import (
     Canvas,
     Sources,
@@ -49,6 +51,7 @@ _NOTICEABLE = 0.1  # [sigma] a change of neighbours' light on a source's own tha
 _NEAR = 0.05  # [standard deviations] to a mode
 _HOPELESS = 40.0  # [nats] by which a type's evidence must fall short to be ruled out for good
 _NOTICEABLE_SKY = 0.03  # [sigma of a pixel] the same for a change of the sky
+_ALONE = 0.03  # of a star's light, that of others where it shines
 _SKY_CELL = 128  # [px]
 _SURE = 10.0  # signal to noise of fluxes whose ratio is taken for a starting colour
 _RESIDUAL_ERROR = 0.2  # of modelled light, in the search for companions
@@ -127,7 +130,7 @@ class Sweeps:
         state.waiting[:n] = before.waiting
         for row in range(n, len(self.sources)):
             state.waiting[self.adjacent[row]] = True
-        self._repaint(np.arange(len(self.sources)))
+        self.repaint(np.arange(len(self.sources)))
 
     def _resume(self) -> None:
         """Take up the work of a checkpoint: its state, its sky, and the light of what it had fitted."""
@@ -145,9 +148,9 @@ class Sweeps:
                 getattr(state, part)[name] = torch.from_numpy(held[f"{part}_{name}"])
         state.converged, state.waiting = torch.from_numpy(held["converged"]), held["waiting"]
         state.sweep, state.colour = int(held["sweep"]), int(held["colour"])
-        self._repaint(np.flatnonzero(held["fitted"]))
+        self.repaint(np.flatnonzero(held["fitted"]))
 
-    def _repaint(self, fitted: Int[np.ndarray, "n"]) -> None:
+    def repaint(self, fitted: Int[np.ndarray, "n"]) -> None:
         """Paint the light of sources as their modes and evidences have it."""
         for rows in self.sources.batches(fitted, _BATCH):
             patch, own = self.patch(rows)
@@ -236,7 +239,7 @@ class Sweeps:
             self._correct_sky()
         if state.sweep == 0 and all(light is None for light in state.light):
             # so that the first source fitted does not take its neighbours' light for its own
-            self._repaint(np.arange(len(self.sources)))
+            self.repaint(np.arange(len(self.sources)))
         colours = int(self.colour.max(initial=-1)) + 1
         with _common.progress_bar("fitting sources", len(self.sources), self.progress) as report:
             while state.sweep < most and state.waiting.any():
@@ -248,6 +251,7 @@ class Sweeps:
                         if self.checkpoint.due:
                             self._save()
                     state.colour += 1
+                settle(self)
                 if state.sweep == 0 and self.psf_planes is None:
                     if fit_sky:
                         self._correct_sky()
@@ -287,29 +291,45 @@ class Sweeps:
         closed = rows[shut.numpy()]
         state.evidence["galaxy"][closed] = state.evidence["star"][closed] - lead[shut]
         state.converged[rows] = ok
-        light = self._light(patch, rows)
-        self.canvas.paint(rows, light - own)
-        for k, i in enumerate(rows):
-            state.light[i] = light[k]
-            state.waiting[i] = False
-        self._tell(rows, patch.mask * (light - own) ** 2 / (patch.background + own))
+        state.waiting[rows] = False
+        self.repaint(rows)
+        self._tell(rows, patch, own)
 
-    def _tell(self, rows: np.ndarray, change: Float[Tensor, "b image p"]) -> None:
+    def _tell(self, rows: np.ndarray, patch: Patch, before: Float[Tensor, "b image p"]) -> Bool[Tensor, "b"]:
         """Have those neighbours wait for another fit on whose light that of ``rows`` has changed noticeably.
 
+        Changes count in units of the pixels' errors; a neighbour feels one as much as the pixel is bright in
+        its own light.
+
         Args:
-            change: of each pixel's light, squared, in units of its variance; a neighbour feels it as much as
-                the pixel is bright in its own light.
+            before: the light of ``rows`` as their neighbours know it.
+
+        Returns:
+            which of ``rows`` have changed noticeably.
         """
         state = self.state
-        changed = rows[(change.sum((-2, -1)) > _NOTICEABLE**2).numpy()]
+        light = torch.stack([state.light[i] for i in rows])  # type: ignore[misc]
+        change = patch.mask * (light - before) ** 2 / (patch.background + before)
+        noticeable = change.sum((-2, -1)) > _NOTICEABLE**2
+        changed = rows[noticeable.numpy()]
         near = np.unique([j for i in changed for j in self.adjacent[i] if not state.waiting[j]]).astype(int)
-        if not len(near):
-            return
-        for some, news in self.canvas.felt(rows, change, self.sources.batches(near, _BATCH)):
-            light = torch.stack([state.light[j] for j in some])  # type: ignore[misc]
-            profile = light / light.amax(-1, keepdim=True).clamp_min(torch.finfo(light.dtype).tiny)
-            state.waiting[some] = ((news * profile).sum((-2, -1)) > _NOTICEABLE**2).numpy()
+        if len(near):
+            for some, news in self.canvas.felt(rows, change, self.sources.batches(near, _BATCH)):
+                light = torch.stack([state.light[j] for j in some])  # type: ignore[misc]
+                profile = light / light.amax(-1, keepdim=True).clamp_min(torch.finfo(light.dtype).tiny)
+                state.waiting[some] = ((news * profile).sum((-2, -1)) > _NOTICEABLE**2).numpy()
+        return noticeable
+
+    def moved(self, rows: Int[np.ndarray, "n"], before: Mapping[int, Tensor | None]) -> None:
+        """Have sources wait for a fit that have changed noticeably without one, and those that feel it.
+
+        Args:
+            before: the light of each of ``rows``.
+        """
+        for some in self.sources.batches(rows, _BATCH):
+            patch, _ = self.patch(some)
+            noticeable = self._tell(some, patch, torch.stack([before[i] for i in some.tolist()]))  # type: ignore[misc]
+            self.state.waiting[some] |= noticeable.numpy()
 
     def density(self, patch: Patch, rows: np.ndarray, star: bool) -> TypedDensity:
         """The density of sources of a type; galaxies are to be large enough to be told from stars."""
@@ -359,15 +379,20 @@ class Sweeps:
     def _correct_psf(self) -> None:
         """Widen or narrow each image's PSF, by a plane over the image, to what its stars say.
 
-        A PSF said to be too narrow makes every star a small galaxy, and every small galaxy too large.
+        A PSF said to be too narrow makes every star a small galaxy, and every small galaxy too large. Stars
+        in the light of others are not asked: they look narrow or wide as that light is taken for theirs.
         """
         n_images, state = len(self.images.images), self.state
         delta, error = np.zeros((2, n_images, len(self.sources)))
+        alone = torch.zeros(len(self.sources), dtype=torch.bool)
         for rows in self.sources.batches(np.arange(len(self.sources)), _BATCH):
-            density = self.density(self.patch(rows)[0], rows, star=True)
+            patch, own = self.patch(rows)
+            others = patch.background - self.canvas.gather(self.canvas.sky, rows)
+            alone[rows] = (own * others).sum((-2, -1)) < _ALONE * (own * own).sum((-2, -1))
+            density = self.density(patch, rows, star=True)
             found = density.psf_width(state.mode["star"][rows], state.covariance["star"][rows])
             delta[:, rows], error[:, rows] = (t.numpy().T for t in found)
-        stars = (state.evidence["star"] > state.evidence["galaxy"]) & state.converged
+        stars = (state.evidence["star"] > state.evidence["galaxy"] - 5) & state.converged & alone
         planes = fit_planes([self._places(k) for k in range(n_images)], delta, error, stars.numpy())
         self._broaden(planes)
         state.waiting[:] = True

@@ -1,0 +1,120 @@
+"""What neighbours give way: a source's posterior with those of its neighbours integrated out.
+
+With its neighbours' light held fixed, a source in a blend would get errors as small as if it stood alone. To
+second order the log density of a source and its neighbours together is that of the source alone, plus the
+product of two changes of light in every pixel, plus a quadratic form in the neighbours' parameters.
+Integrated over these, it gains ``|F (light - light at the mode)|^2 / 2`` with ``F' F = W J A^-1 J' W``:
+``W`` is the curvature of the log density in a pixel's light, ``J`` are the neighbours' slopes, and ``A`` is
+minus the Hessian of their log density.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from astrozoo.models.celeste import Patch
+from astrozoo.models.celeste_density import TypedDensity
+
+if TYPE_CHECKING:
+    from astrozoo.survey.sweeps import Sweeps
+
+__all__ = ["Response", "respond"]
+
+_MOST = 6  # neighbours that give way, the nearest
+_STIFFEST = 0.05  # least curvature in units of each source's own: what all may give way together
+_FLOOR = 0.05  # least part of a source's own curvature that its neighbours leave
+
+
+class Response(NamedTuple):
+    """How the neighbours of each source give way to changes of its light.
+
+    Attributes:
+        factor: ``F`` (zeros where a source has fewer neighbours than others).
+        at: ``F`` times the light at which the neighbours are at their modes.
+    """
+
+    factor: Float[Tensor, "b q image p"]
+    at: Float[Tensor, "b q"]
+
+    def take(self, rows: Int[Tensor, "c"]) -> Response:
+        """That of some of the sources."""
+        return Response(self.factor[rows], self.at[rows])
+
+    def gain(
+        self, images: Float[Tensor, "b m image p"], electrons: Float[Tensor, "b m n image"]
+    ) -> Float[Tensor, "b m n"]:
+        """What the log density of light ``electrons * images`` gains by neighbours that give way."""
+        per_unit = torch.einsum("bqip,bmip->bmiq", self.factor, images.to(self.factor))
+        change = electrons @ per_unit.to(electrons) - self.at[:, None, None]
+        return 0.5 * change.square().sum(-1)
+
+    def widened(
+        self, density: TypedDensity, mode: Float[Tensor, "b d"], covariance: Float[Tensor, "b d d"]
+    ) -> tuple[Response, Float[Tensor, "b d d"]]:
+        """The covariance of sources of a type with their neighbours integrated out.
+
+        Where second order would leave less than ``_FLOOR`` of a curvature, the response is made weaker, and
+        returned so.
+        """
+        _, slope, chain = density.linearised(mode)
+        root = torch.linalg.cholesky(covariance)
+        onto = torch.einsum("bqip,bitp->bqit", self.factor, slope).to(root)
+        given = torch.einsum("bqit,bitd->bqd", onto, chain) @ root
+        values, vectors = torch.linalg.eigh(given.mT @ given)
+        weaker = ((1 - _FLOOR) / values[:, -1].clamp_min(1 - _FLOOR)).sqrt()
+        response = Response(
+            self.factor * weaker[:, None, None, None].to(self.factor), self.at * weaker[:, None]
+        )
+        wide = root @ vectors / (1 - weaker[:, None] ** 2 * values).sqrt()[:, None]
+        return response, wide @ wide.mT
+
+
+def respond(
+    job: Sweeps, rows: Int[np.ndarray, "b"], patch: Patch, own: Float[Tensor, "b image p"]
+) -> Response | None:
+    """The response of the nearest neighbours of sources of one patch size; None if none has any.
+
+    Args:
+        patch, own: the sources' patches, and the light they have there.
+    """
+    weight = patch.mask * patch.counts / (patch.background + own) ** 2
+    factors = [_factor(job, int(row), weight[k]) for k, row in enumerate(rows)]
+    most = max(len(factor) for factor in factors)
+    if not most:
+        return None
+    factor = torch.stack([torch.nn.functional.pad(f, (0, 0, 0, 0, 0, most - len(f))) for f in factors])
+    return Response(factor, torch.einsum("bqip,bip->bq", factor, own.to(factor)).to(own))
+
+
+def _factor(job: Sweeps, row: int, weight: Float[Tensor, "image p"]) -> Float[Tensor, "q image p"]:
+    state, xy = job.state, job.sources.xy[0]
+    distance = np.abs(xy[job.adjacent[row]] - xy[row]).max(1)
+    near = job.adjacent[row][np.argsort(distance, kind="stable")]
+    near = near[np.sort(distance) <= job.sources.half[row]][:_MOST]
+    star = (state.evidence["star"] > state.evidence["galaxy"])[near].numpy()
+    changes = []
+    for name, is_star in (("star", True), ("galaxy", False)):
+        some = near[star == is_star]
+        if len(some):
+            seen = job.canvas.patches(some, at=np.full(len(some), row))
+            _, slope, chain = job.density(seen, some, is_star).linearised(state.mode[name][some])
+            chain = chain @ torch.linalg.cholesky(state.covariance[name][some])[:, None]
+            changes += list(torch.einsum("jitp,jitd->jdip", slope, chain.to(slope)))
+    if not changes:
+        return weight.new_zeros(0, *weight.shape, dtype=torch.float32)
+    J = torch.cat(changes)
+    weighted = J * weight.to(J)
+    curvature = torch.einsum("qip,rip->qr", weighted, J).double()
+    first = 0
+    for change in changes:  # a neighbour's own is one, in these variables
+        block = slice(first, first + len(change))
+        curvature[block, block] = torch.eye(len(change), dtype=torch.float64)
+        first += len(change)
+    values, vectors = torch.linalg.eigh(curvature)
+    inverse_root = vectors / values.clamp_min(_STIFFEST).sqrt()
+    return torch.einsum("qr,qip->rip", inverse_root.to(J), weighted)
