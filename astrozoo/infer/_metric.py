@@ -51,6 +51,10 @@ class Metric(Protocol):
         """``root^-1 x``."""
         ...
 
+    def take(self, rows: list[int]) -> Metric:
+        """Of some of the problems."""
+        ...
+
 
 @dataclass(frozen=True)
 class Dense:
@@ -67,6 +71,9 @@ class Dense:
 
     def whiten(self, x: Tensor) -> Tensor:
         return x @ self.inverse.mT
+
+    def take(self, rows: list[int]) -> Dense:
+        return Dense(self.root[rows], self.inverse[rows])
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,9 @@ class LowRank:
     def whiten(self, x: Tensor) -> Tensor:
         scale = self.scale[:, None]
         return self._stretched(torch.where(scale > 0, x / scale, 0.0), 1 / self.stretch)
+
+    def take(self, rows: list[int]) -> LowRank:
+        return LowRank(self.scale[rows], self.basis[rows], self.stretch[rows])
 
     def _stretched(self, x: Tensor, by: Tensor) -> Tensor:
         return x + ((x @ self.basis) * (by - 1)[:, None]) @ self.basis.mT

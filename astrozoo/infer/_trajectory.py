@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -14,6 +16,8 @@ __all__ = ["DIVERGED", "Chains", "gibbs", "normals", "transition", "uniforms"]
 
 DIVERGED = 1000.0
 """Energy error of a divergent trajectory."""
+WORTHWHILE = 0.25
+"""Of the gradients of a batch's trajectories: fewer rows are another graph to make."""
 _MOMENTUM, _ACCEPT, _GIBBS = range(1, 4)
 
 
@@ -23,11 +27,18 @@ class Chains:
     def __init__(self, objective: LogDensity, problems: int, chains: int) -> None:
         rows = torch.arange(problems, device=objective.device).repeat_interleave(chains)
         self.objective = objective.take(rows)
-        self.choices = objective.choices
+        self.choices, self.chains = objective.choices, chains
 
     def __call__(self, q: Float[Tensor, "B C d"]) -> tuple[Tensor, Tensor]:
         value, gradient = self.objective.value_and_grad(q.flatten(0, 1))
         return value.view(q.shape[:2]), gradient.view(q.shape)
+
+    def take(self, rows: list[int]) -> Chains:
+        """Of some of the problems."""
+        taken = copy(self)
+        at = torch.tensor(rows, device=self.objective.device)[:, None] * self.chains
+        taken.objective = self.objective.take((at + torch.arange(self.chains).to(at)).flatten())
+        return taken
 
     def values(self, q: Float[Tensor, "B C d"]) -> Float[Tensor, "B C"]:
         """Without the gradient; no density where it is undefined."""
@@ -63,8 +74,20 @@ def leapfrog(
     """Position, momentum (of unit mass, in the metric's coordinates), value and gradient at the end.
 
     Args:
-        steps: of each problem's trajectories; those that are over wait where they are.
+        steps: of each problem's trajectories. Those that are over wait where they are; where it spares
+            ``WORTHWHILE`` of all gradients, the others go on without them once half are over.
     """
+    half = sorted(steps)[(len(steps) - 1) // 2]
+    rows = [i for i, n in enumerate(steps) if n > half]
+    spared = (max(steps) - half) * (len(steps) - len(rows))
+    if spared > WORTHWHILE * max(steps) * len(steps):
+        state = leapfrog(chains, q, r, value, g, metric, step, [min(n, half) for n in steps])
+        q, r, value, g = (x[rows] for x in state)
+        left = [steps[i] - half for i in rows]
+        rest = leapfrog(chains.take(rows), q, r, value, g, metric.take(rows), step[rows], left)
+        for x, y in zip(state, rest, strict=True):
+            x[rows] = y
+        return state
     count: Tensor = torch.tensor(steps, device=q.device)[:, None, None]
     step = step[..., None]
     r = torch.addcmul(r, metric.force(g), step, value=0.5)

@@ -13,6 +13,7 @@ from astrozoo.errors import InputError
 from astrozoo.infer import hmc as hmc_module
 from astrozoo.infer._adaptation import begin_length, follow_length, rescued
 from astrozoo.infer._metric import DENSE_LIMIT, Dense, LowRank, estimated, given, identity, updated
+from astrozoo.infer._trajectory import Chains, leapfrog
 from astrozoo.infer.hmc import HMCState, hmc
 from astrozoo.infer.laplace import laplace
 from astrozoo.types import Problem, Result, Status
@@ -107,6 +108,28 @@ def test_rows_of_a_batch_equal_the_same_rows_alone():
     assert together.location.shape == (3, 2)
     alone = hmc(Problem(problem.model, tuple(a[2:] for a in problem.args), batch=1), **options)
     np.testing.assert_allclose(alone.draws["z"][:, :, 0], together.draws["z"][:, :, 2], rtol=1e-7)
+
+
+def test_long_trajectories_go_on_without_the_short_ones_to_the_same_end():
+    problem, _, covariances = gaussians(5)
+    density = log_density(problem, compile="never")
+    generator = torch.Generator().manual_seed(0)
+    q, r = torch.randn(2, 5, 3, 2, generator=generator, dtype=F64)
+    metric = given(torch.linalg.cholesky(covariances))
+    step = torch.full((5, 3), 0.2, dtype=F64)
+    chains = Chains(density, 5, 3)
+    value, g = chains(q)
+    steps = [3, 20, 4, 4, 9]
+    before = density.counts["gradient"]
+    together = leapfrog(chains, q, r, value, g, metric, step, steps)
+    assert density.counts["gradient"] - before == 3 * (4 * 5 + 5 * 2 + 11)
+    for i, n in enumerate(steps):
+        one = [i]
+        alone = leapfrog(
+            chains.take(one), q[one], r[one], value[one], g[one], metric.take(one), step[one], [n]
+        )
+        for x, y in zip(together, alone, strict=True):
+            torch.testing.assert_close(x[one], y, rtol=1e-12, atol=1e-12)
 
 
 def test_chains_are_the_same_whatever_their_number_where_nothing_is_adapted():
