@@ -52,6 +52,7 @@ _NEAR = 0.05  # [standard deviations] to a mode
 _HOPELESS = 40.0  # [nats] by which a type's evidence must fall short to be ruled out for good
 _NOTICEABLE_SKY = 0.03  # [sigma of a pixel] the same for a change of the sky
 _ALONE = 0.03  # of a star's light, that of others where it shines
+_LEAST_SATURATED = 1.0  # [arcsec] half-light radius of a galaxy whose core is masked
 _SKY_CELL = 128  # [px]
 _SURE = 10.0  # signal to noise of fluxes whose ratio is taken for a starting colour
 _RESIDUAL_ERROR = 0.2  # of modelled light, in the search for companions
@@ -411,7 +412,10 @@ class Sweeps:
         self.sources = self.canvas.sources = replace(self.sources, psf_covariances=covariances)
         error = np.full(len(self.sources), np.inf)  # companions found later are faint
         error[: len(planes.error)] = planes.error
-        self.log_least_radius = torch.from_numpy(least_radius(self.sources, planes.scatter, error)).log()
+        least = least_radius(self.sources, planes.scatter, error)
+        if "saturated" in self.table.colnames:  # wings alone do not tell a small size
+            least = np.where(self.table["saturated"], np.maximum(least, _LEAST_SATURATED), least)
+        self.log_least_radius = torch.from_numpy(least).log()
 
     def companions(self) -> Table:
         """Sources that show only in what the model leaves: blends that the first detection took for one.

@@ -108,6 +108,17 @@ def test_a_source_that_was_missed_is_found_in_the_residuals(scene):
     assert len(match(truth[:1], found)[0]) == 1
 
 
+def test_a_source_whose_core_is_masked_is_no_small_galaxy(scene):
+    images, truth = scene
+    table = truth[["ra", "dec"]]
+    table["saturated"] = [True, False, False, False]
+    job = fitting.Sweeps(images, table, fitting.load_prior(), 0, False, fitting.Checkpoint(None, ""))
+    job.run(1, fit_sky=False)
+    least = job.log_least_radius.exp().numpy()
+    assert least[0] == 1.0
+    assert (least[1:] < 0.3).all()
+
+
 def test_a_catalogue_of_positions_is_enough(scene):
     images, truth = scene
     fit = fit_field(Field(images.images[1:2]), truth[["ra", "dec"]][:2], **SETTINGS)  # r alone
