@@ -1,6 +1,6 @@
 """Are posteriors of lenses right? Simulation-based calibration on lenses drawn from the model's prior.
 
-    python -m experiments.lens_sbc --out runs/lens_sbc --lenses 100 --batch 20
+    python -m experiments.lens_sbc --out runs/lens_sbc --lenses 100 --batch 25
 
 Each lens is a draw of the whole model: 22 parameters with the priors of GIGA-Lens (power law, shear, Sersic
 lens light and source), its image, its noise. They are fitted in batches by ``method="auto"``, from draws of
@@ -160,12 +160,12 @@ if __name__ == "__main__":
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--lenses", type=int, default=100)
-    parser.add_argument("--batch", type=int, default=20, help="lenses fitted at once")
+    parser.add_argument("--batch", type=int, default=25, help="lenses fitted at once")
     parser.add_argument("--seed", type=int, default=0, help="of the first lens; the others' follow")
     parser.add_argument("--size", type=int, default=40, help="pixels along a side")
     parser.add_argument("--pixel-scale", type=float, default=0.14, help="[arcsec]")
     parser.add_argument("--supersample", type=int, default=1)
-    parser.add_argument("--chains", type=int, default=24, help="of each lens; as many starts of the search")
+    parser.add_argument("--chains", type=int, default=20, help="of each lens; as many starts of the search")
     parser.add_argument("--draws", type=int, default=100, help="of each chain")
     parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--precision", choices=["data", "single"], default="single")
