@@ -27,9 +27,10 @@ from astrozoo.infer import _common
 from astrozoo.models.celeste import Patch, Prior, load_prior
 from astrozoo.survey.checkpoint import Checkpoint, fingerprint
 from astrozoo.survey.detect import detect
+from astrozoo.survey.modes import KINDS
 from astrozoo.survey.posterior import draw_type, mix_types
 from astrozoo.survey.response import respond
-from astrozoo.survey.sweeps import KINDS, Sweeps
+from astrozoo.survey.sweeps import Sweeps
 
 __all__ = ["FieldFit", "fit_field"]
 

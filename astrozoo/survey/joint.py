@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,17 +23,14 @@ from torch import Tensor
 
 from astrozoo.infer._subproblem import subproblem_krylov
 from astrozoo.models.celeste_density import TypedDensity
+from astrozoo.survey.modes import BATCH, Modes
 from astrozoo.survey.partition import Canvas
-
-if TYPE_CHECKING:
-    from astrozoo.survey.sweeps import Sweeps
 
 __all__ = ["settle"]
 
 _LONGEST = 10.0  # of a source's step, in standard deviations given its neighbours
 _IN_QUESTION = 0.01  # probability of a type below which its light counts for nothing
 _TILE = 256  # [px] side of the squares whose sources move at once
-_BATCH = 64
 _PARTS = (1.0, 0.5, 0.25, 0.0)  # of a step, until the density of all who take it rises
 
 
@@ -99,7 +95,7 @@ class _Batch:
     types: dict[str, _Typed]
 
 
-def settle(job: Sweeps) -> None:
+def settle(job: Modes) -> None:
     """Move the sources that wait, and those next to them, towards their joint mode, tile by tile.
 
     The step of sources that overlap is shortened until their joint density rises. Those that move noticeably
@@ -113,9 +109,9 @@ def settle(job: Sweeps) -> None:
         _settle(job, moving & (tiles == tile).all(1))
 
 
-def _settle(job: Sweeps, moving: Bool[np.ndarray, "s"]) -> None:
+def _settle(job: Modes, moving: Bool[np.ndarray, "s"]) -> None:
     state, rows = job.state, np.flatnonzero(moving)
-    batches = [_linearised(job, some) for some in job.sources.batches(rows, _BATCH)]
+    batches = [_linearised(job, some) for some in job.sources.batches(rows, BATCH)]
     group = _groups(job.adjacent, moving)
     count = int(group.max()) + 1
     owner = job.canvas.labelled((batch.rows, group[batch.rows]) for batch in batches)
@@ -147,7 +143,7 @@ def _settle(job: Sweeps, moving: Bool[np.ndarray, "s"]) -> None:
     job.moved(rows, painted)
 
 
-def _linearised(job: Sweeps, rows: Int[np.ndarray, "b"]) -> _Batch:
+def _linearised(job: Modes, rows: Int[np.ndarray, "b"]) -> _Batch:
     state = job.state
     patch, own = job.patch(rows)
     p_star = torch.sigmoid(state.evidence["star"][rows] - state.evidence["galaxy"][rows])

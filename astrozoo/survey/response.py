@@ -10,7 +10,7 @@ minus the Hessian of their log density.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,9 +19,7 @@ from torch import Tensor
 
 from astrozoo.models.celeste import Patch
 from astrozoo.models.celeste_density import TypedDensity
-
-if TYPE_CHECKING:
-    from astrozoo.survey.sweeps import Sweeps
+from astrozoo.survey.modes import Modes
 
 __all__ = ["Response", "respond"]
 
@@ -75,7 +73,7 @@ class Response(NamedTuple):
 
 
 def respond(
-    job: Sweeps, rows: Int[np.ndarray, "b"], patch: Patch, own: Float[Tensor, "b image p"]
+    job: Modes, rows: Int[np.ndarray, "b"], patch: Patch, own: Float[Tensor, "b image p"]
 ) -> Response | None:
     """The response of the nearest neighbours of sources of one patch size; None if none has any.
 
@@ -91,7 +89,7 @@ def respond(
     return Response(factor, torch.einsum("bqip,bip->bq", factor, own.to(factor)).to(own))
 
 
-def _factor(job: Sweeps, row: int, weight: Float[Tensor, "image p"]) -> Float[Tensor, "q image p"]:
+def _factor(job: Modes, row: int, weight: Float[Tensor, "image p"]) -> Float[Tensor, "q image p"]:
     state, xy = job.state, job.sources.xy[0]
     distance = np.abs(xy[job.adjacent[row]] - xy[row]).max(1)
     near = job.adjacent[row][np.argsort(distance, kind="stable")]

@@ -1,0 +1,304 @@
+"""A fit of a field as it stands: modes and evidences of both types of every source, and their light."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from astropy.table import Table
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from astrozoo.data.images import Field
+from astrozoo.models.celeste import Patch, Prior, galaxy_images, star_images
+from astrozoo.models.celeste_density import TypedDensity
+from astrozoo.survey.checkpoint import Checkpoint
+from astrozoo.survey.partition import (
+    Canvas,
+    Sources,
+    colouring,
+    half_sizes,
+    least_radius,
+    neighbours,
+    reach,
+)
+from astrozoo.survey.planes import Planes
+
+__all__ = ["BATCH", "KINDS", "Modes"]
+
+KINDS = (("galaxy", False, 6), ("star", True, 2))
+"""Name of each type, whether it is the star, and how many parameters move or bend its image."""
+BATCH = 64
+"""Sources of one patch size that are worked on at once."""
+_NOTICEABLE = 0.1  # [sigma] a change of neighbours' light on a source's own that calls for another fit
+_HOPELESS = 40.0  # [nats] by which a type's evidence must fall short to be ruled out for good
+_LEAST_SATURATED = 1.0  # [arcsec] half-light radius of a galaxy whose core is masked
+_SURE = 10.0  # signal to noise of fluxes whose ratio is taken for a starting colour
+
+
+@dataclass
+class _State:
+    """What the sweeps work on: modes, inverse curvatures and evidences of both types of every source."""
+
+    mode: dict[str, Tensor]
+    covariance: dict[str, Tensor]
+    evidence: dict[str, Tensor]
+    converged: Tensor
+    light: list[Tensor | None]
+    waiting: np.ndarray
+    sweep: int = 0
+    colour: int = 0
+    counts: dict[str, int] = field(
+        default_factory=lambda: {"value": 0, "gradient": 0, "hvp": 0, "hessian": 0}
+    )
+
+
+class Modes:
+    """Modes, curvatures, evidences and light of every source, kept in a checkpoint and taken up from it.
+
+    Args:
+        earlier: the same with fewer sources, the first of ``table``, to go on from.
+    """
+
+    def __init__(
+        self,
+        images: Field,
+        table: Table,
+        prior: Prior,
+        seed: int,
+        progress: bool,
+        checkpoint: Checkpoint,
+        earlier: Modes | None = None,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.turn: int = 0 if earlier is None else earlier.turn + 1
+        self.images, self.table, self.prior, self.seed, self.progress = images, table, prior, seed, progress
+        ra, dec = np.asarray(table["ra"], float), np.asarray(table["dec"], float)
+        extent = np.asarray(table["a"], float) if "a" in table.colnames else np.full(len(table), 2.0)
+        self.sources = self._sized(Sources.locate(images, ra, dec, half_sizes(extent)))
+        self.canvas = Canvas(images, self.sources, prior.bands)
+        self.log_least_radius = torch.full((len(self.sources),), -torch.inf, dtype=torch.float64)
+        self.adjacent = neighbours(self.sources)
+        self.colour = colouring(self.adjacent)
+        self.state, self.sky_corrected = self._start(), False
+        self.psf_planes: Planes | None = None
+        if earlier is not None:
+            self._inherit(earlier)
+        self._resume()
+
+    def _sized(self, sources: Sources) -> Sources:
+        """With patches that hold the wings of bright sources too."""
+        flux = np.full((len(self.images.images), len(sources)), np.nan)
+        for k, image in enumerate(self.images):
+            if f"flux_{image.band}" in self.table.colnames:
+                flux[k] = np.asarray(self.table[f"flux_{image.band}"], float)
+        noise = np.array([np.sqrt(np.median(image.sky[image.valid])) for image in self.images])
+        return replace(
+            sources, half=np.maximum(sources.half, reach(sources, flux * sources.calibration, noise))
+        )
+
+    def _inherit(self, earlier: Modes) -> None:
+        """Go on with an earlier job: what waited goes on waiting, and all near new sources."""
+        n, state, before = len(earlier.sources), self.state, earlier.state
+        for name, _, _ in KINDS:
+            for part in ("mode", "covariance", "evidence"):
+                getattr(state, part)[name][:n] = getattr(before, part)[name]
+        state.converged[:n] = before.converged
+        state.counts, state.sweep = before.counts, before.sweep
+        self.canvas.sky, self.sky_corrected = earlier.canvas.sky, earlier.sky_corrected
+        if earlier.psf_planes is not None:
+            self._broaden(earlier.psf_planes)
+        state.waiting[:n] = before.waiting
+        for row in range(n, len(self.sources)):
+            state.waiting[self.adjacent[row]] = True
+        self.repaint(np.arange(len(self.sources)))
+
+    def _resume(self) -> None:
+        """Take up the work of a checkpoint: its state, its sky, and the light of what it had fitted."""
+        held, sky, state = self.checkpoint.load(f"state-{self.turn}"), self.checkpoint.load("sky"), self.state
+        psf = self.checkpoint.load("psf")
+        if psf is not None and self.psf_planes is None:
+            self._broaden(Planes(psf["slopes"], float(psf["scatter"]), psf["error"]))
+        if sky is not None:
+            self.sky_corrected = True
+            self.canvas.sky = [torch.from_numpy(sky[f"sky_{k}"]) for k in range(len(self.canvas.sky))]
+        if held is None:
+            return
+        for name, _, _ in KINDS:
+            for part in ("mode", "covariance", "evidence"):
+                getattr(state, part)[name] = torch.from_numpy(held[f"{part}_{name}"])
+        state.converged, state.waiting = torch.from_numpy(held["converged"]), held["waiting"]
+        state.sweep, state.colour = int(held["sweep"]), int(held["colour"])
+        self.repaint(np.flatnonzero(held["fitted"]))
+
+    def repaint(self, fitted: Int[np.ndarray, "n"]) -> None:
+        """Paint the light of sources as their modes and evidences have it."""
+        for rows in self.sources.batches(fitted, BATCH):
+            patch, own = self.patch(rows)
+            light = self._light(patch, rows)
+            self.canvas.paint(rows, light - own)
+            for k, row in enumerate(rows):
+                self.state.light[row] = light[k]
+
+    def _save(self) -> None:
+        state = self.state
+        held = {
+            f"{part}_{name}": getattr(state, part)[name].numpy()
+            for name, _, _ in KINDS
+            for part in ("mode", "covariance", "evidence")
+        }
+        held |= {
+            "converged": state.converged.numpy(),
+            "waiting": state.waiting,
+            "sweep": np.asarray(state.sweep),
+            "colour": np.asarray(state.colour),
+            "fitted": np.array([light is not None for light in state.light], bool),
+        }
+        self.checkpoint.save(f"state-{self.turn}", held)
+
+    def _start(self) -> _State:
+        n, nb = len(self.sources), len(self.prior.bands)
+        state = _State({}, {}, {}, torch.zeros(n, dtype=torch.bool), [None] * n, np.ones(n, bool))
+        linear = self._start_fluxes()
+        size = torch.full((n,), self.prior.log_radius_mean, dtype=torch.float64)
+        if "half_light_radius" in self.table.colnames:
+            seen = torch.from_numpy(np.asarray(self.table["half_light_radius"], float))
+            size = torch.where(seen > 0.3, seen.clamp(max=20.0), 0.3).log()
+        zero = torch.zeros(n, 1, dtype=torch.float64)
+        shape = torch.cat((zero, zero, size[:, None], zero, zero, zero), 1)
+        state.mode = {"star": torch.cat((zero, zero, linear), 1), "galaxy": torch.cat((shape, linear), 1)}
+        for name, _, bending in KINDS:
+            d = bending + nb
+            state.covariance[name] = torch.eye(d, dtype=torch.float64).repeat(n, 1, 1)
+            state.evidence[name] = torch.zeros(n, dtype=torch.float64)
+        return state
+
+    def _start_fluxes(self) -> Float[Tensor, "s band"]:
+        """ln flux in the reference band and colours, from the table or from the pixels; positive by force."""
+        n, bands = len(self.sources), self.prior.bands
+        star, galaxy = self.prior.colour
+        mean = (star.weights @ star.means + galaxy.weights @ galaxy.means) / 2
+        flux = torch.full((n, len(bands)), torch.nan, dtype=torch.float64)
+        error = torch.full_like(flux, torch.nan)
+        for b, band in enumerate(bands):
+            if f"fluxerr_{band}" in self.table.colnames:
+                error[:, b] = torch.from_numpy(np.asarray(self.table[f"fluxerr_{band}"], float))
+            if f"flux_{band}" in self.table.colnames:
+                flux[:, b] = torch.from_numpy(np.asarray(self.table[f"flux_{band}"], float))
+            elif band in self.images.bands:
+                flux[:, b] = self._aperture(band)
+        reference = torch.nan_to_num(flux[:, self.prior.reference], nan=1.0)
+        if bands[self.prior.reference] not in self.images.bands:
+            reference = torch.nan_to_num(flux, nan=0.0).amax(1)
+        reference = reference.clamp(min=0.3)
+        colour = mean.expand(n, -1).clone()
+        measured = flux.clamp(min=0.3).log().diff(dim=1)
+        # a noisy colour may start in another component of the prior's mixture, and stay there
+        sure = flux > torch.where(error.isfinite(), _SURE * error, 5.0)
+        good = sure[:, 1:] & sure[:, :-1]
+        colour = torch.where(good, measured.clamp(-1.5, 3.5), colour)
+        return torch.cat((reference.log()[:, None], colour), 1)
+
+    def _aperture(self, band: str) -> Float[Tensor, "s"]:
+        """Flux in a square of 11 px about each position [nMgy]."""
+        total = torch.zeros(len(self.sources), dtype=torch.float64)
+        seen = torch.zeros_like(total)
+        for rows in self.sources.batches(np.arange(len(self.sources)), BATCH):
+            patch = self.canvas.patches(rows, torch.zeros((), dtype=torch.float64))
+            inside = (patch.pixels.abs().amax(2) <= 5.5) * patch.mask
+            for k, image in enumerate(self.images):
+                if image.band == band:
+                    excess = ((patch.counts - patch.background) * inside)[:, k].sum(-1)
+                    total[rows] += excess / patch.calibration[:, k]
+                    seen[rows] += 1
+        return total / seen.clamp(min=1)
+
+    def patch(self, rows: np.ndarray) -> tuple[Patch, Tensor]:
+        """Patches of sources of one size, and the light that these sources have there."""
+        n_pixels = (2 * int(self.sources.half[rows[0]]) + 1) ** 2
+        blank = torch.zeros(len(self.images.images), n_pixels, dtype=torch.float64)
+        own = torch.stack([blank if self.state.light[i] is None else self.state.light[i] for i in rows])
+        return self.canvas.patches(rows, own), own
+
+    def density(self, patch: Patch, rows: np.ndarray, star: bool) -> TypedDensity:
+        """The density of sources of a type; galaxies are to be large enough to be told from stars."""
+        least = None if star else self.log_least_radius[torch.from_numpy(rows)]
+        return TypedDensity(patch, self.prior, star=star, log_least_radius=least)
+
+    def possible(self, rows: np.ndarray, star: bool) -> Tensor:
+        """Which sources may be of a type, as far as their last fits say."""
+        lead = self.state.evidence["star"][rows] - self.state.evidence["galaxy"][rows]
+        return (lead if star else -lead) >= -_HOPELESS
+
+    def _light(self, patch: Patch, rows: np.ndarray) -> Float[Tensor, "b image p"]:
+        """Expected electrons: the two types' images at their modes, by their probabilities."""
+        state = self.state
+        p_star = torch.sigmoid(state.evidence["star"][rows] - state.evidence["galaxy"][rows])
+        total = torch.zeros_like(patch.counts)
+        for name, star, _ in KINDS:
+            u = state.mode[name][rows]
+            density = self.density(patch, rows, star)
+            image = (
+                star_images(patch, u[:, :2])
+                if star
+                else galaxy_images(patch, u[:, :2], u[:, 2], u[:, 3:5], u[:, 5])
+            )
+            share = p_star if star else 1 - p_star
+            total += (share[:, None] * density.electrons(u))[..., None] * image
+        return total
+
+    def _tell(self, rows: np.ndarray, patch: Patch, before: Float[Tensor, "b image p"]) -> Bool[Tensor, "b"]:
+        """Have those neighbours wait for another fit on whose light that of ``rows`` has changed noticeably.
+
+        Changes count in units of the pixels' errors; a neighbour feels one as much as the pixel is bright in
+        its own light.
+
+        Args:
+            before: the light of ``rows`` as their neighbours know it.
+
+        Returns:
+            which of ``rows`` have changed noticeably.
+        """
+        state = self.state
+        light = torch.stack([state.light[i] for i in rows])  # type: ignore[misc]
+        change = patch.mask * (light - before) ** 2 / (patch.background + before)
+        noticeable = change.sum((-2, -1)) > _NOTICEABLE**2
+        changed = rows[noticeable.numpy()]
+        near = np.unique([j for i in changed for j in self.adjacent[i] if not state.waiting[j]]).astype(int)
+        if len(near):
+            for some, news in self.canvas.felt(rows, change, self.sources.batches(near, BATCH)):
+                light = torch.stack([state.light[j] for j in some])  # type: ignore[misc]
+                profile = light / light.amax(-1, keepdim=True).clamp_min(torch.finfo(light.dtype).tiny)
+                state.waiting[some] = ((news * profile).sum((-2, -1)) > _NOTICEABLE**2).numpy()
+        return noticeable
+
+    def moved(self, rows: Int[np.ndarray, "n"], before: Mapping[int, Tensor | None]) -> None:
+        """Have sources wait for a fit that have changed noticeably without one, and those that feel it.
+
+        Args:
+            before: the light of each of ``rows``.
+        """
+        for some in self.sources.batches(rows, BATCH):
+            patch, _ = self.patch(some)
+            noticeable = self._tell(some, patch, torch.stack([before[i] for i in some.tolist()]))  # type: ignore[misc]
+            self.state.waiting[some] |= noticeable.numpy()
+
+    def _places(self, image: int) -> Float[np.ndarray, "s 3"]:
+        """1, x, y of every source, from -1 to 1 over the image."""
+        ny, nx = self.images.images[image].shape
+        xy = 2 * (self.sources.xy[image] + 0.5) / (nx, ny) - 1
+        return np.column_stack((np.ones(len(xy)), xy))
+
+    def _broaden(self, planes: Planes) -> None:
+        self.psf_planes = planes
+        factor = 1 + np.stack([self._places(k) @ slope for k, slope in enumerate(planes.slopes)])
+        covariances = self.sources.psf_covariances * factor.clip(0.5, 2.0)[..., None, None]
+        self.sources = self.canvas.sources = replace(self.sources, psf_covariances=covariances)
+        error = np.full(len(self.sources), np.inf)  # companions found later are faint
+        error[: len(planes.error)] = planes.error
+        least = least_radius(self.sources, planes.scatter, error)
+        if "saturated" in self.table.colnames:  # wings alone do not tell a small size
+            least = np.where(self.table["saturated"], np.maximum(least, _LEAST_SATURATED), least)
+        self.log_least_radius = torch.from_numpy(least).log()
