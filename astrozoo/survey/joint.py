@@ -23,7 +23,7 @@ from torch import Tensor
 
 from astrozoo.infer._subproblem import subproblem_krylov
 from astrozoo.models.celeste_density import TypedDensity
-from astrozoo.survey.modes import BATCH, Modes
+from astrozoo.survey.modes import BATCH, KINDS, Modes
 from astrozoo.survey.partition import Canvas
 
 __all__ = ["settle"]
@@ -148,13 +148,14 @@ def _linearised(job: Modes, rows: Int[np.ndarray, "b"]) -> _Batch:
     patch, own = job.patch(rows)
     p_star = torch.sigmoid(state.evidence["star"][rows] - state.evidence["galaxy"][rows])
     types = {}
-    for name, star in (("star", True), ("galaxy", False)):
+    for name, star, _ in KINDS:
         share = p_star if star else 1 - p_star
         at = torch.nonzero(share > _IN_QUESTION)[:, 0]
         if len(at):
             of = rows[at.numpy()]
             density = job.density(patch, rows, star).take(at)
             types[name] = _Typed.of(density, state.mode[name][of], state.covariance[name][of], share[at], at)
+            state.counts["gradient"] += len(at)
     weight = patch.mask * patch.counts / (patch.background + own) ** 2
     return _Batch(rows, weight.float(), types)
 

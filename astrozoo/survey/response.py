@@ -19,7 +19,7 @@ from torch import Tensor
 
 from astrozoo.models.celeste import Patch
 from astrozoo.models.celeste_density import TypedDensity
-from astrozoo.survey.modes import Modes
+from astrozoo.survey.modes import KINDS, Modes
 
 __all__ = ["Response", "respond"]
 
@@ -96,7 +96,7 @@ def _factor(job: Modes, row: int, weight: Float[Tensor, "image p"]) -> Float[Ten
     near = near[np.sort(distance) <= job.sources.half[row]][:_MOST]
     star = (state.evidence["star"] > state.evidence["galaxy"])[near].numpy()
     changes = []
-    for name, is_star in (("star", True), ("galaxy", False)):
+    for name, is_star, _ in KINDS:
         some = near[star == is_star]
         if len(some):
             seen = job.canvas.patches(some, at=np.full(len(some), row))
