@@ -146,7 +146,7 @@ def _settle(job: Modes, moving: Bool[np.ndarray, "s"]) -> None:
 def _linearised(job: Modes, rows: Int[np.ndarray, "b"]) -> _Batch:
     state = job.state
     patch, own = job.patch(rows)
-    p_star = torch.sigmoid(state.evidence["star"][rows] - state.evidence["galaxy"][rows])
+    p_star = job.p_star(rows)
     types = {}
     for name, star, _ in KINDS:
         share = p_star if star else 1 - p_star

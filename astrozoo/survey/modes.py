@@ -136,11 +136,14 @@ class Modes:
     def repaint(self, fitted: Int[np.ndarray, "n"]) -> None:
         """Paint the light of sources as their modes and evidences have it."""
         for rows in self.sources.batches(fitted, BATCH):
-            patch, own = self.patch(rows)
-            light = self._light(patch, rows)
-            self.canvas.paint(rows, light - own)
-            for k, row in enumerate(rows):
-                self.state.light[row] = light[k]
+            self._show(rows, *self.patch(rows))
+
+    def _show(self, rows: np.ndarray, patch: Patch, own: Float[Tensor, "b image p"]) -> None:
+        """Paint sources of one patch size, whose light was ``own``, as they now are."""
+        light = self._light(patch, rows)
+        self.canvas.paint(rows, light - own)
+        for k, row in enumerate(rows):
+            self.state.light[row] = light[k]
 
     def _save(self) -> None:
         state = self.state
@@ -232,10 +235,13 @@ class Modes:
         lead = self.state.evidence["star"][rows] - self.state.evidence["galaxy"][rows]
         return (lead if star else -lead) >= -_HOPELESS
 
+    def p_star(self, rows: np.ndarray) -> Float[Tensor, "b"]:
+        """Probability of a star, by the evidences of the last fits."""
+        return torch.sigmoid(self.state.evidence["star"][rows] - self.state.evidence["galaxy"][rows])
+
     def _light(self, patch: Patch, rows: np.ndarray) -> Float[Tensor, "b image p"]:
         """Expected electrons: the two types' images at their modes, by their probabilities."""
-        state = self.state
-        p_star = torch.sigmoid(state.evidence["star"][rows] - state.evidence["galaxy"][rows])
+        state, p_star = self.state, self.p_star(rows)
         total = torch.zeros_like(patch.counts)
         for name, star, _ in KINDS:
             u = state.mode[name][rows]

@@ -251,17 +251,22 @@ class Canvas:
         """
         at = rows if at is None else at
         s, b, n = self.sources, len(rows), len(self.counts)
-        light = self.gather(self.model, at)
+        cut = [self._index(at, k) for k in range(n)]
+
+        def taken(flats: list[Tensor]) -> Tensor:
+            return _at_indices(flats, [index for index, _ in cut])
+
+        light = taken(self.model)
         apart = torch.from_numpy(s.xy[:, at] - s.xy[:, rows])[..., None]
 
         def per_source(a: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(np.moveaxis(a[:, rows], 1, 0)))
 
         return Patch(
-            counts=self.gather(self.counts, at),
-            background=self.gather(self.sky, at) + (light if own is None else light - own).clamp(min=0),
-            mask=self.gather(self.weight, at),
-            pixels=torch.stack([self._index(at, k)[1] + apart[k] for k in range(n)], 1),
+            counts=taken(self.counts),
+            background=taken(self.sky) + (light if own is None else light - own).clamp(min=0),
+            mask=taken(self.weight),
+            pixels=torch.stack([pixels + off for (_, pixels), off in zip(cut, apart, strict=True)], 1),
             calibration=per_source(s.calibration),
             band=torch.tensor(self._band).expand(b, n),
             jacobian=per_source(s.jacobian),
@@ -284,7 +289,7 @@ class Canvas:
 
     def gather(self, flats: list[Tensor], rows: Int[np.ndarray, "b"]) -> Float[Tensor, "b image p"]:
         """The pixels of arrays like ``model`` in the patches of sources of one patch size."""
-        return torch.stack([flat[self._index(rows, k)[0]] for k, flat in enumerate(flats)], 1)
+        return _at_indices(flats, [self._index(rows, k)[0] for k in range(len(flats))])
 
     def felt(
         self,
@@ -347,6 +352,10 @@ class Canvas:
             rate = self.sky[k][at] + self.model[k][at].clamp(min=0)
             total.index_add_(0, label, self.weight[k][at] * (self.counts[k][at] * rate.log() - rate))
         return total.numpy()
+
+
+def _at_indices(flats: list[Tensor], indices: list[Int[Tensor, "b p"]]) -> Float[Tensor, "b image p"]:
+    return torch.stack([flat[index] for flat, index in zip(flats, indices, strict=True)], 1)
 
 
 def dispersion(counts: Tensor, sky: Tensor, error: float = PSF_ERROR) -> Tensor:

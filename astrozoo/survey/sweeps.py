@@ -98,7 +98,7 @@ class Sweeps(Modes):
         state.evidence["galaxy"][closed] = state.evidence["star"][closed] - lead[shut]
         state.converged[rows] = ok
         state.waiting[rows] = False
-        self.repaint(rows)
+        self._show(rows, patch, own)
         self._tell(rows, patch, own)
 
     def _correct_sky(self) -> None:
