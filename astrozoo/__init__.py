@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from astrozoo.diagnostics.report import report
     from astrozoo.errors import AstrozooError
     from astrozoo.infer import infer
-    from astrozoo.types import Problem, Result, Status, load
+    from astrozoo.types import Problem, Result, Status, load, stack
 
 __all__ = [
     "AstrozooError",
@@ -29,6 +29,7 @@ __all__ = [
     "load",
     "predictive",
     "report",
+    "stack",
 ]
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ _LAZY = {
     "load": "astrozoo.types",
     "predictive": "astrozoo._predictive",
     "report": "astrozoo.diagnostics.report",
+    "stack": "astrozoo.types",
 }
 
 

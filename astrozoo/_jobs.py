@@ -15,21 +15,20 @@ import numpy as np
 
 from astrozoo._predictive import predictive
 from astrozoo.diagnostics.metrics import compare as comparison_rows
-from astrozoo.diagnostics.metrics import diagnose, scalars, z_scores
+from astrozoo.diagnostics.metrics import diagnose, z_scores
 from astrozoo.diagnostics.report import comparison_report, render, report, write_comparison, write_rows
 from astrozoo.diagnostics.runs import runs
-from astrozoo.diagnostics.sbc import calibration, ranks, sbc_figure
+from astrozoo.diagnostics.sbc import RANKED, calibration, ranks_of, sbc_figure
 from astrozoo.errors import AstrozooError, CaptureError, InputError, OutputError
 from astrozoo.infer import infer
+from astrozoo.infer._common import progress_bar
 from astrozoo.registry import Entry
-from astrozoo.types import Outcome, Page, Problem, Result, load
+from astrozoo.types import Outcome, Page, Problem, Result, load, stack
 
 __all__ = ["CHECKPOINT", "compare", "plain", "sbc", "write"]
 
 CHECKPOINT = "checkpoint"
 """Folder below that of the results where a job may keep work in progress; gone once all is written."""
-RANKED = 99
-"""Draws that the truth is ranked among, evenly chosen: nearly independent where chains are long."""
 _HELD = 20_000_000
 """Data times draws up to which log likelihoods and replicated data are computed."""
 
@@ -128,69 +127,87 @@ def compare(
 
 
 def sbc(
-    entry: Entry, out: Path, *, method: str, guide: str, simulations: int, seed: int, device: str
+    entry: Entry,
+    out: Path,
+    *,
+    method: str,
+    guide: str,
+    simulations: int,
+    batch: int,
+    seed: int,
+    device: str,
 ) -> list[dict[str, Any]]:
     """Simulation-based calibration: simulate, fit, and rank the truth among draws, again and again.
 
-    Writes ``calibration.csv``, ``ranks.csv`` and ``report.html``. Each simulation's ranks are kept in the
+    Writes ``calibration.csv``, ``ranks.csv`` and ``report.html``. Each batch's ranks are kept in the
     folder ``simulations``: the same command goes on from there. A fit that fails or does not converge counts:
     leaving it out would flatter the method; its number is told.
+
+    Args:
+        batch: simulations that are fitted at once.
 
     Returns:
         the rows of :func:`astrozoo.diagnostics.sbc.calibration`.
 
     Raises:
-        InputError: with fewer than 20 simulations, or a folder of other ones.
+        InputError: with fewer than 20 simulations, a folder of other ones, or with simulations whose shapes
+            differ and a batch of several.
     """
     if simulations < 20:
         raise InputError("--simulations", simulations, "20 or more")
     kept = out / "simulations"
     kept.mkdir(exist_ok=True)
-    settings = {"entry": entry.name, "method": method, "guide": guide, "draws": RANKED}
-    found, statuses, labels = [], [], []
-    for at in range(seed, seed + simulations):
-        file = kept / f"{at}.json"
-        if file.exists():
-            held = json.loads(file.read_text())
-            if held["settings"] != settings:
-                raise InputError(f"--out {out}", f"simulations of {held['settings']}", str(settings))
-        else:
-            held = {"settings": settings} | _simulation(entry, at, method, guide, device)
-            _write_json(held, file)
-            print(f"simulation {at}: {held['status']}")
-        labels = held["labels"]
-        found.append(held["ranks"])
-        statuses.append(held["status"])
-    ranks_ = np.asarray(found)
-    rows = calibration(labels, ranks_, RANKED)
-    write_rows(rows, out / "calibration.csv")
-    write_rows([dict(zip(labels, row, strict=True)) for row in found], out / "ranks.csv")
+    rows: list[dict[str, Any]] = []
+    with progress_bar("simulations", simulations, True) as report:
+        for at in range(seed, seed + simulations, batch):
+            seeds = list(range(at, min(at + batch, seed + simulations)))
+            asked = {"entry": entry.name, "method": method, "guide": guide, "draws": RANKED, "seeds": seeds}
+            file = kept / f"{at}.json"
+            if file.exists():
+                held = json.loads(file.read_text())
+                if held["asked"] != asked:
+                    raise InputError(f"--out {out}", f"simulations of {held['asked']}", str(asked))
+            else:
+                held = {"asked": asked, "simulations": _simulations(entry, seeds, method, guide, device)}
+                _write_json(held, file)
+            rows += held["simulations"]
+            report(len(rows), f"{sum(row['status'] == 'converged' for row in rows)} converged")
+    labels = list(rows[0]["ranks"])
+    found = np.asarray([[row["ranks"][label] for label in labels] for row in rows])
+    table = calibration(labels, found, RANKED)
+    write_rows(table, out / "calibration.csv")
+    write_rows([row["ranks"] for row in rows], out / "ranks.csv")
+    statuses = [row["status"] for row in rows]
     ended = [{"status": name, "simulations": statuses.count(name)} for name in sorted(set(statuses))]
-    worst = sorted(range(len(rows)), key=lambda i: rows[i]["p (ecdf)"])[:12]
-    figure = sbc_figure([labels[i] for i in worst], ranks_[:, worst], RANKED)
+    worst = sorted(range(len(table)), key=lambda i: table[i]["p (ecdf)"])[:12]
+    figure = sbc_figure([labels[i] for i in worst], found[:, worst], RANKED)
     caption = "Ranks of the truth, and their ECDF less that of uniform ones; grey: where 95% of calibrated "
     caption += "runs lie. The parameters with the smallest p-values."
-    said = f"By chance alone the smallest of {len(rows)} p-values is about {1 / (len(rows) + 1):.2g}."
-    pages = [Page("Runs", [ended]), Page("Calibration", [rows, said, (figure, caption)])]
-    smallest = min(row["p (ecdf)"] for row in rows)
-    passed = smallest * len(rows) > 0.05
+    said = f"By chance alone the smallest of {len(table)} p-values is about {1 / (len(table) + 1):.2g}."
+    pages = [Page("Runs", [ended]), Page("Calibration", [table, said, (figure, caption)])]
+    smallest = min(row["p (ecdf)"] for row in table)
+    passed = smallest * len(table) > 0.05
     banner = {"kind": "good" if passed else "bad", "head": "Calibrated." if passed else "Not calibrated."}
-    banner["text"] = f"Smallest p-value {smallest:.2g} of {len(rows)}, {simulations} simulations."
+    banner["text"] = f"Smallest p-value {smallest:.2g} of {len(table)}, {simulations} simulations."
     render(out / "report.html", f"{entry.name}: calibration of {method}", [banner], pages)
     print(f"{banner['head']} {banner['text']}\nwritten to {out}")
-    return rows
+    return table
 
 
-def _simulation(entry: Entry, seed: int, method: str, guide: str, device: str) -> dict[str, Any]:
-    data, truth = entry.simulate(seed)
-    problem = entry.problem(data).to(device=device)
-    result = infer(problem, method, guide, seed=seed, **{"progress": False, **entry.options.get(method, {})})
-    kept = {name: x for name, x in result.draws.items() if name in truth}
-    held = scalars(replace(result, draws=kept))
-    flat = held.draws.reshape(-1, len(held))
-    thin = flat[np.linspace(0, len(flat) - 1, RANKED).round().astype(int)]
-    true = np.concatenate([np.ravel(np.asarray(truth[name], float)) for name in kept])
-    return {"labels": held.labels, "ranks": ranks(thin, true, seed).tolist(), "status": result.status.value}
+def _simulations(
+    entry: Entry, seeds: Sequence[int], method: str, guide: str, device: str
+) -> list[dict[str, Any]]:
+    """Simulate and fit, all at once; of each how it ended, and the ranks of its truth."""
+    data, truths = zip(*(entry.simulate(seed) for seed in seeds), strict=True)
+    problem = stack([entry.problem(one) for one in data]).to(device=device)
+    result = infer(
+        problem, method, guide, seed=seeds[0], **{"progress": False, **entry.options.get(method, {})}
+    )
+    fits = zip(seeds, truths, (result.take(i) for i in range(len(seeds))), strict=True)
+    return [
+        {"seed": seed, "status": fit.status.value, "ranks": ranks_of(fit, truth, seed)}
+        for seed, truth, fit in fits
+    ]
 
 
 def write(outcome: Outcome, out: Path) -> None:

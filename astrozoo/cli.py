@@ -224,6 +224,7 @@ def sbc(
     model: _Model,
     out: _Out,
     simulations: Annotated[int, typer.Option("--simulations", min=20, help="How many data sets.")] = 100,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Data sets that are fitted at once.")] = 20,
     method: Annotated[str | None, typer.Option("--method", help="See `astrozoo show MODEL`.")] = None,
     guide: _Guide = None,
     seed: _Seed = 0,
@@ -236,7 +237,9 @@ def sbc(
     _check_device(device)
     from astrozoo._jobs import sbc as job
 
-    job(entry, out, method=method, guide=guide, simulations=simulations, seed=seed, device=device)
+    job(
+        entry, out, method=method, guide=guide, simulations=simulations, batch=batch, seed=seed, device=device
+    )
 
 
 @app.command("report", epilog="Example: [bold]astrozoo report results/posterior.nc --out report.html[/]")

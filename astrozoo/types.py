@@ -24,7 +24,7 @@ from astrozoo.errors import DataError, InputError, OutputError, UnknownNameError
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Objective", "Outcome", "Page", "Problem", "Result", "Status", "environment", "load"]
+__all__ = ["Objective", "Outcome", "Page", "Problem", "Result", "Status", "environment", "load", "stack"]
 
 
 class Status(enum.StrEnum):
@@ -187,6 +187,44 @@ class Problem:
         return replace(self, args=pytree.tree_map(move, self.args), start=start)
 
 
+def stack(problems: Sequence[Problem]) -> Problem:
+    """Independent problems of one model as one batched problem, which a single call infers.
+
+    Args:
+        problems: with the same model and settings, and data of the same shapes; names of axes, coordinates,
+            guides and objectives are those of the first.
+
+    Raises:
+        InputError: if there are none, if one is a batch already, or if they are not alike.
+    """
+    if not problems:
+        raise InputError("problems", "none", "at least one")
+    if any(problem.batch is not None for problem in problems):
+        raise InputError("problems", "one that is a batch", "problems with batch=None")
+
+    def kind(problem: Problem) -> tuple[Any, ...]:
+        leaves, tree = pytree.tree_flatten((problem.args, dict(problem.start)))
+        model = hashlib.sha256()
+        hash_into(model, (problem.name, problem.model))
+        told = [(tuple(x.shape), x.dtype) if isinstance(x, Tensor) else x for x in leaves]
+        return told, str(tree), model.hexdigest()
+
+    first = kind(problems[0])
+    for i, problem in enumerate(problems):
+        here = kind(problem)
+        if here != first:
+            names = ("data", "tree of data", "model or its settings")
+            at = next(k for k in range(3) if here[k] != first[k])
+            raise InputError(f"problems[{i}]", f"{names[at]} {here[at]}", f"those of the first, {first[at]}")
+
+    def join(*leaves: Any) -> Any:
+        return torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
+
+    args = pytree.tree_map(join, *(problem.args for problem in problems))
+    start = {name: torch.stack([problem.start[name] for problem in problems]) for name in problems[0].start}
+    return replace(problems[0], args=args, start=start, batch=len(problems))
+
+
 @dataclass(frozen=True, eq=False)
 class Result:
     """What every backend returns.
@@ -249,6 +287,36 @@ class Result:
                 held["covariance"] = (("problem", "coordinate", "coordinate_"), self.covariance)
             out["approximation"] = xr.Dataset(held)
         return {name: data for name, data in out.items() if data.data_vars}
+
+    def take(self, problem: int) -> Result:
+        """The result of one problem of a batch; counts and seconds in ``stats`` stay those of the batch.
+
+        Raises:
+            InputError: if the result is not of a batch, or the batch has no such problem.
+        """
+        if not 0 <= problem < len(self.statuses):
+            raise InputError(
+                "problem", problem, f"0 to {len(self.statuses) - 1}" if self.statuses else "a batch"
+            )
+
+        def sampled(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {name: x[:, :, problem] if x.ndim > 2 else x for name, x in arrays.items()}
+
+        one = slice(problem, problem + 1)
+        return replace(
+            self,
+            draws=sampled(self.draws),
+            status=self.statuses[problem],
+            statuses=(),
+            sample_stats=sampled(self.sample_stats),
+            trace={name: x[:, one] if x.ndim > 1 else x for name, x in self.trace.items()},
+            location=None if self.location is None else self.location[one],
+            covariance=None if self.covariance is None else self.covariance[one],
+            observed={name: x[problem] for name, x in self.observed.items()},
+            log_likelihood=sampled(self.log_likelihood),
+            log_prior=sampled(self.log_prior),
+            predictive=sampled(self.predictive),
+        )
 
     def _dataset(self, arrays: Mapping[str, np.ndarray], leading: tuple[str, ...]) -> xr.Dataset:
         import xarray as xr

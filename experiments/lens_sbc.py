@@ -34,15 +34,13 @@ import astrozoo
 from astrozoo.density import log_density
 from astrozoo.diagnostics.arviz import ess, r_hat
 from astrozoo.diagnostics.metrics import scalars
-from astrozoo.diagnostics.sbc import calibration, ranks, sbc_figure
+from astrozoo.diagnostics.sbc import RANKED, calibration, ranks_of, sbc_figure
 from astrozoo.errors import InputError
 from astrozoo.models.strong_lens import problem, simulate
 from astrozoo.types import Problem, Result
 
-__all__ = ["LEVELS", "RANKED", "batch", "main", "ranked", "truth_density"]
+__all__ = ["LEVELS", "batch", "main", "ranked", "truth_density"]
 
-RANKED = 99
-"""Draws that a truth is ranked among, evenly chosen; chains with fewer effective draws are counted."""
 LEVELS = (0.68, 0.95)
 SHOWN = ("einstein_radius", "slope", "shear[component=1]", "shear[component=2]", "log density")
 MISSED = 10.0
@@ -64,21 +62,19 @@ def ranked(
         density: of the truths, see :func:`truth_density`.
     """
     rows = []
+    lp = {"log density": result.sample_stats["lp"]}
+    whole = replace(result, draws={name: x.astype(float) for name, x in (result.draws | lp).items()})
     for i, (truth, seed) in enumerate(zip(truths, seeds, strict=True)):
-        lp = result.sample_stats["lp"][:, :, i]
-        draws = {name: x[:, :, i].astype(float) for name, x in result.draws.items()} | {"log density": lp}
-        held = scalars(replace(result, draws=draws, sample_stats={}, statuses=(), location=None))
-        flat = held.draws.reshape(-1, len(held))
-        thin = flat[np.linspace(0, len(flat) - 1, RANKED).round().astype(int)]
-        true = np.concatenate([*(np.ravel(truth[name].numpy()) for name in result.draws), density[i : i + 1]])
+        fit = whole.take(i)
+        draws = scalars(fit).draws
         rows.append(
             {
                 "seed": seed,
-                "ranks": dict(zip(held.labels, ranks(thin, true, seed).tolist(), strict=True)),
-                "status": result.statuses[i].value,
-                "R-hat": float(r_hat(held.draws).max()),
-                "effective draws": float(ess(held.draws, "bulk").min()),
-                "missed": bool(density[i] > lp.max() + MISSED),
+                "ranks": ranks_of(fit, {**truth, "log density": density[i]}, seed),
+                "status": fit.status.value,
+                "R-hat": float(r_hat(draws).max()),
+                "effective draws": float(ess(draws, "bulk").min()),
+                "missed": bool(density[i] > fit.draws["log density"].max() + MISSED),
             }
         )
     return rows

@@ -173,30 +173,45 @@ def test_compare_takes_seeds_and_a_saved_reference(line, tmp_path):
     assert call("compare", "line", "--methods", "laplace", *other) == 2
 
 
-def test_a_simulation_ranks_the_truth_among_the_draws(line):
-    told = _jobs._simulation(line, 3, "laplace", "mean_field", "cpu")
-    assert told["labels"] == ["slope[slope_dim_0=0]", "slope[slope_dim_0=1]"]
-    assert told["status"] == "converged"
-    assert all(0 <= rank <= _jobs.RANKED for rank in told["ranks"])
+def test_simulations_rank_each_truth_among_its_own_draws(line):
+    together = _jobs._simulations(line, [3, 4, 5], "laplace", "mean_field", "cpu")
+    assert [row["seed"] for row in together] == [3, 4, 5]
+    for row in together:
+        assert list(row["ranks"]) == ["slope[slope_dim_0=0]", "slope[slope_dim_0=1]"]
+        assert row["status"] == "converged"
+    data, truth = line.simulate(4)
+    result = _jobs.infer(line.problem(data), "laplace", seed=0, draws=4000, progress=False)
+    ranks = together[1]["ranks"].values()
+    for rank, draws, true in zip(ranks, result.draws["slope"][0].T, truth["slope"], strict=True):
+        share = (draws < true.item()).mean()  # 99 draws of the batched fit, against 4000 of one alone
+        assert abs(rank / 99 - share) < 5 * (share * (1 - share) / 99) ** 0.5 + 0.01
 
 
 def test_sbc_goes_on_where_it_was_and_tells_what_is_not_calibrated(line, tmp_path, monkeypatch, capsys):
-    def simulation(entry, seed, *settings):
-        rng = np.random.default_rng(seed)
-        ranks = [int(rng.integers(0, 100)), int(rng.integers(40, 60))]  # the second: draws far too wide
-        return {"labels": ["right", "wide"], "ranks": ranks, "status": "converged"}
+    asked = []
 
-    monkeypatch.setattr(_jobs, "_simulation", simulation)
-    words = ("sbc", "line", "--simulations", 60, "--out", tmp_path)
+    def simulations(entry, seeds, *settings):
+        asked.append(list(seeds))
+        rngs = [np.random.default_rng(seed) for seed in seeds]
+        ranks = [(int(rng.integers(0, 100)), int(rng.integers(40, 60))) for rng in rngs]  # draws far too wide
+        return [
+            {"seed": seed, "ranks": {"right": right, "wide": wide}, "status": "converged"}
+            for seed, (right, wide) in zip(seeds, ranks, strict=True)
+        ]
+
+    monkeypatch.setattr(_jobs, "_simulations", simulations)
+    words = ("sbc", "line", "--simulations", 60, "--batch", 25, "--out", tmp_path)
     assert call(*words) == 0
+    assert asked == [list(range(25)), list(range(25, 50)), list(range(50, 60))]
     first = (tmp_path / "calibration.csv").read_text()
     rows = {row["parameter"]: row for row in csv.DictReader(first.splitlines())}
     assert float(rows["right"]["p (ecdf)"]) > 0.001 > float(rows["wide"]["p (ecdf)"])
     assert float(rows["wide"]["coverage of 50%"]) == 1
-    (tmp_path / "simulations" / "3.json").unlink()
     assert "Not calibrated." in capsys.readouterr().out
+    (tmp_path / "simulations" / "25.json").unlink()
+    asked.clear()
     assert call(*words) == 0
-    assert capsys.readouterr().out.count("simulation ") == 1
+    assert asked == [list(range(25, 50))]
     assert (tmp_path / "calibration.csv").read_text() == first
     assert "converged" in (tmp_path / "report.html").read_text()
     assert call(*words, "--method", "hmc") == 2

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from astrozoo.errors import DataError, InputError, OutputError
-from astrozoo.types import Problem, Result, Status, load
+from astrozoo.types import Problem, Result, Status, load, stack
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,60 @@ def test_a_site_may_be_called_as_its_axis_is(tmp_path):
     np.testing.assert_array_equal(back.draws["colour"], result.draws["colour"])
     posterior = back.to_arviz()["posterior"]
     assert list(posterior["colour"].coords["colour_"].values) == ["g", "r", "i"]
+
+
+def test_one_problem_of_a_batch_is_a_result_of_its_own(tmp_path):
+    result = Result(
+        {"b": np.arange(24.0).reshape(2, 2, 3, 2)},
+        Status.DIVERGED,
+        0,
+        "m",
+        "laplace",
+        sample_stats={"lp": np.arange(12.0).reshape(2, 2, 3)},
+        trace={"elbo": np.arange(12.0).reshape(4, 3), "seconds": np.arange(4.0)},
+        statuses=(Status.CONVERGED, Status.DIVERGED, Status.CONVERGED),
+        location=np.arange(6.0).reshape(3, 2),
+        covariance=np.arange(12.0).reshape(3, 2, 2),
+        observed={"y": np.arange(3.0)},
+    )
+    one = result.take(1)
+    np.testing.assert_array_equal(one.draws["b"], result.draws["b"][:, :, 1])
+    np.testing.assert_array_equal(one.sample_stats["lp"], result.sample_stats["lp"][:, :, 1])
+    np.testing.assert_array_equal(one.trace["elbo"][:, 0], result.trace["elbo"][:, 1])
+    np.testing.assert_array_equal(one.covariance[0], result.covariance[1])
+    assert (one.status, one.statuses, one.observed["y"]) == (Status.DIVERGED, (), 1.0)
+    assert one.groups()["posterior"]["b"].dims == ("chain", "draw", "b_dim_0")
+    np.testing.assert_array_equal(load(one.save(tmp_path / "r.nc")).draws["b"], one.draws["b"])
+    for bad, said in ((result, "0 to 2"), (one, "a batch")):
+        with pytest.raises(InputError, match=said):
+            bad.take(3)
+
+
+def test_alike_problems_stack_into_a_batch():
+    parts = [Problem(Settings(X), ({"x": X + i}, 4), start={"a": X[i]}) for i in range(3)]
+    whole = stack(parts)
+    assert whole.batch == 3
+    torch.testing.assert_close(whole.args[0]["x"], torch.stack([X, X + 1, X + 2]))
+    assert whole.args[1] == 4
+    torch.testing.assert_close(whole.start["a"], X)
+    assert whole.model is parts[0].model
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ([], "at least one"),
+        ([Problem(Settings(X), (X,)), Problem(Settings(X), (X,), batch=3)], "a batch"),
+        ([Problem(Settings(X), (X,)), Problem(Settings(X), (X[:2],))], r"problems\[1\]: got data"),
+        ([Problem(Settings(X), (X, 1)), Problem(Settings(X), (X, 2))], r"problems\[1\]: got data"),
+        ([Problem(Settings(X), (X,)), Problem(Settings(X + 1), (X,))], "model or its settings"),
+        ([Problem(Settings(X), (X,)), Problem(Settings(X), ([X],))], "tree of data"),
+        ([Problem(Settings(X), (X,)), Problem(Settings(X), (X,), start={"a": X})], r"problems\[1\]"),
+    ],
+)
+def test_unlike_problems_do_not_stack(others, said):
+    with pytest.raises(InputError, match=said):
+        stack(others)
 
 
 def test_to_arviz_has_the_groups_and_coordinates():

@@ -6,6 +6,8 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,16 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from scipy import stats
 
+from astrozoo.diagnostics.metrics import scalars
 from astrozoo.errors import InputError
+from astrozoo.types import Result
 
-__all__ = ["LEVELS", "calibration", "ecdf_band", "ranks", "sbc_figure"]
+__all__ = ["LEVELS", "RANKED", "calibration", "ecdf_band", "ranks", "ranks_of", "sbc_figure"]
 
 LEVELS = (0.5, 0.8, 0.95)
 """Of the central intervals whose coverage is counted."""
+RANKED = 99
+"""Draws that a truth is ranked among, evenly chosen: nearly independent where chains are long."""
 _NULL = 2000
 
 
@@ -29,6 +35,17 @@ def ranks(
     rng = np.random.default_rng(seed)
     below, same = (draws < truth).sum(0), (draws == truth).sum(0)
     return below + rng.integers(0, same + 1)
+
+
+def ranks_of(result: Result, truth: Mapping[str, Any], seed: int) -> dict[str, int]:
+    """Of one fit: the rank of every scalar that has a truth among :data:`RANKED` draws, by its label."""
+    held = scalars(replace(result, draws={name: x for name, x in result.draws.items() if name in truth}))
+    flat = held.draws.reshape(-1, len(held))
+    thin = flat[np.linspace(0, len(flat) - 1, RANKED).round().astype(int)]
+    true = np.concatenate(
+        [np.ravel(np.asarray(truth[name], float)) for name in result.draws if name in truth]
+    )
+    return dict(zip(held.labels, ranks(thin, true, seed).tolist(), strict=True))
 
 
 def _lowest_tail(counts: Int[np.ndarray, "*b point"], n: int, at: np.ndarray) -> Float[np.ndarray, "*b"]:

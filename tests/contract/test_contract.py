@@ -91,6 +91,16 @@ def test_the_captured_density_is_that_of_pyro(name):
         )
 
 
+@pytest.mark.parametrize("name", _ENTRIES)
+def test_simulations_stack_into_a_batch_of_the_same_densities(name):
+    entry = astrozoo.get(name)
+    parts = [simulated(name)[0], entry.problem(entry.simulate(seed=1)[0])]
+    target = log_density(astrozoo.stack(parts), compile="never")
+    z = target.initial(2)
+    alone = [log_density(part, compile="never").values(z[i : i + 1]) for i, part in enumerate(parts)]
+    torch.testing.assert_close(target.values(z), torch.cat(alone), rtol=1e-12, atol=0)
+
+
 def _by_pyro(problem, layout, truth, z):
     """log p of the continuous latents in unconstrained space, by Pyro, summed over the discrete ones."""
     values = layout.constrain(z)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from astrozoo.density import log_density
+from astrozoo.diagnostics.sbc import RANKED
 from astrozoo.errors import InputError
 from astrozoo.models.strong_lens import problem, simulate
 from astrozoo.types import Result, Status
@@ -54,7 +55,7 @@ def test_ranks_are_those_of_each_lens_and_tell_of_missed_modes(tmp_path, capsys)
     rows = lens_sbc.ranked(result, truths, density, seeds)
     assert [row["seed"] for row in rows if row["missed"]] == [7]
     assert len(rows[0]["ranks"]) == sum(x.numel() for x in truths[0].values()) + 1
-    flat = result.draws["slope"][:, :, 5].ravel()[np.linspace(0, 239, lens_sbc.RANKED).round().astype(int)]
+    flat = result.draws["slope"][:, :, 5].ravel()[np.linspace(0, 239, RANKED).round().astype(int)]
     assert rows[5]["ranks"]["slope"] == (flat < truths[5]["slope"].item()).sum()
     part = {"rows": rows, "seconds": 30.0, "stages": {"search": 10.0, "laplace": 5.0, "hmc": 15.0}}
     lens_sbc.report([part], tmp_path)
