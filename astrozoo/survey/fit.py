@@ -123,14 +123,15 @@ def fit_field(
     store = Checkpoint(checkpoint, key)
     started = time.perf_counter()
     job = Sweeps(images, table, prior, seed, progress, store)
-    for sweeps in _SEARCHES if catalog is None else ():
+    while catalog is None and job.state.searches < len(_SEARCHES):
         # before what is blended settles: a source that stands for two goes astray between them
-        job.run(min(sweeps, max_sweeps), fit_sky)
+        job.run(min(_SEARCHES[job.state.searches], max_sweeps), fit_sky)
         more = job.companions()
-        if not len(more):
-            break
-        table = vstack([table, more], metadata_conflicts="silent")
-        job = Sweeps(images, table, prior, seed, progress, store, earlier=job)
+        if len(more):
+            table = vstack([job.table, more], metadata_conflicts="silent")
+            job = Sweeps(images, table, prior, seed, progress, store, earlier=job)
+        else:
+            job.state.searches = len(_SEARCHES)
     job.run(max_sweeps, fit_sky)
     clock["fit"] = time.perf_counter() - started
     started = time.perf_counter()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from astropy.table import Table
+from astropy.table import Table, vstack
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -35,12 +35,17 @@ BATCH = 64
 _NOTICEABLE = 0.1  # [sigma] a change of neighbours' light on a source's own that calls for another fit
 _HOPELESS = 40.0  # [nats] by which a type's evidence must fall short to be ruled out for good
 _LEAST_SATURATED = 1.0  # [arcsec] half-light radius of a galaxy whose core is masked
+_COMPANION = "companion_"  # columns of the table of companions, in a checkpoint
 _SURE = 10.0  # signal to noise of fluxes whose ratio is taken for a starting colour
 
 
 @dataclass
 class _State:
-    """What the sweeps work on: modes, inverse curvatures and evidences of both types of every source."""
+    """What the sweeps work on: modes, inverse curvatures and evidences of both types of every source.
+
+    Args:
+        searches: how often companions have been looked for.
+    """
 
     mode: dict[str, Tensor]
     covariance: dict[str, Tensor]
@@ -50,6 +55,7 @@ class _State:
     waiting: np.ndarray
     sweep: int = 0
     colour: int = 0
+    searches: int = 0
     counts: dict[str, int] = field(
         default_factory=lambda: {"value": 0, "gradient": 0, "hvp": 0, "hessian": 0}
     )
@@ -59,7 +65,8 @@ class Modes:
     """Modes, curvatures, evidences and light of every source, kept in a checkpoint and taken up from it.
 
     Args:
-        earlier: the same with fewer sources, the first of ``table``, to go on from.
+        table: the sources; a checkpoint adds the companions that it knows of.
+        earlier: the same with fewer sources, the first of ``table``, to go on from; its canvas is taken over.
     """
 
     def __init__(
@@ -73,20 +80,28 @@ class Modes:
         earlier: Modes | None = None,
     ) -> None:
         self.checkpoint = checkpoint
-        self.turn: int = 0 if earlier is None else earlier.turn + 1
+        self.detected: int = len(table) if earlier is None else earlier.detected
+        held = checkpoint.load("state") if earlier is None else None
+        if held is not None:
+            table = _with_companions(table, held)
         self.images, self.table, self.prior, self.seed, self.progress = images, table, prior, seed, progress
         ra, dec = np.asarray(table["ra"], float), np.asarray(table["dec"], float)
         extent = np.asarray(table["a"], float) if "a" in table.colnames else np.full(len(table), 2.0)
         self.sources = self._sized(Sources.locate(images, ra, dec, half_sizes(extent)))
-        self.canvas = Canvas(images, self.sources, prior.bands)
+        if earlier is None:
+            self.canvas = Canvas(images, self.sources, prior.bands)
+        else:
+            self.canvas = earlier.canvas.of(self.sources)
         self.log_least_radius = torch.full((len(self.sources),), -torch.inf, dtype=torch.float64)
         self.adjacent = neighbours(self.sources)
         self.colour = colouring(self.adjacent)
         self.state, self.sky_corrected = self._start(), False
         self.psf_planes: Planes | None = None
-        if earlier is not None:
+        if earlier is None:
+            self._resume(held)
+        else:
             self._inherit(earlier)
-        self._resume()
+            self._save()
 
     def _sized(self, sources: Sources) -> Sources:
         """With patches that hold the wings of bright sources too."""
@@ -105,21 +120,21 @@ class Modes:
         for name, _, _ in KINDS:
             for part in ("mode", "covariance", "evidence"):
                 getattr(state, part)[name][:n] = getattr(before, part)[name]
-        state.converged[:n] = before.converged
-        state.counts, state.sweep = before.counts, before.sweep
-        self.canvas.sky, self.sky_corrected = earlier.canvas.sky, earlier.sky_corrected
+        state.converged[:n], state.waiting[:n] = before.converged, before.waiting
+        state.counts, state.sweep, state.searches = before.counts, before.sweep, before.searches + 1
+        state.light[:n] = before.light
+        self.sky_corrected = earlier.sky_corrected
         if earlier.psf_planes is not None:
             self._broaden(earlier.psf_planes)
-        state.waiting[:n] = before.waiting
-        for row in range(n, len(self.sources)):
+        new = np.arange(n, len(self.sources))
+        for row in new:
             state.waiting[self.adjacent[row]] = True
-        self.repaint(np.arange(len(self.sources)))
+        self.repaint(new)
 
-    def _resume(self) -> None:
+    def _resume(self, held: Mapping[str, np.ndarray] | None) -> None:
         """Take up the work of a checkpoint: its state, its sky, and the light of what it had fitted."""
-        held, sky, state = self.checkpoint.load(f"state-{self.turn}"), self.checkpoint.load("sky"), self.state
-        psf = self.checkpoint.load("psf")
-        if psf is not None and self.psf_planes is None:
+        sky, psf, state = self.checkpoint.load("sky"), self.checkpoint.load("psf"), self.state
+        if psf is not None:
             self._broaden(Planes(psf["slopes"], float(psf["scatter"]), psf["error"]))
         if sky is not None:
             self.sky_corrected = True
@@ -130,7 +145,8 @@ class Modes:
             for part in ("mode", "covariance", "evidence"):
                 getattr(state, part)[name] = torch.from_numpy(held[f"{part}_{name}"])
         state.converged, state.waiting = torch.from_numpy(held["converged"]), held["waiting"]
-        state.sweep, state.colour = int(held["sweep"]), int(held["colour"])
+        for count in ("sweep", "colour", "searches"):
+            setattr(state, count, int(held[count]))
         self.repaint(np.flatnonzero(held["fitted"]))
 
     def repaint(self, fitted: Int[np.ndarray, "n"]) -> None:
@@ -155,11 +171,13 @@ class Modes:
         held |= {
             "converged": state.converged.numpy(),
             "waiting": state.waiting,
-            "sweep": np.asarray(state.sweep),
-            "colour": np.asarray(state.colour),
+            **{count: np.asarray(getattr(state, count)) for count in ("sweep", "colour", "searches")},
             "fitted": np.array([light is not None for light in state.light], bool),
         }
-        self.checkpoint.save(f"state-{self.turn}", held)
+        companions = self.table[self.detected :]
+        if len(companions):
+            held |= {f"{_COMPANION}{name}": np.asarray(companions[name]) for name in companions.colnames}
+        self.checkpoint.save("state", held)
 
     def _start(self) -> _State:
         n, nb = len(self.sources), len(self.prior.bands)
@@ -308,3 +326,9 @@ class Modes:
         if "saturated" in self.table.colnames:  # wings alone do not tell a small size
             least = np.where(self.table["saturated"], np.maximum(least, _LEAST_SATURATED), least)
         self.log_least_radius = torch.from_numpy(least).log()
+
+
+def _with_companions(table: Table, held: Mapping[str, np.ndarray]) -> Table:
+    """The sources of a checkpoint: those of the table, and the companions found since."""
+    columns = {name.removeprefix(_COMPANION): x for name, x in held.items() if name.startswith(_COMPANION)}
+    return vstack([table, Table(columns)], metadata_conflicts="silent") if columns else table

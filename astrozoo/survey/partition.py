@@ -7,6 +7,7 @@ brightness, which would bias sizes and fluxes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -213,6 +214,12 @@ class Canvas:
             usable = torch.isfinite(self.sky[k]) & (self.sky[k] > 0)
             self.sky[k] = torch.where(usable, self.sky[k], 1.0)
         self.weight = [m / dispersion(c, s) for m, c, s in zip(self.mask, self.counts, self.sky, strict=True)]
+
+    def of(self, sources: Sources) -> Canvas:
+        """The same pixels and the light painted on them, for other sources."""
+        other = copy(self)
+        other.sources = sources
+        return other
 
     def _padded(self, array: np.ndarray, fill: float) -> Tensor:
         return torch.from_numpy(np.pad(array.astype(np.float64), self.pad, constant_values=fill)).flatten()

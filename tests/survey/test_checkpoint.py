@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from astropy.table import Table
 
 from astrozoo.data.images import Field, GaussianMixture
 from astrozoo.data.psf import MixturePsf
 from astrozoo.data.simulate import simulate_field
 from astrozoo.errors import DataError, InputError, OutputError
 from astrozoo.survey import checkpoint as checkpointing
+from astrozoo.survey import fit as fitting
 from astrozoo.survey.checkpoint import Checkpoint, fingerprint
+from astrozoo.survey.detect import detect
 from astrozoo.survey.fit import FieldFit, Sweeps, fit_field
 
 SETTINGS: dict[str, Any] = {"draws": 32, "progress": False, "max_sweeps": 2}
@@ -161,3 +164,36 @@ def test_a_fit_interrupted_between_batches_goes_on_to_the_same_answer(
         np.testing.assert_allclose(a, b, rtol=1e-6)
     with pytest.raises(InputError, match="another field"):
         fit_field(images, seed=1, checkpoint=tmp_path / "kept", **SETTINGS)
+
+
+@pytest.mark.parametrize("at", [3, 4])
+def test_companions_that_were_found_are_not_looked_for_again(
+    images: Field, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """A search of the same model, its light painted in another order, may find others."""
+    table = detect(images)
+    monkeypatch.setattr(fitting, "detect", lambda images: table[1:])  # the residuals show the first
+    searched: list[int] = []
+    plain = Sweeps.companions
+
+    def counted(self: Sweeps) -> Table:
+        searched.append(len(self.sources))
+        return plain(self)
+
+    monkeypatch.setattr(Sweeps, "companions", counted)
+    settings = SETTINGS | {"max_sweeps": 4}
+    straight = fit_field(images, **settings)
+    assert searched == [len(table) - 1, len(table)]
+    assert len(straight.detections) == len(table)
+    with monkeypatch.context() as patched:
+        interrupt(patched, at, [])
+        with pytest.raises(KeyboardInterrupt):
+            fit_field(images, checkpoint=tmp_path / "kept", **settings)
+    searched.clear()
+    again = fit_field(images, checkpoint=tmp_path / "kept", **settings)
+    assert len(table) - 1 not in searched
+    for name in straight.detections.colnames:
+        np.testing.assert_array_equal(again.detections[name], straight.detections[name], err_msg=name)
+        assert again.detections[name].unit == straight.detections[name].unit
+    np.testing.assert_allclose(again.p_star, straight.p_star, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(again.draws["log_flux"], straight.draws["log_flux"], rtol=1e-6, atol=1e-6)
