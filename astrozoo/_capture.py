@@ -140,7 +140,8 @@ class Layout:
             if s.name in parts:
                 x = parts[s.name].view(s.unconstrained_shape)
                 values[s.name] = s.transform(x)
-                total = total + s.transform.log_abs_det_jacobian(x, values[s.name]).sum()
+                if _elementwise(s.transform) != []:  # it is not the identity
+                    total = total + s.transform.log_abs_det_jacobian(x, values[s.name]).sum()
         return {name: values[name] for name in names}, total
 
     @staticmethod

@@ -162,7 +162,9 @@ class Graph:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 from torch._inductor.compile_fx import compile_fx  # slow to import, and warns
+                from torch._inductor.constant_folding import constant_fold
 
+                constant_fold(self.run)  # type: ignore[arg-type]
                 compiled: Any = compile_fx(self.run, list(inputs))  # type: ignore[arg-type]
                 got = compiled(*inputs)
         except Exception as error:  # whatever a compiler may raise: the graph itself still runs
