@@ -105,7 +105,7 @@ def main(supersamples: list[int], out: Path | None, **options: Any) -> None:
                 "status": result.status.value,
                 "seconds": f"{seconds:.1f}",
                 **{f"{name} s": f"{value:.1f}" for name, value in stages.items()},
-                "of it compiling s": f"{result.stats['compile_seconds']:.1f}",
+                "compiling s": f"{result.stats['compile_seconds']:.1f}",
                 "gradients a chain": result.stats["gradients_per_chain"],
                 "draws": result.draws["slope"].size,
                 "R-hat": f"{r_hat:.4f}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -46,7 +48,18 @@ def test_it_finds_the_higher_mode_and_its_moments(problem):
     assert z[:, 1].std() == pytest.approx(sd, rel=5 / 1000**0.5)
     assert len(set(np.sign(z[:, 0]))) == 1
     assert set(result.stats["stage_seconds"]) == {"search", "laplace", "hmc"}
+    assert result.stats["run_seconds"] == sum(result.stats["stage_seconds"].values())
     assert 1 <= result.stats["modes"]["at_best"][0] <= 16
+
+
+def test_compiling_is_apart_from_the_stages(problem):
+    began = time.monotonic()
+    result = astrozoo.infer(problem, "auto", **SMALL | {"compile": "always"})
+    whole = time.monotonic() - began
+    compiling, stages = result.stats["compile_seconds"], result.stats["stage_seconds"]
+    assert compiling > 0
+    assert all(seconds > 0 for seconds in stages.values())
+    assert sum(stages.values()) + compiling <= whole
 
 
 def test_single_precision_agrees_and_a_start_takes_the_place_of_the_search(problem):
