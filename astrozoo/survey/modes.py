@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from astrozoo.data.images import Field
+from astrozoo.errors import DataError
 from astrozoo.models.celeste import Patch, Prior, galaxy_images, star_images
 from astrozoo.models.celeste_density import TypedDensity
 from astrozoo.survey.checkpoint import Checkpoint
@@ -35,7 +36,8 @@ BATCH = 64
 _NOTICEABLE = 0.1  # [sigma] a change of neighbours' light on a source's own that calls for another fit
 _HOPELESS = 40.0  # [nats] by which a type's evidence must fall short to be ruled out for good
 _LEAST_SATURATED = 1.0  # [arcsec] half-light radius of a galaxy whose core is masked
-_COMPANION = "companion_"  # columns of the table of companions, in a checkpoint
+_COMPANION, _PSF = "companion_", "psf_"  # of names in a checkpoint
+_COUNTS = ("sweep", "colour", "searches", "skies", "begun")
 _SURE = 10.0  # signal to noise of fluxes whose ratio is taken for a starting colour
 
 
@@ -45,6 +47,8 @@ class _State:
 
     Args:
         searches: how often companions have been looked for.
+        skies: how often the sky has been corrected.
+        begun: whether a sweep is: what follows its fits is yet to come, though nothing may wait any more.
     """
 
     mode: dict[str, Tensor]
@@ -56,6 +60,8 @@ class _State:
     sweep: int = 0
     colour: int = 0
     searches: int = 0
+    skies: int = 0
+    begun: int = 0
     counts: dict[str, int] = field(
         default_factory=lambda: {"value": 0, "gradient": 0, "hvp": 0, "hessian": 0}
     )
@@ -95,7 +101,7 @@ class Modes:
         self.log_least_radius = torch.full((len(self.sources),), -torch.inf, dtype=torch.float64)
         self.adjacent = neighbours(self.sources)
         self.colour = colouring(self.adjacent)
-        self.state, self.sky_corrected = self._start(), False
+        self.state = self._start()
         self.psf_planes: Planes | None = None
         if earlier is None:
             self._resume(held)
@@ -122,8 +128,7 @@ class Modes:
                 getattr(state, part)[name][:n] = getattr(before, part)[name]
         state.converged[:n], state.waiting[:n] = before.converged, before.waiting
         state.counts, state.sweep, state.searches = before.counts, before.sweep, before.searches + 1
-        state.light[:n] = before.light
-        self.sky_corrected = earlier.sky_corrected
+        state.light[:n], state.skies = before.light, before.skies
         if earlier.psf_planes is not None:
             self._broaden(earlier.psf_planes)
         new = np.arange(n, len(self.sources))
@@ -133,20 +138,27 @@ class Modes:
 
     def _resume(self, held: Mapping[str, np.ndarray] | None) -> None:
         """Take up the work of a checkpoint: its state, its sky, and the light of what it had fitted."""
-        sky, psf, state = self.checkpoint.load("sky"), self.checkpoint.load("psf"), self.state
-        if psf is not None:
-            self._broaden(Planes(psf["slopes"], float(psf["scatter"]), psf["error"]))
-        if sky is not None:
-            self.sky_corrected = True
-            self.canvas.sky = [torch.from_numpy(sky[f"sky_{k}"]) for k in range(len(self.canvas.sky))]
         if held is None:
             return
+        state = self.state
+        for count in _COUNTS:
+            setattr(state, count, int(held[count]))
+        if state.skies:
+            sky = self.checkpoint.load(f"sky-{state.skies}")
+            if sky is None:
+                raise DataError(
+                    f"{self.checkpoint.folder}",
+                    f"no sky-{state.skies}.npz",
+                    "all parts; remove it to begin anew",
+                )
+            self.canvas.sky = [torch.from_numpy(sky[f"sky_{k}"]) for k in range(len(self.canvas.sky))]
+        if f"{_PSF}slopes" in held:
+            slopes, scatter, error = (held[f"{_PSF}{name}"] for name in Planes._fields)
+            self._broaden(Planes(slopes, float(scatter), error))
         for name, _, _ in KINDS:
             for part in ("mode", "covariance", "evidence"):
                 getattr(state, part)[name] = torch.from_numpy(held[f"{part}_{name}"])
         state.converged, state.waiting = torch.from_numpy(held["converged"]), held["waiting"]
-        for count in ("sweep", "colour", "searches"):
-            setattr(state, count, int(held[count]))
         self.repaint(np.flatnonzero(held["fitted"]))
 
     def repaint(self, fitted: Int[np.ndarray, "n"]) -> None:
@@ -171,9 +183,11 @@ class Modes:
         held |= {
             "converged": state.converged.numpy(),
             "waiting": state.waiting,
-            **{count: np.asarray(getattr(state, count)) for count in ("sweep", "colour", "searches")},
+            **{count: np.asarray(getattr(state, count)) for count in _COUNTS},
             "fitted": np.array([light is not None for light in state.light], bool),
         }
+        if self.psf_planes is not None:
+            held |= {f"{_PSF}{name}": np.asarray(x) for name, x in self.psf_planes._asdict().items()}
         companions = self.table[self.detected :]
         if len(companions):
             held |= {f"{_COMPANION}{name}": np.asarray(companions[name]) for name in companions.colnames}

@@ -48,14 +48,15 @@ class Sweeps(Modes):
     def run(self, most: int, fit_sky: bool) -> None:
         """Fit whatever waits, ``most`` passes at most; correct the sky before the first and after it."""
         state = self.state
-        if fit_sky and not self.sky_corrected:
+        if fit_sky and not state.skies:
             self._correct_sky()
         if state.sweep == 0 and all(light is None for light in state.light):
             # so that the first source fitted does not take its neighbours' light for its own
             self.repaint(np.arange(len(self.sources)))
         colours = int(self.colour.max(initial=-1)) + 1
         with _common.progress_bar("fitting sources", len(self.sources), self.progress) as report:
-            while state.sweep < most and state.waiting.any():
+            while state.sweep < most and (state.begun or state.waiting.any()):
+                state.begun = 1
                 while state.colour < colours:
                     due = np.flatnonzero(state.waiting & (self.colour == state.colour))
                     for rows in self.sources.batches(due, BATCH):
@@ -69,7 +70,7 @@ class Sweeps(Modes):
                     if fit_sky:
                         self._correct_sky()
                     self._correct_psf()
-                state.sweep, state.colour = state.sweep + 1, 0
+                state.sweep, state.colour, state.begun = state.sweep + 1, 0, 0
                 self._save()
 
     def _fit(self, rows: np.ndarray) -> None:
@@ -116,8 +117,9 @@ class Sweeps(Modes):
             canvas.sky[k] = torch.maximum(canvas.sky[k] + extra, lowest)
             if float(np.abs(mesh.back() / np.sqrt(image.sky)).max()) > _NOTICEABLE_SKY:
                 self.state.waiting[:] = True
-        self.sky_corrected = True
-        self.checkpoint.save("sky", {f"sky_{k}": sky.numpy() for k, sky in enumerate(canvas.sky)})
+        self.state.skies += 1
+        held = {f"sky_{k}": sky.numpy() for k, sky in enumerate(canvas.sky)}
+        self.checkpoint.save(f"sky-{self.state.skies}", held)
 
     def _correct_psf(self) -> None:
         """Widen or narrow each image's PSF, by a plane over the image, to what its stars say.
@@ -139,7 +141,6 @@ class Sweeps(Modes):
         planes = fit_planes([self._places(k) for k in range(n_images)], delta, error, stars.numpy())
         self._broaden(planes)
         state.waiting[:] = True
-        self.checkpoint.save("psf", {name: np.asarray(held) for name, held in planes._asdict().items()})
 
     def companions(self) -> Table:
         """Sources that show only in what the model leaves: blends that the first detection took for one.

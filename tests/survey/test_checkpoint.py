@@ -166,6 +166,39 @@ def test_a_fit_interrupted_between_batches_goes_on_to_the_same_answer(
         fit_field(images, seed=1, checkpoint=tmp_path / "kept", **SETTINGS)
 
 
+@pytest.mark.parametrize("step", ["_correct_sky", "_correct_psf"])
+def test_a_fit_interrupted_after_a_correction_goes_on_to_the_same_answer(
+    images: Field, whole: FieldFit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Between it and the next state that is kept: it is then made again, from what it was made of."""
+    monkeypatch.setattr(checkpointing, "_EVERY", -1.0)
+    plain = getattr(Sweeps, step)
+
+    def last(self: Sweeps) -> None:
+        plain(self)
+        if self.state.light[0] is not None:  # not before the first sweep
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Sweeps, step, last)
+        with pytest.raises(KeyboardInterrupt):
+            fit_field(images, checkpoint=tmp_path / "kept", **SETTINGS)
+    again = fit_field(images, checkpoint=tmp_path / "kept", **SETTINGS)
+    for name, draws in whole.draws.items():
+        np.testing.assert_allclose(again.draws[name], draws, rtol=1e-6, atol=1e-6, err_msg=name)
+    for a, b in zip(again.model, whole.model, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_a_sky_that_is_gone_is_missed(images: Field, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(monkeypatch, 4, [])
+    with pytest.raises(KeyboardInterrupt):
+        fit_field(images, checkpoint=tmp_path / "kept", **SETTINGS)
+    (tmp_path / "kept" / "sky-2.npz").unlink()
+    with pytest.raises(DataError, match="no sky-2"):
+        fit_field(images, checkpoint=tmp_path / "kept", **SETTINGS)
+
+
 @pytest.mark.parametrize("at", [3, 4])
 def test_companions_that_were_found_are_not_looked_for_again(
     images: Field, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int

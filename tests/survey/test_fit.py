@@ -93,7 +93,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_answer(scene, fitted, tmp_path, 
         np.testing.assert_allclose(resumed.draws[name], draws, rtol=1e-6, atol=1e-6)
     with pytest.raises(InputError, match="another field"):
         fit_field(scene[0], checkpoint=folder, seed=1, **SETTINGS)
-    (folder / "sky.npz").write_bytes(b"cut off")
+    (folder / "sky-2.npz").write_bytes(b"cut off")
     with pytest.raises(DataError, match="unreadable"):
         fit_field(scene[0], checkpoint=folder, **SETTINGS)
 
