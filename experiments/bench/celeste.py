@@ -40,7 +40,7 @@ from torch.distributions import constraints
 
 from astrozoo.density import Elbo, elbo, log_density
 from astrozoo.infer._maximise import maximise
-from astrozoo.infer.svi import WINDOW, AdamState, ascend
+from astrozoo.infer.svi import AdamState, _step
 from astrozoo.models.celeste import Celeste, Patch, load_prior, problem, simulate
 from astrozoo.models.celeste_density import TypedDensity
 from astrozoo.types import Objective, Problem
@@ -105,19 +105,14 @@ def by_pyro(target: Elbo, patch: Patch, w: Tensor, rate: float, budget: int, goa
 def by_captured_adam(target: Elbo, w: Tensor, rate: float, budget: int, goal: float) -> Course:
     """The zoo's own SVI."""
     target.value_and_grad(w)
+    state, rows, before = AdamState.at(w, rate), torch.arange(len(w)), 0.0
     course: Course = []
-    before, began = 0.0, time.perf_counter()
-
-    def look(state: AdamState) -> None:
-        nonlocal before
-        now = float(state.total[0])  # of a window; emptied at its end
-        value = now - before if state.iteration % WINDOW else course[-1][1]
-        before = now if state.iteration % WINDOW else 0.0
-        course.append((time.perf_counter() - began, value))
-        if value >= goal:
-            raise KeyboardInterrupt
-
-    ascend(target, AdamState.at(w, rate), seed=0, particles=1, budget=budget, callback=look)
+    began = time.perf_counter()
+    while len(course) < budget and not (course and course[-1][1] >= goal):
+        _step(target, state, rows, None)
+        now = float(state.total[0])
+        course.append((time.perf_counter() - began, now - before))
+        before = now
     return course
 
 
