@@ -6,7 +6,8 @@ A galaxy of GalSim behind an isothermal sphere, its rays traced by caustics, see
 is that of Chianese, Coogan et al. 2020 (one Einstein radius, a source from a decoder, Poisson noise), its
 decoder the zoo's learned source. Writes ``einstein_radius.png`` (p(r_ein | x) by both methods on one axis,
 with the truth, and the best-fitting source beside the true one) and ``einstein_radius.json`` (means, SDs, the
-truth's distance, the Wasserstein-1 distance of the two posteriors over HMC's SD, seconds).
+truth's distance, R-hat, effective draws, diverging trajectories, the Wasserstein-1 distance of the two
+posteriors over HMC's SD, seconds) and the posteriors, ``VI.nc`` and ``HMC.nc``.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import astrozoo
 from astrozoo.data.lens_image import LensImage
 from astrozoo.data.simulate_lens import simulate_lens
 from astrozoo.density import log_density
+from astrozoo.diagnostics.arviz import ess, r_hat
 from astrozoo.guides.auto import iaf
 from astrozoo.models.strong_lens import Prior, observe, problem
 from astrozoo.types import Problem, Result
@@ -68,6 +70,7 @@ def infer(task: Problem, chains: int, draws: int, **shared: Any) -> dict[str, tu
             "chains": chains,
             "draws": draws,
             "warmup": draws // 2,
+            "target_acceptance": 0.95,  # longer steps run into walls of the density
         },
     }
     for name, options in runs.items():
@@ -87,10 +90,16 @@ def summary(found: dict[str, tuple[Result, float]], truth: float) -> dict[str, A
             "mean": draws[name].mean(),
             "sd": draws[name].std(),
             "(mean - truth) / sd": (draws[name].mean() - truth) / draws[name].std(),
-            "status": str(result.status),
+            "status": result.status.value,
             "seconds": seconds,
             "compile seconds": result.stats.get("compile_seconds", 0.0),
         }
+    chains = found["HMC"][0]
+    report["HMC"] |= {
+        "R-hat": float(r_hat(chains.draws[SITE])),
+        "effective draws": float(ess(chains.draws[SITE], "bulk")),
+        "share of diverging trajectories, by chain": chains.sample_stats["diverging"].mean(1).tolist(),
+    }
     report["W1 in SDs of HMC"] = wasserstein_distance(draws["VI"], draws["HMC"]) / spread
     return report
 
@@ -167,6 +176,8 @@ def main() -> None:
     found = infer(task, options.chains, options.draws, seed=options.seed, compile=options.compile)
     report = summary(found, truth[SITE])
     (options.out / "einstein_radius.json").write_text(json.dumps(report, indent=1, default=float))
+    for name, (result, _) in found.items():
+        result.save(options.out / f"{name}.nc")
     picture(image, truth, task, found, report, options.out / "einstein_radius.png")
     print(json.dumps(report, indent=1, default=float))
 

@@ -28,6 +28,7 @@ import numpyro.distributions as dist
 import torch
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer import MCMC, NUTS, init_to_value
+from torch._inductor import config as inductor
 
 import astrozoo
 from astrozoo.models.strong_lens import Exposure, Prior, StrongLens, observe, problem, simulate
@@ -137,6 +138,7 @@ def worst(draws: dict[str, np.ndarray], statistic: Callable[..., Any], pick: Cal
 def main(warmup: int, draws: int, chains: int, size: int, auto_draws: Sequence[int], seed: int = 4) -> None:
     """Run both, and print the table."""
     jax.config.update("jax_enable_x64", True)
+    inductor.force_disable_caches = True  # what another run has compiled is compiled again
     lens, truth = simulate(seed, setting=SETTING, size=size, pixel_scale=4.8 / size)
     exposure = observe(lens)
     data = for_jax(exposure)
@@ -152,7 +154,6 @@ def main(warmup: int, draws: int, chains: int, size: int, auto_draws: Sequence[i
     sites, seconds, sampling, steps = nuts(data, near, warmup, draws, chains, seed=0)
     rows.append(("NumPyro NUTS, dense mass", sites, seconds, sampling, steps))
     for each in auto_draws:
-        torch.compiler.reset()
         began = time.monotonic()
         result = astrozoo.infer(
             problem(lens, setting=SETTING), "auto", seed=0, draws=each, progress=False, precision="single"
