@@ -10,6 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -113,6 +114,16 @@ def _undefined_where_factors_fail(graph: torch.fx.GraphModule) -> None:
             nodes.erase_node(check)
 
 
+def _read_constants_once(graph: torch.fx.GraphModule) -> None:
+    """Folding drops a constant once one of its readers needs it no more."""
+    readers: dict[Any, torch.fx.Node] = {}
+    for node in graph.graph.find_nodes(op="get_attr"):
+        first = readers.setdefault(node.target, node)
+        if first is not node:
+            node.replace_all_uses_with(first)
+            graph.graph.erase_node(node)
+
+
 def graph_size(b: int, made: set[int]) -> int:
     """Rows of the graph that serves ``b`` rows: one already made if not over twice too large."""
     fitting = [n for n in made if b <= n <= 2 * b]
@@ -164,8 +175,10 @@ class Graph:
                 from torch._inductor.compile_fx import compile_fx  # slow to import, and warns
                 from torch._inductor.constant_folding import constant_fold
 
-                constant_fold(self.run)  # type: ignore[arg-type]
-                compiled: Any = compile_fx(self.run, list(inputs))  # type: ignore[arg-type]
+                folded = deepcopy(self.run)
+                _read_constants_once(folded)  # type: ignore[arg-type]
+                constant_fold(folded)  # type: ignore[arg-type]
+                compiled: Any = compile_fx(folded, list(inputs))  # type: ignore[arg-type]
                 got = compiled(*inputs)
         except Exception as error:  # whatever a compiler may raise: the graph itself still runs
             self.report(

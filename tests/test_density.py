@@ -469,6 +469,21 @@ def test_a_compiled_function_is_the_eager_one():
     assert compiled.compile_seconds > 0
 
 
+def test_a_constant_that_is_folded_in_one_place_is_still_read_in_another():
+    shift = torch.tensor([1.0, 2.0], dtype=torch.float64)
+
+    def f(w):
+        return (w * shift).sum() + (w - (shift + 1).log()).square().sum()
+
+    eager, compiled = (PureFunction(f, 2, compile=c) for c in ("never", "always"))
+    for _ in range(2):
+        for a, e in zip(
+            compiled.value_and_grad(points(2, 3)), eager.value_and_grad(points(2, 3)), strict=True
+        ):
+            torch.testing.assert_close(a, e, **EXACT)
+    assert compiled.notes == []
+
+
 @pytest.mark.slow
 def test_compiled_hessians_of_an_elbo():
     problem = Problem(eight_schools, (Y, S))
