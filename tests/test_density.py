@@ -473,7 +473,7 @@ def test_a_constant_that_is_folded_in_one_place_is_still_read_in_another():
     shift = torch.tensor([1.0, 2.0], dtype=torch.float64)
 
     def f(w):
-        return (w * shift).sum() + (w - (shift + 1).log()).square().sum()
+        return (w * shift).sum() + (w - (shift + 1)).square().sum()
 
     eager, compiled = (PureFunction(f, 2, compile=c) for c in ("never", "always"))
     for _ in range(2):
