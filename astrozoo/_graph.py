@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -273,7 +273,7 @@ class PureFunction:
         """The Hessian (of the mean over draws) times ``v``."""
         return self._call("hvp", w, noise, v)
 
-    def take(self, rows: Tensor) -> PureFunction:
+    def take(self, rows: Tensor) -> Self:
         """The function of some of the independent problems; of one problem, itself."""
         if self.batch is None:
             return self

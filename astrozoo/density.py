@@ -9,7 +9,7 @@ once. :class:`PureFunction` does the same for any pure torch function. This file
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -75,7 +75,34 @@ def _in_dims(args: tuple[Any, ...], batch: int | None) -> Any:
     return pytree.tree_unflatten(dims, spec) if leaves else None
 
 
-class LogDensity(PureFunction):
+class _OfProblem(PureFunction):
+    """A function of a problem's latents, which knows where the problem would have them start."""
+
+    layout: Layout
+    start: dict[str, Tensor]
+
+    def take(self, rows: Tensor) -> Self:
+        """The function of some of the independent problems; of one problem, itself."""
+        taken = super().take(rows)
+        if self.batch is not None:
+            taken.start = rows_of(self.start, rows)
+        return taken
+
+    def _fixed(self, b: int) -> Float[Tensor, "b dim"]:
+        """The problem's own start, unconstrained; NaN where it gives none."""
+        z = torch.full((b, self.layout.dim), torch.nan, dtype=self.dtype, device=self.device)
+        for site in self.layout.sites:
+            if site.name in self.start:
+                value = self.start[site.name].to(z)
+                shape = site.shape if self.batch is None else (self.batch, *site.shape)
+                if value.shape != shape:
+                    raise InputError(f"start of {site.name!r}", tuple(value.shape), f"shape {tuple(shape)}")
+                flat = site.transform.inv(value).reshape(-1, site.stop - site.start)
+                z[:, site.start : site.stop] = flat
+        return z
+
+
+class LogDensity(_OfProblem):
     """log p(z, data) of a model in unconstrained space, Jacobian included, discrete sites summed out.
 
     Sites that are given instead (see :func:`log_density`) are at the end of the vector: for each of their
@@ -113,7 +140,8 @@ class LogDensity(PureFunction):
         """
         if self.batch is not None and b != self.batch:
             raise InputError("b", b, f"the {self.batch} problems of the batch")
-        fixed = self._fixed(b)
+        padding = self.dim - self.layout.dim
+        fixed = nn.functional.pad(self._fixed(b), (0, padding), value=torch.nan)
         z = torch.empty(b, self.dim, dtype=self.dtype, device=self.device)
         bad = torch.ones(b, dtype=torch.bool, device=self.device)
         for _ in range(100):
@@ -145,26 +173,6 @@ class LogDensity(PureFunction):
         """
         return draw_discrete(self.model, z, self.args, self.batch, generator)
 
-    def take(self, rows: Tensor) -> LogDensity:
-        """The density of some of the independent problems; of one problem, itself."""
-        if self.batch is None:
-            return self
-        taken: Any = super().take(rows)
-        taken.start = rows_of(self.start, rows)
-        return taken
-
-    def _fixed(self, b: int) -> Tensor:
-        fixed = torch.full((b, self.dim), torch.nan, dtype=self.dtype, device=self.device)
-        for site in self.layout.sites:
-            if site.name in self.start:
-                value = self.start[site.name].to(fixed)
-                shape = site.shape if self.batch is None else (self.batch, *site.shape)
-                if value.shape != shape:
-                    raise InputError(f"start of {site.name!r}", tuple(value.shape), f"shape {tuple(shape)}")
-                flat = site.transform.inv(value).reshape(-1, site.stop - site.start)
-                fixed[:, site.start : site.stop] = flat
-        return fixed
-
     def _blame(self, z: Tensor, row: int) -> InputError:
         args = self.args if self.batch is None else rows_of(self.args, row)
         with self.model.scope():
@@ -180,7 +188,7 @@ class LogDensity(PureFunction):
         return InputError("start", "a gradient that is not finite", "a finite log density and gradient")
 
 
-class Elbo(PureFunction):
+class Elbo(_OfProblem):
     """A Monte-Carlo ELBO (or a model's own objective) of a guide's flat parameters.
 
     Discrete sites of the guide are summed over under its own probabilities (exactly); those that it lacks
@@ -198,7 +206,7 @@ class Elbo(PureFunction):
         scope = Scope(problem.dtype, problem.device)
         rows = some_rows(problem)
         row = rows[0]
-        self.scope = scope
+        self.scope, self.start = scope, dict(problem.start)
         self.model = Model(problem.model, rows, scope)
         self.layout = self.model.layout
         with scope.drawing():
@@ -246,9 +254,17 @@ class Elbo(PureFunction):
         return value, gradient, hessian
 
     def initial(self, z0: Float[Tensor, "b dim"] | None = None) -> Float[Tensor, "b p"]:
-        """Flat parameters to start from: the guide's own, or moved to ``z0`` by its method ``initial``."""
+        """Flat parameters to start from: the guide's own, moved to ``z0`` by its method ``initial``.
+
+        Without ``z0`` they are moved to ``problem.start``, as far as it is given.
+        """
         b = (self.batch or 1) if z0 is None else len(z0)
         own = {n: p.detach().expand(b, *p.shape) for n, p in self.module.named_parameters()}
+        if z0 is None and self.start:
+            w = torch.cat([p.reshape(b, -1) for p in own.values()], -1)
+            centre = self.unconstrained(w, w.new_zeros(1, self.draw_dim) if self.draw_dim else None)[:, 0]
+            fixed = self._fixed(b)
+            z0 = torch.where(fixed.isnan(), centre, fixed)
         if z0 is not None and hasattr(self.module, "initial"):
             own |= self.module.initial(self.layout, z0)
         if own.keys() != self.shapes.keys():

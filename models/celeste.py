@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 
 from astrozoo.errors import InputError, UnknownNameError
@@ -278,16 +278,17 @@ def galaxy_images(
 def problem(patch: Patch, *, prior: Prior | None = None) -> Problem:
     """The Celeste problem of one patch, or of a batch of patches (a leading axis on every tensor).
 
-    Starts are the anchors, with typical fluxes and shapes.
+    Starts are the anchors, with typical shapes, and with the fluxes and colours that stars there would have.
     """
     prior = prior or load_prior()
     batch = patch.counts.shape[0] if patch.counts.ndim == 3 else None
     anchor = patch.anchor
     one = torch.ones_like(anchor[..., 0])
-    colour = (prior.colour[0].weights @ prior.colour[0].means).to(anchor)
+    photometry = partial(_forced_photometry, prior=prior.to(anchor))
+    linear = (photometry if batch is None else torch.func.vmap(photometry))(patch)
     start = {
-        "log_flux": prior.log_flux_mean[0] * one,
-        "colour": colour.expand(*one.shape, -1).clone(),
+        "log_flux": linear[..., 0],
+        "colour": linear[..., 1:],
         "offset": anchor.clone(),
         "log_radius": prior.log_radius_mean * one,
         "ellipticity": torch.zeros_like(anchor),
@@ -314,6 +315,45 @@ def problem(patch: Patch, *, prior: Prior | None = None) -> Problem:
         guides={name: f"astrozoo.guides.celeste:{name}" for name in ("structured", "mean_field", "point")},
         objectives={"delta": "astrozoo.guides.celeste:delta_elbo"},
     )
+
+
+def _forced_photometry(patch: Patch, prior: Prior) -> Float[Tensor, "source parameter"]:
+    """``log_flux`` and colours of stars at the anchors, by least squares and the prior's first two moments.
+
+    A variational fit that begins far off is drawn into a wide component of the prior's mixture, and stays.
+    """
+    images = patch.calibration[:, None] * star_images(patch, patch.anchor)  # [source, image, pixel]
+    in_band = nn.functional.one_hot(patch.band, len(prior.bands)).to(images)  # [image, band]
+    weight = patch.mask / patch.background.clamp(min=1.0)
+    precision = torch.einsum("sip,ip,tip,ib->bst", images, weight, images, in_band)
+    pull = torch.einsum("sip,ip,ib->bs", images, weight * (patch.counts - patch.background), in_band)
+    diagonal = precision.diagonal(dim1=-2, dim2=-1)
+    ridge = torch.where(diagonal > 0, 1e-6 * diagonal, 1.0)  # for bands without pixels, and shared anchors
+    covariance = torch.linalg.inv(precision + torch.diag_embed(ridge))  # [band, s, s]
+    sd = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+    flux = (covariance @ pull[..., None]).squeeze(-1)
+    known = torch.where(flux > sd, (flux / sd).square(), 0.0).T  # [source, band] 1 / variance of ln flux
+    bands = band_matrix(len(prior.bands), prior.reference, images)
+    mean, covariance = _one_normal(prior)
+    precision = torch.linalg.inv(covariance)
+    right = torch.einsum("bi,sb->si", bands, known * torch.maximum(flux, sd).log().T) + precision @ mean
+    return torch.linalg.solve(torch.einsum("bi,sb,bj->sij", bands, known, bands) + precision, right)
+
+
+def _one_normal(prior: Prior) -> tuple[Float[Tensor, "parameter"], Float[Tensor, "parameter parameter"]]:
+    """Mean and covariance of ``log_flux`` and colours under the prior, types together."""
+    weights, means, covariances = [], [], []
+    for kind, colour in enumerate(prior.colour):
+        weights.append(colour.weights * (prior.prob_star if kind else 1 - prior.prob_star))
+        means.append(nn.functional.pad(colour.means, (1, 0), value=prior.log_flux_mean[kind]))
+        covariance = nn.functional.pad(colour.covariances, (1, 0, 1, 0))
+        covariance[:, 0, 0] = prior.log_flux_sd[kind] ** 2
+        covariances.append(covariance)
+    weight, each = torch.cat(weights), torch.cat(means)
+    mean = weight @ each
+    away = each - mean
+    spread = torch.cat(covariances) + away[:, :, None] * away[:, None, :]
+    return mean, torch.einsum("m,mij->ij", weight, spread)
 
 
 def simulate(

@@ -219,6 +219,19 @@ def test_stock_guides_start_where_they_are_told(guide):
     torch.testing.assert_close(target.unconstrained(target.initial(z0), noise)[:, 0], z0, **EXACT)
 
 
+@pytest.mark.parametrize("guide", [auto.mean_field, auto.full_rank, auto.low_rank, auto.point])
+def test_stock_guides_of_a_batch_start_where_each_problem_says(guide):
+    start = {"mu": torch.tensor([1.0, -2.0, 4.0]), "tau": torch.tensor([1.0, 2.0, 3.0])}
+    problem = Problem(eight_schools, (Y.expand(3, 8), S.expand(3, 8)), batch=3, start=start)
+    target = elbo(problem, guide, compile="never")
+    noise = None if target.noise_dim == 0 else torch.zeros(1, target.noise_dim)
+    for rows, part in ((torch.arange(3), target), (torch.tensor([2, 0]), target.take(torch.tensor([2, 0])))):
+        sites = part.sample(part.initial(), noise)
+        for name, value in start.items():
+            torch.testing.assert_close(sites[name][:, 0], value[rows], **EXACT)
+        assert sites["theta"].isfinite().all()
+
+
 @pytest.mark.parametrize("noisy", [False, True])
 def test_derivatives_against_autograd(noisy):
     problem = Problem(eight_schools, (Y, S))

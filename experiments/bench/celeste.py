@@ -4,10 +4,10 @@
     python -m experiments.bench.celeste fits --sources 1 --seeds 5 --out one.csv
     python -m experiments.bench.celeste fits --sources 5 --seeds 5 --size 31 --out blend.csv
 
-``fits``: simulated patches, a structured guide, the delta-method ELBO, starts from aperture fluxes at the
-catalogue's positions. The trust region comes first (with the written dense Hessian, and with Hessian-vector
-products where asked), then Adam at each learning rate: inside Pyro's SVI on the same function, uncaptured;
-and, at the best rate, on the captured one. A run has arrived at the first iteration within 0.1 nat of the
+``fits``: simulated patches, a structured guide, the delta-method ELBO, the problem's own start. The trust
+region comes first (with the written dense Hessian, and with Hessian-vector products where asked), then Adam
+at each learning rate: inside Pyro's SVI on the same function, uncaptured; and, at the best rate, on the
+captured one. A run has arrived at the first iteration within 0.1 nat of the
 best value that any run of that seed found; its seconds are those until then, without tracing and compiling.
 
 ``gradients``: one galaxy; Pyro's ``potential_fn``, the captured density and the hand-written one, each
@@ -26,17 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer import SVI
 from pyro.infer.mcmc.util import initialize_model
 from pyro.ops.integrator import potential_grad
-from pyro.poutine.messenger import Messenger
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.distributions import constraints
 
 from astrozoo.density import Elbo, elbo, log_density
 from astrozoo.infer._maximise import maximise
@@ -47,22 +44,10 @@ from astrozoo.types import Objective, Problem
 
 GOAL = 0.1
 """[nat] A run has arrived when it is this near the best."""
-APERTURE = 4.0
-"""[px]"""
 CHAINS = 64
 
 Course = list[tuple[float, float]]
 """(seconds since the start, value) after each iteration."""
-
-
-def aperture_start(patch: Patch, given: Problem) -> dict[str, Tensor]:
-    """Fluxes within a circle about each catalogue position; all else as the problem's own start."""
-    at = (patch.jacobian @ patch.anchor[:, None, :, None]).squeeze(-1)  # [source, image, 2]
-    near = (patch.pixels - at[..., None]).square().sum(-2) < APERTURE**2
-    flux = ((patch.counts - patch.background) * near).sum(-1) / patch.calibration
-    log_flux = flux.clamp(min=0.1).log()  # images are in the order of the bands
-    reference = load_prior().reference
-    return {**given.start, "log_flux": log_flux[:, reference], "colour": log_flux.diff(dim=-1)}
 
 
 def by_trust_region(target: Objective, w: Tensor, budget: int, *, dense: bool) -> Course:
@@ -125,7 +110,7 @@ def fits(options: argparse.Namespace) -> list[dict[str, Any]]:
         target = elbo(
             given, given.factory("guides", "structured"), objective="delta", compile=options.compile
         )
-        w = target.initial(target.layout.unconstrain(aperture_start(patch, given))[None])
+        w = target.initial()
         courses: dict[str, Course] = {
             "trust region": by_trust_region(target, w, options.iterations, dense=True)
         }
@@ -185,30 +170,15 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.4g} [{min(values):.4g}, {max(values):.4g}]"
 
 
-class Mixture(dist.MixtureSameFamily):
-    """With a support that Pyro's samplers know how to transform."""
-
-    support = constraints.real_vector
-
-
-class Known(Messenger):
-    """Puts :class:`Mixture` in place of torch's, which Pyro's ``initialize_model`` refuses."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if isinstance(msg["fn"], dist.MixtureSameFamily):
-            msg["fn"] = Mixture(msg["fn"].mixture_distribution, msg["fn"].component_distribution)
-
-
 def gradients(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Seconds per gradient of one galaxy's log density, [us]."""
     patch, _ = simulate(1, size=options.size)
     given = Problem(poutine.condition(Celeste(load_prior()), {"is_star": torch.zeros(1)}), (patch,))
     density = log_density(given, compile="never")
     layout = density.layout
-    start = aperture_start(patch, problem(patch))
-    one = layout.unconstrain(start)[None]
+    one = layout.unconstrain(problem(patch).start)[None]
     many = one + 0.01 * torch.randn(CHAINS, density.dim, generator=torch.Generator().manual_seed(0)).to(one)
-    potential = initialize_model(Known()(given.model), given.args, max_plate_nesting=2)[1]
+    potential = initialize_model(given.model, given.args, max_plate_nesting=2)[1]
     sites = {s.name: one[0, s.start : s.stop].reshape(s.unconstrained_shape) for s in layout.sites}
     expected = torch.cat([potential_grad(potential, sites)[0][s.name].reshape(-1) for s in layout.sites])
     torch.testing.assert_close(density.value_and_grad(one)[1][0], -expected, rtol=1e-9, atol=1e-9)

@@ -138,6 +138,16 @@ def test_a_guide_covers_exactly_the_latents(name, guide):
         assert sites[site].isfinite().all()
 
 
+@pytest.mark.parametrize(("name", "guide"), _GUIDES)
+def test_a_guide_starts_where_the_problem_says(name, guide):
+    problem, _ = simulated(name)
+    target = evidence(name, guide)
+    noise = torch.zeros(1, target.draw_dim, dtype=problem.dtype) if target.draw_dim else None
+    sites = target.sample(target.initial(None), noise)
+    for site, value in problem.start.items():
+        torch.testing.assert_close(sites[site][0, 0], value, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize(("name", "method"), _METHODS)
 def test_a_run_gives_finite_labelled_draws_that_can_be_saved(name, method, tmp_path):
     problem, truth = simulated(name)

@@ -310,3 +310,38 @@ def test_galaxies_below_the_least_radius_fall_off_and_derivatives_follow():
         assert float(grad[0, 2]) == pytest.approx(below / 0.05, abs=1e-6)
         assert float(hessian[0, 2, 2]) == pytest.approx(-((below > 0) / 0.05**2), abs=1e-6)
         assert float(grad.abs().sum() - grad[0, 2].abs()) < 1e-6
+
+
+def test_fluxes_and_colours_start_from_the_pixels(patches):
+    log_flux = torch.tensor([17.0, 16.0], dtype=F64)
+    colour = torch.tensor([[0.9, 0.6, 0.3, 0.2], [1.5, -0.2, 0.4, 0.1]], dtype=F64)
+    anchor = torch.tensor([[0.3, -0.4], [-0.5, 0.6]], dtype=F64)
+    flux = log_band_flux(log_flux, colour, PRIOR.reference).exp()
+    bright = []
+    for i in range(2):
+        patch = one(patches, i)._replace(anchor=anchor)
+        electrons = patch.calibration * flux[:, patch.band]  # [source, image]
+        light = (electrons[..., None] * star_images(patch, anchor)).sum(0)
+        bright.append(patch._replace(counts=patch.background + light))
+    start = problem(Patch(*(torch.stack(t) for t in zip(*bright, strict=True)))).start
+    # bands 1 and 3 have no image: of the four colours the sums over them alone are seen
+    seen = torch.stack((colour[:, 0] + colour[:, 1], colour[:, 2] + colour[:, 3]), 1)
+    got = start["colour"].unflatten(-1, (2, 2)).sum(-1)
+    torch.testing.assert_close(start["log_flux"], log_flux.expand(2, 2), rtol=1e-6, atol=0)
+    torch.testing.assert_close(got, seen.expand(2, 2, 2), rtol=0, atol=1e-5)
+    alone = problem(bright[1]).start
+    for name, value in alone.items():
+        torch.testing.assert_close(value, start[name][1], **EXACT)
+
+
+@pytest.mark.parametrize("background", [0.0, 300.0])
+def test_sources_that_nothing_is_seen_of_start_at_the_priors_mean(patches, background):
+    patch = one(patches, 0)
+    level = torch.full_like(patch.background, background)
+    twice = patch.anchor.expand(2, 2)
+    start = problem(patch._replace(counts=0.5 * level, background=level, anchor=twice)).start
+    shares = (1 - PRIOR.prob_star, PRIOR.prob_star)
+    log_flux = sum(share * mean for share, mean in zip(shares, PRIOR.log_flux_mean, strict=True))
+    colour = sum(share * c.weights @ c.means for share, c in zip(shares, PRIOR.colour, strict=True))
+    torch.testing.assert_close(start["log_flux"], torch.full((2,), log_flux, dtype=F64), **EXACT)
+    torch.testing.assert_close(start["colour"], colour.expand(2, 4), **EXACT)
