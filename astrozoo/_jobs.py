@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from astrozoo._files import write_json
 from astrozoo._predictive import predictive
 from astrozoo.diagnostics.metrics import compare as comparison_rows
 from astrozoo.diagnostics.metrics import diagnose, z_scores
 from astrozoo.diagnostics.report import comparison_report, render, report, write_comparison, write_rows
 from astrozoo.diagnostics.runs import runs
-from astrozoo.diagnostics.sbc import RANKED, calibration, ranks_of, sbc_figure
-from astrozoo.errors import AstrozooError, CaptureError, InputError, OutputError
+from astrozoo.diagnostics.sbc import RANKED, calibration, in_batches, ranks_of, sbc_figure
+from astrozoo.errors import AstrozooError, CaptureError, InputError
 from astrozoo.infer import infer
 from astrozoo.infer._common import progress_bar
 from astrozoo.registry import Entry
 from astrozoo.types import Outcome, Page, Problem, Result, load, stack
 
-__all__ = ["CHECKPOINT", "compare", "plain", "sbc", "write"]
+__all__ = ["CHECKPOINT", "compare", "sbc", "write"]
 
 CHECKPOINT = "checkpoint"
 """Folder below that of the results where a job may keep work in progress; gone once all is written."""
@@ -159,17 +159,9 @@ def sbc(
     kept.mkdir(exist_ok=True)
     rows: list[dict[str, Any]] = []
     with progress_bar("simulations", simulations, True) as report:
-        for at in range(seed, seed + simulations, batch):
-            seeds = list(range(at, min(at + batch, seed + simulations)))
-            asked = {"entry": entry.name, "method": method, "guide": guide, "draws": RANKED, "seeds": seeds}
-            file = kept / f"{at}.json"
-            if file.exists():
-                held = json.loads(file.read_text())
-                if held["asked"] != asked:
-                    raise InputError(f"--out {out}", f"simulations of {held['asked']}", str(asked))
-            else:
-                held = {"asked": asked, "simulations": _simulations(entry, seeds, method, guide, device)}
-                _write_json(held, file)
+        asked = {"entry": entry.name, "method": method, "guide": guide, "draws": RANKED}
+        fit = partial(_simulations, entry, method=method, guide=guide, device=device)
+        for held in in_batches(kept, range(seed, seed + simulations), batch, asked, fit):
             rows += held["simulations"]
             report(len(rows), f"{sum(row['status'] == 'converged' for row in rows)} converged")
     labels = list(rows[0]["ranks"])
@@ -195,8 +187,8 @@ def sbc(
 
 
 def _simulations(
-    entry: Entry, seeds: Sequence[int], method: str, guide: str, device: str
-) -> list[dict[str, Any]]:
+    entry: Entry, seeds: Sequence[int], *, method: str, guide: str, device: str
+) -> dict[str, list[dict[str, Any]]]:
     """Simulate and fit, all at once; of each how it ended, and the ranks of its truth."""
     data, truths = zip(*(entry.simulate(seed) for seed in seeds), strict=True)
     problem = stack([entry.problem(one) for one in data]).to(device=device)
@@ -204,10 +196,11 @@ def _simulations(
         problem, method, guide, seed=seeds[0], **{"progress": False, **entry.options.get(method, {})}
     )
     fits = zip(seeds, truths, (result.take(i) for i in range(len(seeds))), strict=True)
-    return [
+    rows = [
         {"seed": seed, "status": fit.status.value, "ranks": ranks_of(fit, truth, seed)}
         for seed, truth, fit in fits
     ]
+    return {"simulations": rows}
 
 
 def write(outcome: Outcome, out: Path) -> None:
@@ -229,7 +222,7 @@ def write(outcome: Outcome, out: Path) -> None:
     if result.statuses:
         told["statuses"] = {s.value: result.statuses.count(s) for s in sorted(set(result.statuses))}
     told |= {"diagnostics": diagnose(result), **summary, "environment": result.environment}
-    _write_json(told, out / "summary.json")
+    write_json(told, out / "summary.json")
     shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
     files = {
         **outcome.files,
@@ -248,21 +241,3 @@ def _table(rows: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping):
             value = ", ".join(f"{k} {v}" for k, v in value.items())
         print(f"{name:<{wide}}  {value}")
-
-
-def _write_json(told: Mapping[str, Any], path: Path) -> None:
-    def plain(value: Any) -> Any:  # JSON has no NaN
-        value = value.tolist() if hasattr(value, "tolist") else value
-        if isinstance(value, Mapping):
-            return {str(k): plain(v) for k, v in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(v) for v in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(json.dumps(plain(told), indent=2, default=str) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error}") from error

@@ -18,8 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from astrozoo._files import replacing
 from astrozoo._provenance import environment, hash_into
-from astrozoo.errors import DataError, InputError, OutputError, UnknownNameError
+from astrozoo.errors import DataError, InputError, UnknownNameError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -361,7 +362,6 @@ class Result:
         import xarray as xr
 
         path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
         header = {
             name: getattr(self, name)
             for name in ("seed", "model", "method", "guide", "digest", "stats", "dims", "environment")
@@ -373,12 +373,8 @@ class Result:
         }
         tree = xr.DataTree.from_dict(self.groups())
         tree.attrs["astrozoo"] = json.dumps(header, default=_plain)
-        try:
+        with replacing(path) as partial:
             tree.to_netcdf(partial, engine="h5netcdf")
-            partial.replace(path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise OutputError(f"cannot write {path}: {error}") from error
         return path
 
     @classmethod

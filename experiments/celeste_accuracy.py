@@ -18,6 +18,7 @@ import numpy as np
 import typer
 from astropy.table import Table, vstack
 
+from astrozoo._files import replacing, write_json
 from astrozoo.data.images import Field, reference_image
 from astrozoo.data.simulate import load_priors, simulate_field
 from astrozoo.diagnostics.scoring import PUBLISHED, coverage, paired_differences, score
@@ -54,9 +55,8 @@ def sep_catalogue(field: Field) -> Table:
 
 
 def _write(table: Table, path: Path) -> None:
-    temporary = path.with_name("." + path.name)
-    table.write(temporary, overwrite=True, format="ascii.ecsv" if path.suffix == ".ecsv" else "ascii.csv")
-    temporary.replace(path)
+    with replacing(path) as partial:
+        table.write(partial, overwrite=True, format="ascii.ecsv" if path.suffix == ".ecsv" else "ascii.csv")
 
 
 def _settle(folder: Path, settings: dict[str, Any]) -> None:
@@ -65,9 +65,7 @@ def _settle(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / "settings.json"
     if path.exists() and (held := json.loads(path.read_text())) != settings:
         raise DataError(str(folder), f"fields made with {held}", f"a new folder, or {settings}")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(settings) + "\n")
-    temporary.replace(path)
+    write_json(settings, path)
 
 
 def run_field(folder: Path, number: int, settings: dict[str, Any]) -> dict[str, Table]:
@@ -124,10 +122,9 @@ def picture(table: Table, path: Path) -> None:
     axes.set_ylabel("share of sources (dotted: nominal)")
     axes.set_ylim(0, 1.03)
     axes.legend(loc="lower right")
-    temporary = path.with_name("." + path.name)
-    figure.savefig(temporary, dpi=150, format="png")
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=150)
     plt.close(figure)
-    temporary.replace(path)
 
 
 def report(fields: list[dict[str, Table]], out: Path) -> None:

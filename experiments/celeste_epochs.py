@@ -28,6 +28,7 @@ from astropy.table import Table, vstack
 from jaxtyping import Bool, Float
 
 from astrozoo import data
+from astrozoo._files import replacing
 from astrozoo.data.images import Field
 from astrozoo.data.sdss import read_stamps
 from astrozoo.errors import AstrozooError
@@ -207,16 +208,14 @@ def picture(epochs: list[Measured], joint: Measured, table: Table, path: Path) -
         f"Points: one epoch (hollow: k-hat > {_TRUSTED}; grey: not in the total); band: all epochs jointly;"
         " in brackets: with calibration errors"
     )
-    temporary = path.with_name("." + path.name)
-    figure.savefig(temporary, dpi=130, format="png")
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=130)
     plt.close(figure)
-    temporary.replace(path)
 
 
 def _write(table: Table, path: Path) -> None:
-    temporary = path.with_name("." + path.name)
-    table.write(temporary, overwrite=True, format="ascii.csv")
-    temporary.replace(path)
+    with replacing(path) as partial:
+        table.write(partial, overwrite=True, format="ascii.csv")
 
 
 @app.command(epilog=_EXAMPLE)

@@ -30,6 +30,7 @@ import typer
 from astropy.table import Table, vstack
 from jaxtyping import Bool, Float
 
+from astrozoo._files import replacing
 from astrozoo.data import root
 from astrozoo.errors import AstrozooError, DataError
 
@@ -191,9 +192,8 @@ def main(
             raise typer.BadParameter("no local survey data (ASTROZOO_DATA): give --catalogs")
         catalogs = data / "sdss" / "catalogs"
     prior = fit(sorted(catalogs.glob("coadd_*.fit*")), seed)
-    temporary = out.with_suffix(".tmp")
-    temporary.write_text(json.dumps(prior, indent=1) + "\n")
-    temporary.replace(out)
+    with replacing(out) as partial:
+        partial.write_text(json.dumps(prior, indent=1) + "\n")
     typer.echo(f"wrote {out}: {prior['source']}")
 
 

@@ -30,6 +30,7 @@ from scipy.ndimage import map_coordinates
 from scipy.stats import gaussian_kde, wasserstein_distance
 
 import astrozoo
+from astrozoo._files import write_json
 from astrozoo.data.lens_image import LensImage
 from astrozoo.data.simulate_lens import simulate_lens
 from astrozoo.density import log_density
@@ -175,7 +176,7 @@ def main() -> None:
     task = problem(observe(image), setting="talk", prior=prior, supersample=2)
     found = infer(task, options.chains, options.draws, seed=options.seed, compile=options.compile)
     report = summary(found, truth[SITE])
-    (options.out / "einstein_radius.json").write_text(json.dumps(report, indent=1, default=float))
+    write_json(report, options.out / "einstein_radius.json")
     for name, (result, _) in found.items():
         result.save(options.out / f"{name}.nc")
     picture(image, truth, task, found, report, options.out / "einstein_radius.png")

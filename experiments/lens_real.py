@@ -39,6 +39,7 @@ from scipy.ndimage import gaussian_filter, uniform_filter
 from torch import Tensor
 
 import astrozoo
+from astrozoo._files import write_json
 from astrozoo.data import root
 from astrozoo.data.lens_image import LensImage
 from astrozoo.data.lenses import read
@@ -312,7 +313,7 @@ def fit(name: str, options: argparse.Namespace) -> dict[str, Any]:
         report[site] = told
     options.out.mkdir(parents=True, exist_ok=True)
     picture(part, task, result, report, options.out / f"{path.name}.png")
-    (options.out / f"{path.name}.json").write_text(json.dumps(report, indent=1))
+    write_json(report, options.out / f"{path.name}.json")
     return report
 
 

@@ -9,7 +9,7 @@ its log density. If posteriors are right, ranks are uniform. A lens counts whate
 out those that did not converge would flatter. "Search missed" counts lenses whose truth is more probable than
 any draw by more than 10: their chains are about a mode that is not the best.
 
-Batches that are done are kept as ``batch_<first seed>.json``: the same command goes on from there. Written at
+Batches that are done are kept as ``<first seed>.json``: the same command goes on from there. Written at
 the end: ``calibration.csv`` (a row per parameter) and ``ranks.png``.
 """
 
@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ import astrozoo
 from astrozoo.density import log_density
 from astrozoo.diagnostics.arviz import ess, r_hat
 from astrozoo.diagnostics.metrics import scalars
-from astrozoo.diagnostics.sbc import RANKED, calibration, ranks_of, sbc_figure
+from astrozoo.diagnostics.sbc import RANKED, calibration, in_batches, ranks_of, sbc_figure
 from astrozoo.errors import InputError
 from astrozoo.models.strong_lens import problem, simulate
 from astrozoo.types import Problem, Result
@@ -129,25 +130,14 @@ def main(out: Path, lenses: int, size: int, in_batch: int, first: int, settings:
     if lenses < 20:
         raise InputError("--lenses", lenses, "20 or more")
     out.mkdir(parents=True, exist_ok=True)
-    settings, told = {"size": size, **settings}, []
+    settings = {"size": size, **settings}
     print(
         f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}, {settings}, {options}", flush=True
     )
-    for at in track(range(first, first + lenses, in_batch), "batches of lenses"):
-        seeds = list(range(at, min(at + in_batch, first + lenses)))
-        asked = {"seeds": seeds, "settings": settings, "options": options}
-        file = out / f"batch_{at}.json"
-        if file.exists():
-            held = json.loads(file.read_text())
-            if held["asked"] != asked:
-                raise InputError(f"--out {out}", f"a batch of {held['asked']}", str(asked))
-        else:
-            held = {"asked": asked} | batch(seeds, settings, options)
-            partial = file.with_suffix(".partial")
-            partial.write_text(json.dumps(held))
-            partial.replace(file)
-        told.append(held)
-    report(told, out)
+    asked = {"settings": settings, "options": options}
+    fit = partial(batch, settings=settings, options=options)
+    batches = in_batches(out, range(first, first + lenses), in_batch, asked, fit)
+    report(list(track(batches, "batches of lenses", total=math.ceil(lenses / in_batch))), out)
 
 
 if __name__ == "__main__":

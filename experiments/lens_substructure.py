@@ -33,6 +33,7 @@ from lens_common import ascend, prior_starts
 from scipy.ndimage import maximum_filter
 from torch import Tensor
 
+from astrozoo._files import write_json
 from astrozoo.data.lens_image import LensImage
 from astrozoo.data.simulate_lens import simulate_lens
 from astrozoo.density import Layout, log_density
@@ -268,7 +269,7 @@ def main() -> None:
         "seconds": time.monotonic() - began,
         "lenses": rows,
     }
-    (options.out / "substructure.json").write_text(json.dumps(report, indent=1))
+    write_json(report, options.out / "substructure.json")
     shown = [(row, image) for row, image in zip(rows, images, strict=True) if row["usable"]]
     if shown:
         picture(*map(list, zip(*shown, strict=True)), options.threshold, options.out / "substructure.png")

@@ -13,7 +13,6 @@ faint ones as they do in an observation of that depth, and the decoder need not 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from astrozoo._files import write_json
 from astrozoo.data.simulate_lens import SOURCES, draw_source, render_source
 from astrozoo.models.learned_source import LATENT, SIZE, Decoder, latent_flow, latent_prior
 
@@ -236,7 +236,7 @@ def main() -> None:
     weights |= {f"flow.{n}": t for n, t in flow.state_dict().items()}
     settings = {name: str(getattr(options, name)) for name in ("n", "epochs", "photons", "seed")}
     write(options.out / "learned_source.safetensors", weights, settings)
-    (options.out / "scores.json").write_text(json.dumps(settings | found, indent=1))
+    write_json(settings | found, options.out / "scores.json")
     pictures(encoder, decoder, flow, held_out, options.out)
     for name, value in found.items():
         print(f"{name}: {value:.4g}")

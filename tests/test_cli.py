@@ -174,7 +174,8 @@ def test_compare_takes_seeds_and_a_saved_reference(line, tmp_path):
 
 
 def test_simulations_rank_each_truth_among_its_own_draws(line):
-    together = _jobs._simulations(line, [3, 4, 5], "laplace", "mean_field", "cpu")
+    settings = {"method": "laplace", "guide": "mean_field", "device": "cpu"}
+    together = _jobs._simulations(line, [3, 4, 5], **settings)["simulations"]
     assert [row["seed"] for row in together] == [3, 4, 5]
     for row in together:
         assert list(row["ranks"]) == ["slope[slope_dim_0=0]", "slope[slope_dim_0=1]"]
@@ -190,14 +191,15 @@ def test_simulations_rank_each_truth_among_its_own_draws(line):
 def test_sbc_goes_on_where_it_was_and_tells_what_is_not_calibrated(line, tmp_path, monkeypatch, capsys):
     asked = []
 
-    def simulations(entry, seeds, *settings):
+    def simulations(entry, seeds, **settings):
         asked.append(list(seeds))
         rngs = [np.random.default_rng(seed) for seed in seeds]
         ranks = [(int(rng.integers(0, 100)), int(rng.integers(40, 60))) for rng in rngs]  # draws far too wide
-        return [
+        rows = [
             {"seed": seed, "ranks": {"right": right, "wide": wide}, "status": "converged"}
             for seed, (right, wide) in zip(seeds, ranks, strict=True)
         ]
+        return {"simulations": rows}
 
     monkeypatch.setattr(_jobs, "_simulations", simulations)
     words = ("sbc", "line", "--simulations", 60, "--batch", 25, "--out", tmp_path)
@@ -263,7 +265,7 @@ def test_a_full_disk_is_an_output_error(line, tmp_path, monkeypatch, capsys):
 
     _with_job(monkeypatch, line, "job")
     (tmp_path / "summary.json").write_text("earlier")
-    monkeypatch.setattr(report, "_replace", full)
+    monkeypatch.setattr(report.Path, "write_text", full)
     assert call("run", "line", "--out", tmp_path) == 4
     assert "No space left" in capsys.readouterr().err
     assert (tmp_path / "summary.json").read_text() == "earlier"

@@ -14,8 +14,9 @@ from astropy.wcs.utils import proj_plane_pixel_scales
 from jaxtyping import Bool
 from regions import PixCoord, PixelRegion, Regions
 
+from astrozoo._files import replacing
 from astrozoo.data.lens_image import LensImage
-from astrozoo.errors import DataError, OutputError
+from astrozoo.errors import DataError
 
 __all__ = ["LensImage", "read", "read_euclid", "read_gigalens", "read_hst", "region_mask", "write"]
 
@@ -75,13 +76,8 @@ def write(lens: LensImage, path: str | Path) -> Path:
     for what in ("mask", "arc"):
         if getattr(lens, what) is not None:
             planes.append(fits.ImageHDU(getattr(lens, what).astype(np.uint8), name=what.upper()))
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with replacing(path) as partial:
         fits.HDUList(planes).writeto(partial, overwrite=True)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error}") from error
     return path
 
 

@@ -16,6 +16,7 @@ import pyarrow
 import pyarrow.parquet
 from matplotlib.figure import Figure
 
+from astrozoo._files import replacing
 from astrozoo.diagnostics import plots
 from astrozoo.diagnostics.arviz import loo, prior_sensitivity
 from astrozoo.diagnostics.metrics import (
@@ -28,7 +29,7 @@ from astrozoo.diagnostics.metrics import (
     summary,
 )
 from astrozoo.diagnostics.runs import cost, gradient_equivalents, runs
-from astrozoo.errors import InputError, OutputError
+from astrozoo.errors import InputError
 from astrozoo.types import Page, Result, Status
 
 __all__ = ["comparison_report", "render", "report", "write_comparison", "write_rows"]
@@ -255,19 +256,18 @@ def write_rows(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     Raises:
         OutputError: the file cannot be written.
     """
+    path = Path(path)
     names = list(dict.fromkeys(name for row in rows for name in row))
-
-    def write(partial: Path) -> None:
-        if Path(path).suffix == ".parquet":
+    with replacing(path) as partial:
+        if path.suffix == ".parquet":
             columns = {name: [row.get(name) for row in rows] for name in names}
             pyarrow.parquet.write_table(pyarrow.table(columns), partial)
-            return
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(rows)
-
-    return _replace(Path(path), write)
+        else:
+            with partial.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, names)
+                writer.writeheader()
+                writer.writerows(rows)
+    return path
 
 
 def comparison_report(
@@ -404,15 +404,6 @@ def render(path: str | Path, title: str, banners: Sequence[Mapping[str, str]], p
         version=ours,
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-    return _replace(Path(path), lambda partial: partial.write_text(html, encoding="utf-8"))
-
-
-def _replace(path: Path, write: Any) -> Path:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write(partial)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error}") from error
-    return path
+    with replacing(path) as partial:
+        partial.write_text(html, encoding="utf-8")
+    return Path(path)

@@ -6,8 +6,10 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +17,12 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from scipy import stats
 
+from astrozoo._files import write_json
 from astrozoo.diagnostics.metrics import scalars
 from astrozoo.errors import InputError
 from astrozoo.types import Result
 
-__all__ = ["LEVELS", "RANKED", "calibration", "ecdf_band", "ranks", "ranks_of", "sbc_figure"]
+__all__ = ["LEVELS", "RANKED", "calibration", "ecdf_band", "in_batches", "ranks", "ranks_of", "sbc_figure"]
 
 LEVELS = (0.5, 0.8, 0.95)
 """Of the central intervals whose coverage is counted."""
@@ -46,6 +49,37 @@ def ranks_of(result: Result, truth: Mapping[str, Any], seed: int) -> dict[str, i
         [np.ravel(np.asarray(truth[name], float)) for name in result.draws if name in truth]
     )
     return dict(zip(held.labels, ranks(thin, true, seed).tolist(), strict=True))
+
+
+def in_batches(
+    folder: Path,
+    seeds: Sequence[int],
+    size: int,
+    asked: Mapping[str, Any],
+    fit: Callable[[Sequence[int]], Mapping[str, Any]],
+) -> Iterator[Mapping[str, Any]]:
+    """Simulations fitted ``size`` at a time; each batch is kept in a file, and taken from there if it is.
+
+    Args:
+        folder: of the files; there already.
+        asked: settings (as JSON has them) that batches of another run must share.
+        fit: of a batch's seeds.
+
+    Raises:
+        InputError: the folder holds batches of other settings.
+    """
+    for i in range(0, len(seeds), size):
+        batch = list(seeds[i : i + size])
+        wanted = {**asked, "seeds": batch}
+        file = folder / f"{batch[0]}.json"
+        if file.exists():
+            held = json.loads(file.read_text(encoding="utf-8"))
+            if held["asked"] != wanted:
+                raise InputError(f"folder {folder}", f"simulations of {held['asked']}", str(wanted))
+        else:
+            held = {"asked": wanted, **fit(batch)}
+            write_json(held, file)
+        yield held
 
 
 def _lowest_tail(counts: Int[np.ndarray, "*b point"], n: int, at: np.ndarray) -> Float[np.ndarray, "*b"]:

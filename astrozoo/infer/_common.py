@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from astrozoo.errors import DataError, InferenceError, InputError, OutputError
+from astrozoo._files import replacing
+from astrozoo.errors import DataError, InferenceError, InputError
 from astrozoo.types import Problem, Result, Status
 
 if TYPE_CHECKING:
@@ -199,15 +200,9 @@ class Checkpoint:
         """Write, if it is time to (or ``now``), to a temporary name first."""
         if self.path is None or (not now and time.monotonic() - self.saved_at < _SAVE_EVERY):
             return
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        try:
-            with partial.open("wb") as file:
-                held: dict[str, Any] = {**arrays(), "header": np.asarray(json.dumps(self.header))}
-                np.savez(file, **held)
-            partial.replace(self.path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise OutputError(f"cannot write checkpoint {self.path}: {error}") from error
+        held: dict[str, Any] = {**arrays(), "header": np.asarray(json.dumps(self.header))}
+        with replacing(self.path) as partial, partial.open("wb") as file:
+            np.savez(file, **held)
         self.saved_at = time.monotonic()
 
 

@@ -24,6 +24,7 @@ from astropy.table import Column, Table
 from jaxtyping import Bool, Float
 from scipy.spatial import cKDTree
 
+from astrozoo._files import replacing
 from astrozoo.diagnostics.scoring import asinh_magnitude
 from astrozoo.errors import OutputError
 from astrozoo.models.celeste import log_band_flux
@@ -264,13 +265,8 @@ def write_catalogue(table: Table, path: str | Path) -> Path:
     writers = {".fits": _write_fits, ".parquet": _write_parquet}
     if path.suffix not in writers:
         raise OutputError(f"cannot write {path}: its name must end in {' or '.join(writers)}")
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
+    with replacing(path) as partial:
         writers[path.suffix](table, partial)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error}") from error
     return path
 
 

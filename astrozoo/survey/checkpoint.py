@@ -11,6 +11,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from astrozoo._files import replacing
 from astrozoo.data.images import Field
 from astrozoo.errors import DataError, InputError, OutputError
 
@@ -95,13 +96,8 @@ class Checkpoint:
         """Write a part under a temporary name, then rename it."""
         if self.folder is None:
             return
-        partial = self.folder / f".{name}.partial.npz"
-        try:
+        with replacing(self.folder / f"{name}.npz") as partial:
             np.savez(partial, allow_pickle=False, **arrays)
-            partial.replace(self.folder / f"{name}.npz")
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise OutputError(f"cannot write checkpoint {name} in {self.folder}: {error}") from error
         self._saved_at = time.monotonic()
 
     def clear(self) -> None:

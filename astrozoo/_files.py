@@ -1,0 +1,52 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from astrozoo.errors import OutputError
+
+__all__ = ["replacing", "write_json"]
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary name of the same suffix to write to; it becomes ``path`` if all goes well.
+
+    Raises:
+        OutputError: if it cannot be written; what stood at ``path`` is then untouched.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        try:
+            yield partial
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error}") from error
+
+
+def write_json(told: Mapping[str, Any], path: str | Path) -> None:
+    """Write a mapping; arrays as lists, numbers that are not finite (which JSON lacks) as null.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+
+    def plain(value: Any) -> Any:
+        value = value.tolist() if hasattr(value, "tolist") else value
+        if isinstance(value, Mapping):
+            return {str(k): plain(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(v) for v in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(plain(told), indent=2, default=str) + "\n", encoding="utf-8")
