@@ -16,6 +16,8 @@ from typing import Any, Self
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
 from torch.func import grad, grad_and_value, jacrev, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
@@ -81,8 +83,10 @@ def trace_graph(f: Callable[..., Any], example: tuple[Tensor, ...]) -> torch.fx.
     Raises:
         CaptureError: where it depends on values (``.item()``, an ``if`` on a tensor, a random draw).
     """
+    shapes = TracingContext(FakeTensorMode())  # else one is made anew, with the stack, for every operation
     try:
-        graph = make_fx(f)(*example)
+        with tracing(shapes):
+            graph = make_fx(f)(*example)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, NotImplementedError) as error:
