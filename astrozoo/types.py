@@ -346,7 +346,7 @@ class Result:
             import arviz
 
         groups = self.groups()
-        if hasattr(arviz, "InferenceData"):
+        if arviz.__version__.startswith("0."):
             known = {k: v for k, v in groups.items() if k not in ("trace", "approximation")}
             return arviz.InferenceData(**known)  # type: ignore[arg-type]
         import xarray as xr

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 from astrozoo.errors import DataError, InputError, OutputError
 from astrozoo.types import Problem, Result, Status, load, stack
@@ -244,6 +245,15 @@ def test_to_arviz_has_the_groups_and_coordinates():
     assert list(data["posterior"]["colour"].coords["band"].values) == ["g", "r", "i"]
     assert data["sample_stats"]["diverging"].shape == (2, 50)
     assert data["observed_data"]["y"].shape == (5,)
+
+
+def test_to_arviz_is_a_tree_for_its_second_generation(monkeypatch):
+    import arviz
+
+    monkeypatch.setattr(arviz, "__version__", "1.3.0")  # the names of 0.x may still be there, to warn
+    data = _result().to_arviz()
+    assert isinstance(data, xr.DataTree)
+    assert data["posterior"]["colour"].dims == ("chain", "draw", "band")
 
 
 def test_what_cannot_be_written_or_read_says_so(tmp_path):
