@@ -44,7 +44,7 @@ clean:
 	$(PYTHON312) -m venv .venv-arviz1
 	grep -v '^arviz=' constraints.txt > .venv-arviz1/constraints.txt
 	$(BIN1)/python -m pip install --quiet --no-input -c .venv-arviz1/constraints.txt torch
-	$(BIN1)/python -m pip install --quiet --no-input -c .venv-arviz1/constraints.txt -e ".[dev]" "arviz>=1"
+	$(BIN1)/python -m pip install --quiet --no-input -c .venv-arviz1/constraints.txt -e . "arviz>=1" pytest pytest-xdist
 	touch $@
 
 .venv/docs-ready: .venv/ready
