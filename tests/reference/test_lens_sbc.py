@@ -83,7 +83,7 @@ def test_batches_that_are_done_are_not_done_again(tmp_path, monkeypatch):
     for _ in range(2):
         lens_sbc.main(tmp_path, 25, 12, 10, 0, settings, {"chains": 4})
         assert asked == [list(range(10)), list(range(10, 20)), list(range(20, 25))]
-    with pytest.raises(InputError, match="a batch of"):
+    with pytest.raises(InputError, match="simulations of"):
         lens_sbc.main(tmp_path, 25, 12, 10, 0, settings, {"chains": 8})
     with pytest.raises(InputError, match="20 or more"):
         lens_sbc.main(tmp_path, 5, 12, 10, 0, settings, {"chains": 4})
