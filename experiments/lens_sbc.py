@@ -16,7 +16,6 @@ the end: ``calibration.csv`` (a row per parameter) and ``ranks.png``.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import os
 import time
@@ -35,6 +34,7 @@ import astrozoo
 from astrozoo.density import log_density
 from astrozoo.diagnostics.arviz import ess, r_hat
 from astrozoo.diagnostics.metrics import scalars
+from astrozoo.diagnostics.report import write_rows
 from astrozoo.diagnostics.sbc import RANKED, calibration, in_batches, ranks_of, sbc_figure
 from astrozoo.errors import InputError
 from astrozoo.models.strong_lens import problem, simulate
@@ -99,10 +99,7 @@ def report(done: Sequence[Mapping[str, Any]], out: Path) -> None:
     labels = list(rows[0]["ranks"])
     found = np.array([[row["ranks"][label] for label in labels] for row in rows])
     table = calibration(labels, found, RANKED, LEVELS)
-    with (out / "calibration.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(table[0]))
-        writer.writeheader()
-        writer.writerows(table)
+    write_rows(table, out / "calibration.csv")
     shown = [labels.index(name) for name in SHOWN]
     sbc_figure([labels[i] for i in shown], found[:, shown], RANKED).savefig(out / "ranks.png", dpi=80)
     names = [name for name in table[0] if name != "parameter"]
