@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import threshold
 
 __all__ = ["MixtureJet", "MixturePsf", "curvature", "jet", "render"]
 
@@ -83,7 +84,8 @@ def _rings(
     exponent = torch.stack(terms, -1)
     x, y = pixels.unbind(-2)
     monomials = torch.stack((torch.ones_like(x), x, y, x * x, x * y, y * y), -2)
-    values = (exponent.flatten(-3, -2) @ monomials).clamp(min=_LEAST).exp_()
+    # in place: new memory of this size costs more than what is done to it
+    values = threshold(exponent.flatten(-3, -2) @ monomials, _LEAST, _LEAST, inplace=True).exp_()
     return _Rings(values, psf.weights[..., None] / (2 * torch.pi * det.sqrt()), inverse, centre, monomials)
 
 

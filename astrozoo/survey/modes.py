@@ -13,7 +13,7 @@ from torch import Tensor
 
 from astrozoo.data.images import Field
 from astrozoo.errors import DataError
-from astrozoo.models.celeste import Patch, Prior, galaxy_images, star_images
+from astrozoo.models.celeste import Patch, Prior
 from astrozoo.models.celeste_density import TypedDensity
 from astrozoo.survey.checkpoint import Checkpoint
 from astrozoo.survey.partition import (
@@ -278,11 +278,7 @@ class Modes:
         for name, star, _ in KINDS:
             u = state.mode[name][rows]
             density = self.density(patch, rows, star)
-            image = (
-                star_images(patch, u[:, :2])
-                if star
-                else galaxy_images(patch, u[:, :2], u[:, 2], u[:, 3:5], u[:, 5])
-            )
+            image = density.images(u[:, : density.n_bending])
             share = p_star if star else 1 - p_star
             total += (share[:, None] * density.electrons(u))[..., None] * image
         return total

@@ -252,6 +252,8 @@ class Canvas:
     ) -> Patch:
         """Patches of sources of one size, with all other sources' light in the background.
 
+        Their pixels' coordinates are in single precision, and so are images made of them.
+
         Args:
             own: the light that these sources have painted, which is taken out.
             at: for each, the source whose pixels are to be taken (of one size), instead of its own.
@@ -269,11 +271,12 @@ class Canvas:
         def per_source(a: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(np.moveaxis(a[:, rows], 1, 0)))
 
+        pixels = torch.stack([from_own + off for (_, from_own), off in zip(cut, apart, strict=True)], 1)
         return Patch(
             counts=taken(self.counts),
             background=taken(self.sky) + (light if own is None else light - own).clamp(min=0),
             mask=taken(self.weight),
-            pixels=torch.stack([pixels + off for (_, pixels), off in zip(cut, apart, strict=True)], 1),
+            pixels=pixels.float(),
             calibration=per_source(s.calibration),
             band=torch.tensor(self._band).expand(b, n),
             jacobian=per_source(s.jacobian),

@@ -24,7 +24,6 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from astrozoo.diagnostics.arviz import psis
-from astrozoo.models.celeste import Patch, galaxy_images, star_images
 from astrozoo.models.celeste_density import TypedDensity
 from astrozoo.survey.response import Response
 
@@ -32,8 +31,8 @@ __all__ = ["TypedDraws", "draw_type", "mix_types"]
 
 _WIDEN = 1.15  # proposals are this much wider than the moments they are made from
 _TAIL = 5.0  # degrees of freedom of the proposal of position and shape
-_CHUNK = 4  # rows at once, and
-_NUMBERS = 400000  # pixel coordinates of the renderings at once: what they need fits the cache
+_CHUNK = 8  # rows at once, and
+_NUMBERS = 100_000  # pixel coordinates of the renderings at once: what they need fits the cache
 
 
 class TypedDraws(NamedTuple):
@@ -129,11 +128,12 @@ def _draw(
     drawn: list[Tensor] = []
     joint: list[Tensor] = []
     share = torch.tensor(renderings, dtype=mode.dtype, device=mode.device)
+    at_once = max(1, _NUMBERS // density.patch.pixels.numel())
     for turn, m in enumerate(renderings):
         proposal = _Proposal(mean, _WIDEN * torch.linalg.cholesky(cov), density.n_bending)
         bend, u = proposal.draw(m, fluxes, seed + 10 * turn)
         proposals.append(proposal)
-        images = _images(density, bend)
+        images = torch.cat([density.images(some) for some in bend.split(at_once, 1)], 1)
         value = density.log_joint_of_images(images, u)
         if response is not None:
             value = value + response.gain(images, density.electrons(u))
@@ -158,22 +158,6 @@ def _moments(u: Tensor, log_ratio: Tensor, mean: Tensor, cov: Tensor) -> tuple[T
     off = u - centre[:, None]
     spread = torch.einsum("bn,bni,bnj->bij", weight, off, off)
     return mean + trust * (centre - mean), trust[..., None] * spread + (1 - trust[..., None]) * cov
-
-
-def _images(density: TypedDensity, bend: Float[Tensor, "b m nb"]) -> Float[Tensor, "b m image pixel"]:
-    """Renderings, in single precision: their errors enter the log density times the residuals only."""
-    patch = Patch(*(t.float() if t.is_floating_point() else t for t in density.patch))
-    patch = Patch(*(t[:, None] for t in patch))
-    at_once = max(1, _NUMBERS // patch.pixels.numel())
-    out = []
-    for at in bend.float().split(at_once, 1):
-        offset = at[..., :2]
-        out.append(
-            star_images(patch, offset)
-            if density.star
-            else galaxy_images(patch, offset, at[..., 2], at[..., 3:5], at[..., 5])
-        )
-    return torch.cat(out, 1)
 
 
 def _normals(n: int, d: int, seed: int) -> Float[Tensor, "n d"]:

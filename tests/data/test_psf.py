@@ -77,13 +77,26 @@ def test_eigen_psf_equals_the_survey_s_own(sdss_folder):
         assert np.abs(scale * stamp - reference).max() < 1e-6 * reference.max()
 
 
-def test_mixture_of_a_cell_serves_its_corners(sdss_folder):
-    psf = read_field(sdss_folder, bands="g", masks=False).images[0].psf
-    stamp, mixture = psf.stamp(1087, 639), mixture_stamp(psf.mixture(1087, 639), 51)
+@pytest.mark.parametrize("band", "ugriz")
+def test_mixtures_between_nodes_fit_as_well_as_those_at_nodes(sdss_folder, band):
+    psf = read_field(sdss_folder, bands=band, masks=False).images[0].psf
     inside = np.hypot(*(np.mgrid[:51, :51] - 25)) < 10  # the mixture's wing goes on where the stamp ends
-    misfit = np.abs(mixture / mixture[inside].sum() - stamp / stamp[inside].sum()).max()
-    assert misfit < 0.02 * stamp.max()
-    assert psf.mixture(1087, 639) is psf.mixture(1030, 580)
+
+    def misfit(x, y):
+        stamp, mixture = psf.stamp(x, y), mixture_stamp(psf.mixture(x, y), 51)
+        return np.abs(mixture / mixture[inside].sum() - stamp / stamp[inside].sum()).max() / stamp.max()
+
+    nodes = [misfit(x, y) for x in (1024, 1152) for y in (512, 640)]  # all of them, around what follows
+    assert max(nodes) < 0.02
+    between = [misfit(x, y) for x, y in ((1088, 576), (1030, 630), (1150, 520))]
+    assert max(between) < 1.05 * max(nodes)
+
+
+def test_a_mixture_that_is_the_same_everywhere_is_so_between_nodes():
+    psf = EigenPsf(mixture_stamp(MIXTURE, 61)[None], np.ones((1, 1, 1)))
+    found = psf.mixture(77.3, 200.9)
+    np.testing.assert_allclose(found.weights, MIXTURE.weights, atol=2e-4)
+    np.testing.assert_allclose(found.covariances, MIXTURE.covariances, rtol=5e-3, atol=5e-3)
 
 
 def test_the_light_of_a_mixture_lies_in_the_rings_where_the_eigenimages_have_it(sdss_folder):

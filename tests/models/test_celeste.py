@@ -125,6 +125,27 @@ def test_the_typed_density_is_the_models_own_with_its_derivatives(patches, star)
 
 
 @pytest.mark.parametrize("star", [True, False])
+@pytest.mark.parametrize(("log_flux", "size"), [(1.0, 17), (7.0, 81)])  # r = 21.4, and 14.9 in a wide patch
+def test_images_in_single_precision_move_neither_mode_nor_evidence(star, log_flux, size):
+    patch = Patch(*(t[None] for t in simulate(0, size=size)[0]))
+    u = vectors(star)[:1]
+    u[:, -5] = log_flux
+    exact = TypedDensity(patch, PRIOR, star=star)
+    rate = patch.background + exact.electrons(u)[..., None] * exact.images(u[:, : exact.n_bending])
+    patch = patch._replace(counts=torch.poisson(rate, generator=torch.Generator().manual_seed(0)))
+    exact = TypedDensity(patch, PRIOR, star=star)
+    single = TypedDensity(patch._replace(pixels=patch.pixels.float()), PRIOR, star=star)
+    value, gradient, hessian = exact.value_grad_hessian(u)
+    found = single.value_grad_hessian(u)
+    assert all(t.dtype == F64 for t in found)
+    root = torch.linalg.cholesky(torch.linalg.inv(-hessian[0]))  # what follows is in posterior SDs
+    assert abs(float(found[0] - value)) < 1e-3
+    assert (root.mT @ (found[1] - gradient)[0]).norm() < 1e-3
+    assert (root.mT @ (found[2] - hessian)[0] @ root).norm() < 1e-3
+    assert abs(float(single.values(u) - exact.values(u))) < 1e-3
+
+
+@pytest.mark.parametrize("star", [True, False])
 def test_fluxes_tried_on_rendered_images_give_the_same_density(patches, star):
     density, u = TypedDensity(patches, PRIOR, star=star), vectors(star)
     if star:

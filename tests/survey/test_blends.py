@@ -6,7 +6,7 @@ import torch
 from astropy.table import Table
 
 from astrozoo.data.simulate import simulate_field
-from astrozoo.models.celeste import Patch, load_prior, log_band_flux, star_images
+from astrozoo.models.celeste import load_prior, log_band_flux, star_images
 from astrozoo.survey import joint
 from astrozoo.survey.checkpoint import Checkpoint
 from astrozoo.survey.posterior import draw_type
@@ -51,7 +51,7 @@ def joint_density(job, u):
     prior, total = load_prior(), 0.0
     rows = np.arange(2)
     patch, _ = job.patch(rows)
-    image = star_images(patch, u[:, :2])
+    image = star_images(patch._replace(pixels=patch.pixels.double()), u[:, :2])
     flux = log_band_flux(u[:, 2], u[:, 3:], prior.reference).exp()
     light = (patch.calibration * flux)[..., None] * image
     for k in range(5):
@@ -147,7 +147,7 @@ def test_a_neighbour_that_gives_way_leaves_the_marginal_covariance(close_blend):
         assert (sd / given[i].diagonal().sqrt()).max() > 1.3  # or there would be nothing to test
         # light is linearised, in single precision, on the pixels of one source's patch
         torch.testing.assert_close(found[i].diagonal().sqrt(), sd, rtol=0.02, atol=0)
-    images = star_images(Patch(*(t[:, None] for t in patch)), u[:, None, :2])
+    images = blend.density(patch, rows, star=True).images(u[:, None, :2])
     electrons = blend.density(patch, rows, star=True).electrons(u)[:, None, None]
     # nothing is gained at the mode, beside which the neighbours have settled
     assert response.gain(images, electrons).abs().max() < 1e-4
