@@ -90,10 +90,6 @@ class Patch(NamedTuple):
         """The three PSF tensors together."""
         return MixturePsf(self.psf_weights, self.psf_means, self.psf_covariances)
 
-    def single(self) -> Patch:
-        """The same in single precision."""
-        return Patch(*(t.float() if t.is_floating_point() else t for t in self))
-
 
 class ColourPrior(NamedTuple):
     """A Gaussian mixture over ln(flux[k + 1] / flux[k])."""

@@ -6,7 +6,7 @@ chain rule, so that a value, gradient and dense Hessian together cost about two 
 the Pyro model itself.
 
 Images and their slopes have the precision of ``patch.pixels``; all else has that of ``patch.counts``. Single
-precision for the former halves the cost: it changes a pixel's expected counts by less than a millionth.
+precision for the former halves the cost, and its errors enter the log density times the residuals only.
 
 The flat vector is ``[east, north, log_flux, colour...]`` for a star, and for a galaxy
 ``[east, north, log_radius, eta_1, eta_2, dev_logit, log_flux, colour...]``: what moves or bends the image
@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from astrozoo.models.celeste import ColourPrior, Patch, Prior, band_matrix, galaxy_images, star_images
-from astrozoo.physics.gaussians import MixturePsf, curvature, jet, render
+from astrozoo.physics.gaussians import curvature, jet, render
 from astrozoo.physics.profiles import galaxy_rings, sky_covariance_jet, sky_to_pixel
 
 __all__ = ["TypedDensity"]
@@ -78,7 +78,7 @@ class TypedDensity:
         self.n_bending = 2 if star else 6
         self.dim = self.n_bending + 1 + self.n_colours
         self.counts = {"value": 0, "gradient": 0, "hvp": 0, "hessian": 0}
-        groups, variances = galaxy_rings(patch.pixels.dtype, self.device)
+        groups, variances = galaxy_rings(self.dtype, self.device)
         self._groups = groups.new_ones(1, 1) if star else groups
         self._variances = variances.new_zeros(1) if star else variances
         self._bands = band_matrix(len(prior.bands), prior.reference, patch.counts)
@@ -129,13 +129,12 @@ class TypedDensity:
         return self._scale(u, self.patch)
 
     def images(self, bend: Float[Tensor, "b *m n_bending"]) -> Float[Tensor, "b *m image p"]:
-        """Unit-flux images, in single precision: errors enter a log density times the residuals only."""
+        """Unit-flux images, in the precision of the pixels' coordinates."""
         inner = (1,) * (bend.ndim - 2)
-        patch = Patch(*(t.reshape(len(t), *inner, *t.shape[1:]) for t in self.patch.single()))
-        at = bend.float()
+        patch = Patch(*(t.reshape(len(t), *inner, *t.shape[1:]) for t in self.patch))
         if self.star:
-            return star_images(patch, at)
-        return galaxy_images(patch, at[..., :2], at[..., 2], at[..., 3:5], at[..., 5])
+            return star_images(patch, bend)
+        return galaxy_images(patch, bend[..., :2], bend[..., 2], bend[..., 3:5], bend[..., 5])
 
     def log_joint_of_images(
         self, images: Float[Tensor, "b m image pixel"], u: Float[Tensor, "b m n d"]
@@ -232,9 +231,8 @@ class TypedDensity:
         """The source's image and expected counts, with their slopes."""
         mu, scale = self._place(u, patch), self._scale(u, patch)
         q, sky2px, sky, mix = self._shape(u, patch)
-        at, like, psf, share = _rendered(patch, mu, q, mix[:, None])
-        images, rings = jet(patch.pixels, at, like, self._groups, share, self._variances, psf)
-        unit = (share[:, :, None] @ images.images).squeeze(-2)
+        images, rings = jet(patch.pixels, mu, q, self._groups, mix[:, None], self._variances, patch.psf)
+        unit = (mix[:, None, None].to(images.images) @ images.images).squeeze(-2)
         # tau: what each image depends on: mu (2), Q (3), dev fraction, ln flux in its band
         spread = torch.zeros_like(unit) if self.star else images.images[:, :, 0] - images.images[:, :, 1]
         slope = torch.cat((images.slopes, spread[:, :, None], unit[:, :, None]), 2)
@@ -256,8 +254,8 @@ class TypedDensity:
     def _unit(self, u: Float[Tensor, "b d"], patch: Patch) -> Float[Tensor, "b image p"]:
         """The source's image of unit flux, without slopes."""
         q, _, _, mix = self._shape(u, patch)
-        at, like, psf, share = _rendered(patch, self._place(u, patch), q, mix[:, None])
-        return render(patch.pixels, at, like, share @ self._groups, self._variances, psf)
+        amplitudes = (mix @ self._groups)[:, None]
+        return render(patch.pixels, self._place(u, patch), q, amplitudes, self._variances, patch.psf)
 
     def _place(self, u: Float[Tensor, "b d"], patch: Patch) -> Float[Tensor, "b image 2"]:
         return (patch.jacobian @ u[:, None, :2, None]).squeeze(-1)
@@ -279,9 +277,7 @@ class TypedDensity:
             return value, grad
         bend = (-patch.mask * patch.counts / rate**2).to(slope)
         h = ((slope * bend[:, :, None]) @ slope.mT).to(u)  # [b, image, 7, 7]
-        share, weights = light.mix[:, None].to(slope), excess.to(slope)
-        moved = curvature(light.rings, self._groups, share, self._variances, weights)
-        first, second = (t.to(u) for t in moved)
+        first, second = curvature(light.rings, self._groups, light.mix[:, None], self._variances, excess)
         h[:, :, :5, :5] += scale[..., None, None] * second
         if not self.star:
             cross = scale[..., None] * (first[:, :, 0] - first[:, :, 1])
@@ -360,12 +356,6 @@ class TypedDensity:
 def _log_likelihood(patch: Patch, rate: Float[Tensor, "b image p"]) -> Float[Tensor, "b"]:
     """Of the counts, but for what depends on them alone."""
     return (patch.mask * (patch.counts * rate.log() - rate)).sum((-2, -1))
-
-
-def _rendered(patch: Patch, *numbers: Tensor) -> tuple[Tensor, Tensor, MixturePsf, Tensor]:
-    """Position, covariance, the PSF and the profiles' shares in the precision of the pixels."""
-    mu, q, share = (t.to(patch.pixels) for t in numbers)
-    return mu, q, MixturePsf(*(t.to(patch.pixels) for t in patch.psf)), share
 
 
 def _gradient(patch: Patch, light: _Light) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,6 +8,8 @@ exponential is evaluated once, and all else are matrix products with the monomia
 from near the source: far from their origin the polynomials cancel.
 
 All pixel coordinates are (x, y), ordered so in every matrix. Covariances are passed as ``(xx, xy, yy)``.
+
+Images have the precision of the pixels' coordinates; what is done once per Gaussian has that of the rest.
 """
 
 from __future__ import annotations
@@ -64,6 +66,10 @@ class _Rings(NamedTuple):
         """What the exponentials are to be multiplied by for each set of amplitudes."""
         return (amplitudes[..., :, None, :] * self.norm[..., None, :, :]).flatten(-2)
 
+    def total(self, factors: Float[Tensor, "*b n k*j"]) -> Float[Tensor, "*b n p"]:
+        """Sums of the exponentials, in the pixels' precision."""
+        return factors.to(self.values) @ self.values
+
 
 def _rings(
     pixels: Float[Tensor, "*b 2 p"],
@@ -81,7 +87,7 @@ def _rings(
     mx, my = (m[..., None] for m in centre.unbind(-1))
     e, f = a * mx + b * my, b * mx + c * my
     terms = torch.broadcast_tensors(-0.5 * (e * mx + f * my), e, f, -0.5 * a, -b, -0.5 * c)
-    exponent = torch.stack(terms, -1)
+    exponent = torch.stack(terms, -1).to(pixels)
     x, y = pixels.unbind(-2)
     monomials = torch.stack((torch.ones_like(x), x, y, x * x, x * y, y * y), -2)
     # in place: new memory of this size costs more than what is done to it
@@ -108,7 +114,7 @@ def render(
         psf: includes the pixel response.
     """
     rings = _rings(pixels, mu, q, variances, psf)
-    return (rings.weighted(amplitudes[..., None, :]) @ rings.values).squeeze(-2)
+    return rings.total(rings.weighted(amplitudes[..., None, :])).squeeze(-2)
 
 
 def jet(
@@ -148,10 +154,10 @@ def jet(
         -3,
     )  # [..., 24, k, j]
     mixed = rings.weighted(mix[..., None, :] @ groups)
-    sums = (coefficients.flatten(-2) * mixed) @ rings.values  # [..., 24, p]
+    sums = rings.total(coefficients.flatten(-2) * mixed)  # [..., 24, p]
     shift = (sums[..., :6, :].unflatten(-2, (2, 3)) * rings.monomials[..., None, :3, :]).sum(-2)
     bend = (sums[..., 6:, :].unflatten(-2, (3, 6)) * rings.monomials[..., None, :, :]).sum(-2)
-    return MixtureJet(rings.weighted(groups) @ rings.values, torch.cat((shift, bend), -2)), rings
+    return MixtureJet(rings.total(rings.weighted(groups)), torch.cat((shift, bend), -2)), rings
 
 
 def curvature(
@@ -204,8 +210,8 @@ def _central_moments(rings: _Rings, weights: Float[Tensor, "*b p"]) -> Float[Ten
     one, x, y, xx, xy, yy = rings.monomials.unbind(-2)
     higher = (xx * x, xx * y, x * yy, yy * y, xx * xx, xx * xy, xx * yy, xy * yy, yy * yy)
     monomials = torch.stack((one, x, y, xx, xy, yy, *higher), -1)  # [..., p, 15]
-    raw = rings.values @ (weights[..., None] * monomials)  # [..., k * j, 15], from the origin
-    raw = raw.unflatten(-2, rings.norm.shape[-2:])
+    raw = rings.values @ (weights[..., None].to(monomials) * monomials)  # [..., k * j, 15], from the origin
+    raw = raw.to(rings.norm).unflatten(-2, rings.norm.shape[-2:])
     power = torch.tensor(_POWERS, device=raw.device)
     grid = raw.new_zeros(*raw.shape[:-1], 5, 5)
     grid[..., power[:, 0], power[:, 1]] = raw

@@ -142,8 +142,11 @@ def fit_field(
 
 
 def _finish(job: Sweeps, draws: int) -> FieldFit:
-    n = len(job.sources)
-    parts: list[dict[str, np.ndarray]] = []
+    n, nb, nc = len(job.sources), len(job.images.bands), len(job.prior.bands)
+    held = {
+        "u": np.empty((n, draws, 6 + nc)), "is_star": np.empty((n, draws)), "k_hat": np.empty(n),
+        "chi2": np.empty((n, nb)), "p_star": np.empty(n), "n_pixels": np.empty(n, int),
+    }  # fmt: skip
     done = 0
     with _common.progress_bar("drawing posteriors", n, job.progress) as report:
         for half in np.unique(job.sources.half):
@@ -155,16 +158,10 @@ def _finish(job: Sweeps, draws: int) -> FieldFit:
                 if part is None:
                     part = _posterior(job, rows, draws)
                     job.checkpoint.save(name, part)
-                parts.append(part)
+                for key, values in held.items():
+                    values[rows] = part[key]
                 done += len(rows)
                 report(done, "")
-    order = np.argsort(np.concatenate([p["rows"] for p in parts])) if parts else np.zeros(0, int)
-    nb, nc = len(job.images.bands), len(job.prior.bands)
-    empty = {
-        "u": np.zeros((0, draws, 6 + nc)), "is_star": np.zeros((0, draws)), "k_hat": np.zeros(0),
-        "chi2": np.zeros((0, nb)), "p_star": np.zeros(0), "n_pixels": np.zeros(0, int),
-    }  # fmt: skip
-    held = {key: np.concatenate([none, *(p[key] for p in parts)])[order] for key, none in empty.items()}
     u, canvas = held["u"], job.canvas
     return FieldFit(
         field=job.images,

@@ -327,7 +327,7 @@ def _fluxes(ax: Axes, source: Table.Row, bands: list[str]) -> None:
     middle = (np.max(mean + sd) + np.min(mean - sd)) / 2
     reach = max(0.6 * (np.max(mean + sd) - np.min(mean - sd)), 0.25)
     ax.set_ylim(middle + reach, middle - reach)
-    ax.set_ylabel("mag (mean, 1 SD)", fontsize=7.5)
+    ax.set_ylabel("mag (median, 1 SD)", fontsize=7.5)
     ax.tick_params(labelsize=7.5)
 
 

@@ -145,6 +145,17 @@ def test_images_in_single_precision_move_neither_mode_nor_evidence(star, log_flu
     assert abs(float(single.values(u) - exact.values(u))) < 1e-3
 
 
+def test_galaxies_of_any_shape_are_finite_in_single_precision():
+    n, g = 200, torch.Generator().manual_seed(0)
+    patch = simulate(0, size=17)[0]
+    patch = Patch(*(t.expand(n, *t.shape) for t in patch._replace(pixels=patch.pixels.float())))
+    u = torch.randn(n, 11, generator=g, dtype=F64)
+    u[:, 2] = 20 * torch.rand(n, generator=g) - 8  # ln arcsec
+    u[:, 3:5] *= 4  # some are needles
+    found = TypedDensity(patch, PRIOR, star=False).value_grad_hessian(u)
+    assert all(t.isfinite().all() for t in found)
+
+
 @pytest.mark.parametrize("star", [True, False])
 def test_fluxes_tried_on_rendered_images_give_the_same_density(patches, star):
     density, u = TypedDensity(patches, PRIOR, star=star), vectors(star)
