@@ -1,7 +1,7 @@
 """The torch side of :mod:`astrozoo.density`: batched derivatives of a pure function, as graphs.
 
-A graph is made for each entry point and size when it is first called, and compiled by inductor once that
-pays. Only ``density.py`` and its private helpers trace, make graphs or compile.
+A graph is made for each entry point and size when it is first called (of small inputs, once that pays), and
+compiled by inductor once that pays. Only ``density.py`` and its private helpers trace, make graphs or compile.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ __all__ = ["COMPILE_AFTER", "PureFunction", "rows_of"]
 
 COMPILE_AFTER = 10.0
 """Seconds that one graph runs uncompiled before ``compile="auto"`` compiles it (which takes 5 to 40)."""
+
+UNCAPTURED, SMALL = 40, 100_000
+"""Calls on inputs of at most so many elements before a graph is made of them: making it takes as long as 40
+to 80 calls without it, and a short run needs none. Larger inputs would also take more memory without."""
 
 _HESSIAN_CHUNK = 128  # rows of a Hessian that are held at once
 
@@ -137,7 +141,7 @@ def graph_size(b: int, made: set[int]) -> int:
 
 
 class Graph:
-    """One entry point at one size: made when first called, compiled when that pays."""
+    """One entry point at one size: made and compiled when that pays."""
 
     def __init__(
         self,
@@ -147,7 +151,7 @@ class Graph:
         report: Callable[[float, str | None], None],
     ) -> None:
         self.f, self.mode, self.patience, self.report = f, compile, patience, report
-        self.spent = 0.0
+        self.spent, self.calls = 0.0, 0
         self.run: Callable[..., Any] | None = None
         self.settled = False
 
@@ -155,6 +159,13 @@ class Graph:
         if self.settled:
             return self.run(*inputs)  # type: ignore[misc]
         with torch.no_grad():
+            if self.run is None and self._few(inputs):
+                try:
+                    return self.f(*inputs)
+                except (
+                    RuntimeError
+                ):  # where a factor fails only the graph goes on; another error it tells better
+                    self.calls = UNCAPTURED
             if self.run is None:
                 at_zero = torch.zeros_like(inputs[0])  # where it was checked to run; anywhere else it may not
                 self.run = trace_graph(self.f, (at_zero, *inputs[1:]))
@@ -167,6 +178,11 @@ class Graph:
                 torch.cuda.synchronize(inputs[0].device)
             self.spent += time.perf_counter() - start
             return out
+
+    def _few(self, inputs: tuple[Tensor, ...]) -> bool:
+        self.calls += 1
+        soon = self.mode == "always" or (self.mode == "auto" and self.patience() <= 0)
+        return not soon and self.calls <= UNCAPTURED and sum(x.numel() for x in inputs) <= SMALL
 
     def _compile(self, inputs: tuple[Tensor, ...]) -> Any:
         """Compile, compare with the uncompiled graph, and keep whichever is right."""

@@ -27,6 +27,7 @@ from astrozoo.infer._common import (
 )
 from astrozoo.infer._linear_response import Response
 from astrozoo.infer._maximise import Solution, TrustRegionState, maximise
+from astrozoo.infer._mode_start import mode_start
 from astrozoo.types import Problem, Result
 
 __all__ = ["Solution", "TrustRegionState", "maximise", "trust_region"]
@@ -119,6 +120,10 @@ def trust_region(
     held = saved.load()
     state = None if held is None else TrustRegionState.restored(held, target.device)
     used = particles if held is None else int(held["particles"])
+    curvature, searched = None, None
+    if state is None and coarse and target.dim <= DENSE and hasattr(target.module, "normal"):
+        searched = log_density(problem, compile="never")  # too few evaluations to pay for compiling
+        w0, curvature = mode_start(target, searched, w0, seed=seed, draws=coarse)
     with progress_bar("trust region", budget, progress) as report:
         while True:
 
@@ -138,6 +143,7 @@ def trust_region(
                 radius=radius,
                 tolerance=tolerance,
                 dense_limit=target.dim if target.derivatives else 0 if target.noise_dim else DENSE,
+                curvature=curvature,
                 callback=after_each,
                 state=state,
             )
@@ -156,11 +162,13 @@ def trust_region(
             if not again.any() or used >= particles * MOST or state.iteration >= budget:
                 break
             used *= 2
-            state.end[again], state.radius[again] = 0, radius
+            state.end[again], state.radius[again], state.moved[again] = 0, radius, torch.inf
     saved.save(lambda: found.state.arrays() | {"particles": np.asarray(used)}, now=True)
     fitted = guide_draws(target, found.w, seed, chains, draws)
     stats: dict[str, Any] = {"iterations": found.iterations, "elbo": found.value.tolist()}
     stats |= {"parameters": found.w.tolist(), "particles": used, "mode": mode}
+    if searched is not None:
+        stats["counts of the mode search"] = dict(searched.counts)
     if ratio is not None:
         stats["frequentist / posterior sd"] = ratio.tolist()
     if covariance == "linear_response":

@@ -1,0 +1,94 @@
+"""A model of the curvature that successive gradients keep up to date, in place of Hessians."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from astrozoo.infer._sampled import Sampled
+
+if TYPE_CHECKING:
+    from astrozoo.infer._maximise import TrustRegionState
+
+__all__ = ["Secant", "updated"]
+
+DRIFT = 0.1
+"""How far from where a Hessian was evaluated it still tells that a row has converged [posterior SDs]."""
+
+
+SKIP = 1e-8
+"""Least cosine between a step and what its curvature was wrong by, for an update."""
+
+
+class Secant(Sampled):
+    """Fixed draws, one gradient a step: symmetric rank-one updates of ``state.curvature``.
+
+    Hessians are evaluated of rows that have no model yet, and near the maximum: only they tell that a step
+    in any direction promises no more. Rejected steps tell of the curvature too.
+
+    Args:
+        near: gain within the radius below which a row counts as near its maximum.
+
+    References:
+        Conn, Gould & Toint 1991; Nocedal & Wright 2006, algorithm 6.2.
+    """
+
+    def __init__(self, *options: Any, near: float) -> None:
+        super().__init__(*options)
+        self.near = near
+        self._asked: tuple[Tensor, ...] = ()
+
+    def model(self, state: TrustRegionState, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Step, its promised gain and the objective: ``[b, p], [b], [b]``; NaN where derivatives are."""
+        self._evaluate(state, rows[state.curvature[rows].isnan().flatten(1).any(1)])
+        value, g, _ = self._remembered(state, rows)
+        radius = state.radius[rows]
+        s, gain = self._solve(g, state.curvature[rows], radius)
+        vague = (gain < self.near) & (torch.linalg.vector_norm(s, dim=1) < 0.9 * radius)
+        vague &= (state.moved[rows] > DRIFT) & (state.levels[rows, 0] > 0)
+        if vague.any():
+            self._evaluate(state, rows[vague])
+            s[vague], gain[vague] = self._solve(g[vague], state.curvature[rows[vague]], radius[vague])
+        self._asked = rows, g, s, gain
+        return s, gain, value
+
+    def accept(self, state: TrustRegionState, rows: Tensor, accepted: Tensor, changed: Tensor) -> None:
+        """Learn the curvature along the steps, and forget or keep as :class:`Sampled` does."""
+        asked, *columns = self._asked
+        g, s, gain = (x[torch.searchsorted(asked, rows)] for x in columns)
+        state.curvature[rows] = updated(state.curvature[rows], s, self._proposed[1] - g)
+        state.moved[rows] += torch.where(accepted, (2 * gain).sqrt(), 0.0)
+        super().accept(state, rows, accepted, changed)
+
+    def _evaluate(self, state: TrustRegionState, rows: Tensor) -> None:
+        """The Hessians of some rows, and what comes with them."""
+        if not len(rows):
+            return
+        value, g, state.curvature[rows] = self.grouped(
+            state.levels[rows, 0], lambda i, level: self._exact(state.w[rows[i]], rows[i], level)
+        )
+        state.moved[rows] = 0.0
+        self.known |= dict(
+            zip(rows.tolist(), zip(value, g, torch.zeros_like(value), strict=True), strict=True)
+        )
+
+    def _ahead(self, w: Tensor, rows: Tensor, level: int) -> tuple[Tensor, ...]:
+        return self._gradient(w, rows, level, 0)
+
+
+def updated(
+    H: Float[Tensor, "b p p"], s: Float[Tensor, "b p"], y: Float[Tensor, "b p"]
+) -> Float[Tensor, "b p p"]:
+    """The symmetric matrices nearest in rank to ``H`` that take the steps ``s`` to the differences ``y``.
+
+    Left as they are where that is undefined or would be by rounding alone.
+    """
+    r = y - (H @ s[..., None])[..., 0]
+    along = (r * s).sum(1)
+    size = torch.linalg.vector_norm(r, dim=1) * torch.linalg.vector_norm(s, dim=1)
+    sound = (along.abs() > SKIP * size) & r.isfinite().all(1)
+    change = r[:, :, None] * (r / torch.where(sound, along, 1.0)[:, None])[:, None]
+    return torch.where(sound[:, None, None], H + change, H)
