@@ -1,7 +1,8 @@
 """The torch side of :mod:`astrozoo.density`: batched derivatives of a pure function, as graphs.
 
-A graph is made for each entry point and size when it is first called (of small inputs, once that pays), and
-compiled by inductor once that pays. Only ``density.py`` and its private helpers trace, make graphs or compile.
+A graph is made for each entry point and size when it is first called (of small inputs: once that pays), and
+compiled by inductor once that pays. Only ``density.py`` and its private helpers trace, make graphs or
+compile.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ COARSE = 1.0
 GROW, NEAR = 2.0, 0.7
 """The radius is doubled after an accepted step longer than ``NEAR`` of it, and halved after a rejection."""
 NEAR_MAXIMUM = 5e-3
-"""A kept model of the curvature becomes an evaluated Hessian where a step promises less than this [nat]."""
+"""Steps by a kept model of the curvature give way to Newton's own where they promise less than this [nat]."""
 PATIENCE = 3
 """Unresolved steps in a row, at the greatest number of draws, after which a row has converged."""
 
@@ -94,7 +94,7 @@ class Solution:
     Args:
         value: the last estimate of the objective.
         hessian: at ``w`` (mean over the draws of fixed mode; over fresh ones in stochastic mode), or None
-            above ``dense_limit`` dimensions and for an interrupted run.
+            above ``dense_limit`` dimensions and for an interrupted run; the model kept from a ``curvature``.
         trace: per iteration and row: value, radius, step length, predicted and observed gain, draws of the
             gradient, of the Hessian and of the test, seconds since the start without those of compiling; NaN
             once the row has ended.
@@ -147,8 +147,9 @@ def maximise(
       exactly, after a beginning on ``coarse`` draws. Converged where the Newton step, measured by the
       curvature itself (``sqrt(2 m')``, in units of posterior SDs where ``f`` is an ELBO), is at most
       ``tolerance`` and lies inside the radius.
-    * ``fixed`` from a ``curvature``: no Hessian but the few of :class:`Secant`; the gradients of successive
-      points keep the model up to date. For up to some hundred parameters.
+    * ``fixed`` from a ``curvature``: the gradients of successive points keep this model up to date, and
+      Hessians or their products are only taken near the maximum (:class:`Secant`). For up to some hundred
+      parameters.
 
     Objectives without noise take the fixed mode. Randomness depends on the seed and the iteration alone
     and is the same in every row: a row's course does not depend on which others run beside it.

@@ -34,7 +34,7 @@ def mode_start(
     """
     z0 = target.unconstrained(w0, w0.new_zeros(1, target.draw_dim))[:, 0]
     unknown = torch.full((*z0.shape, z0.shape[1]), torch.nan, dtype=z0.dtype, device=z0.device)
-    found = maximise(density, z0, tolerance=0.5, max_iterations=MODE, dense_limit=0, curvature=unknown)
+    found = maximise(density, z0, tolerance=0.5, max_iterations=MODE, curvature=unknown)
     if Status.INTERRUPTED in found.statuses:
         raise KeyboardInterrupt
     H, g = found.state.curvature, density.value_and_grad(found.w)[1]

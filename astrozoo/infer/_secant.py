@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from astrozoo.infer._sampled import Sampled
+from astrozoo.infer._subproblem import subproblem_krylov
 
 if TYPE_CHECKING:
     from astrozoo.infer._maximise import TrustRegionState
@@ -26,8 +27,10 @@ SKIP = 1e-8
 class Secant(Sampled):
     """Fixed draws, one gradient a step: symmetric rank-one updates of ``state.curvature``.
 
-    Hessians are evaluated of rows that have no model yet, and near the maximum: only they tell that a step
-    in any direction promises no more. Rejected steps tell of the curvature too.
+    A row that has no model yet begins with its Hessian. Near the maximum steps are Newton's own: only these
+    tell that no step in any direction promises more. They are by the Hessian, which then becomes the model,
+    where Hessians are dense; else by its products, preconditioned with the model. Rejected steps tell of the
+    curvature too.
 
     Args:
         near: gain within the radius below which a row counts as near its maximum.
@@ -48,10 +51,13 @@ class Secant(Sampled):
         radius = state.radius[rows]
         s, gain = self._solve(g, state.curvature[rows], radius)
         vague = (gain < self.near) & (torch.linalg.vector_norm(s, dim=1) < 0.9 * radius)
-        vague &= (state.moved[rows] > DRIFT) & (state.levels[rows, 0] > 0)
-        if vague.any():
+        vague &= state.levels[rows, 0] > 0
+        if self.dense:
+            vague &= state.moved[rows] > DRIFT
             self._evaluate(state, rows[vague])
             s[vague], gain[vague] = self._solve(g[vague], state.curvature[rows[vague]], radius[vague])
+        elif vague.any():
+            s[vague], gain[vague] = self._newton(state, rows[vague], g[vague])
         self._asked = rows, g, s, gain
         return s, gain, value
 
@@ -62,6 +68,33 @@ class Secant(Sampled):
         state.curvature[rows] = updated(state.curvature[rows], s, self._proposed[1] - g)
         state.moved[rows] += torch.where(accepted, (2 * gain).sqrt(), 0.0)
         super().accept(state, rows, accepted, changed)
+
+    def hessian(self, state: TrustRegionState) -> Tensor:
+        """The model at the end of the run."""
+        return state.curvature
+
+    def _newton(self, state: TrustRegionState, rows: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Newton's step, at most one posterior SD long as the model has it, and its gain."""
+        root, failed = torch.linalg.cholesky_ex(-state.curvature[rows])
+        root = torch.where(failed[:, None, None] > 0, torch.eye(g.shape[1]).to(root), root)
+
+        def whitened(x: Tensor, some: Tensor) -> Tensor:
+            return torch.linalg.solve_triangular(root[some], x[..., None], upper=False)[..., 0]
+
+        def back(u: Tensor, some: Tensor) -> Tensor:
+            return torch.linalg.solve_triangular(root[some].mT, u[..., None], upper=True)[..., 0]
+
+        def product(u: Tensor, some: Tensor) -> Tensor:
+            v, levels = back(u, some), state.levels[rows[some], 0]
+            found = self.grouped(
+                levels, lambda i, level: self._products(state, rows[some[i]], v[i], level)[:1]
+            )
+            return whitened(found[0], some)
+
+        every = torch.arange(len(rows), device=rows.device)
+        longest = torch.where(failed > 0, state.radius[rows], 1.0)
+        u, gain = subproblem_krylov(product, whitened(g, every), longest)
+        return back(u, every), gain
 
     def _evaluate(self, state: TrustRegionState, rows: Tensor) -> None:
         """The Hessians of some rows, and what comes with them."""

@@ -162,7 +162,7 @@ def trust_region(
             if not again.any() or used >= particles * MOST or state.iteration >= budget:
                 break
             used *= 2
-            state.end[again], state.radius[again], state.moved[again] = 0, radius, torch.inf
+            state.end[again], state.radius[again] = 0, radius
     saved.save(lambda: found.state.arrays() | {"particles": np.asarray(used)}, now=True)
     fitted = guide_draws(target, found.w, seed, chains, draws)
     stats: dict[str, Any] = {"iterations": found.iterations, "elbo": found.value.tolist()}
