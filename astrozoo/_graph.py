@@ -30,9 +30,9 @@ __all__ = ["COMPILE_AFTER", "PureFunction", "rows_of"]
 COMPILE_AFTER = 10.0
 """Seconds that one graph runs uncompiled before ``compile="auto"`` compiles it (which takes 5 to 40)."""
 
-UNCAPTURED, SMALL = 40, 100_000
-"""Calls on inputs of at most so many elements before a graph is made of them: making it takes as long as 40
-to 80 calls without it, and a short run needs none. Larger inputs would also take more memory without."""
+UNCAPTURED, SMALL = 0.25, 100_000
+"""Seconds that a function runs as it is before a graph is made of it (which takes about as long, and a short
+run needs none), up to this product of rows and elements of other inputs: larger ones take more memory."""
 
 _HESSIAN_CHUNK = 128  # rows of a Hessian that are held at once
 
@@ -152,7 +152,7 @@ class Graph:
         report: Callable[[float, str | None], None],
     ) -> None:
         self.f, self.mode, self.patience, self.report = f, compile, patience, report
-        self.spent, self.calls = 0.0, 0
+        self.spent = 0.0
         self.run: Callable[..., Any] | None = None
         self.settled = False
 
@@ -160,13 +160,14 @@ class Graph:
         if self.settled:
             return self.run(*inputs)  # type: ignore[misc]
         with torch.no_grad():
-            if self.run is None and self._few(inputs):
+            if self.run is None and self._brief(inputs):
+                start = time.perf_counter()
                 try:
                     return self.f(*inputs)
-                except (
-                    RuntimeError
-                ):  # where a factor fails only the graph goes on; another error it tells better
-                    self.calls = UNCAPTURED
+                except RuntimeError:  # a factor of one row fails: only a graph goes on; or it tells the cause
+                    self.spent = UNCAPTURED
+                finally:
+                    self.spent += time.perf_counter() - start
             if self.run is None:
                 at_zero = torch.zeros_like(inputs[0])  # where it was checked to run; anywhere else it may not
                 self.run = trace_graph(self.f, (at_zero, *inputs[1:]))
@@ -180,10 +181,11 @@ class Graph:
             self.spent += time.perf_counter() - start
             return out
 
-    def _few(self, inputs: tuple[Tensor, ...]) -> bool:
-        self.calls += 1
+    def _brief(self, inputs: tuple[Tensor, ...]) -> bool:
+        """Whether it may be that no graph will ever pay."""
         soon = self.mode == "always" or (self.mode == "auto" and self.patience() <= 0)
-        return not soon and self.calls <= UNCAPTURED and sum(x.numel() for x in inputs) <= SMALL
+        small = len(inputs[0]) * sum(x.numel() for x in inputs[1:]) <= SMALL
+        return small and not soon and self.spent < UNCAPTURED
 
     def _compile(self, inputs: tuple[Tensor, ...]) -> Any:
         """Compile, compare with the uncompiled graph, and keep whichever is right."""

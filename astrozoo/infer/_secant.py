@@ -18,8 +18,6 @@ __all__ = ["Secant", "updated"]
 
 DRIFT = 0.1
 """How far from where a Hessian was evaluated it still tells that a row has converged [posterior SDs]."""
-
-
 SKIP = 1e-8
 """Least cosine between a step and what its curvature was wrong by, for an update."""
 
@@ -108,16 +106,18 @@ class Secant(Sampled):
             zip(rows.tolist(), zip(value, g, torch.zeros_like(value), strict=True), strict=True)
         )
 
-    def _ahead(self, w: Tensor, rows: Tensor, level: int) -> tuple[Tensor, ...]:
+    def _derivatives(self, w: Tensor, rows: Tensor, level: int) -> tuple[Tensor, ...]:
         return self._gradient(w, rows, level, 0)
+
+    _ahead = _derivatives
 
 
 def updated(
     H: Float[Tensor, "b p p"], s: Float[Tensor, "b p"], y: Float[Tensor, "b p"]
 ) -> Float[Tensor, "b p p"]:
-    """The symmetric matrices nearest in rank to ``H`` that take the steps ``s`` to the differences ``y``.
+    """``H`` changed by a symmetric matrix of rank one, to take the step ``s`` to the difference ``y``.
 
-    Left as they are where that is undefined or would be by rounding alone.
+    Left as it is where no such matrix exists, or where rounding alone would make it.
     """
     r = y - (H @ s[..., None])[..., 0]
     along = (r * s).sum(1)

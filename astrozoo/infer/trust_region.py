@@ -41,7 +41,8 @@ FEW = 4
 TOP = 1024
 """Draws that the stochastic mode uses at most (or twice ``particles``)."""
 DENSE = 200
-"""Parameters up to which the linear response, and an objective without noise, take dense Hessians."""
+"""Parameters up to which Hessians are dense: of the linear response, of an objective without noise, and the
+model of one that a mean field keeps."""
 
 
 def trust_region(
@@ -64,12 +65,14 @@ def trust_region(
     tolerance: float = 1e-4,
     covariance: Literal["guide", "linear_response"] = "guide",
 ) -> Result:
-    """Fit ``guide`` to the posterior; see :func:`maximise` for the algorithm.
+    """Fit ``guide`` to the posterior; see :func:`maximise` and :func:`mode_start` for the algorithm.
 
     Args:
         draws: from the fitted guide, per chain; they are independent, and chains only a shape.
         budget: the most iterations; each takes a gradient and up to 100 Hessian-vector products (a Hessian
             where the objective has one of its own, or no noise and at most ``DENSE`` parameters) per draw.
+            A mean field of at most ``DENSE`` parameters on fixed draws starts by :func:`mode_start`, and
+            takes gradients alone until it is near its optimum.
         objective: "monte_carlo", or a name from ``problem.objectives``.
         start: unconstrained latents or flat guide parameters, ``[dim]`` or ``[problem, dim]``, or a Result.
         mode: "stochastic" (fresh draws in each iteration) or "fixed" (draws made once, their number doubled,

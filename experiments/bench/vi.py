@@ -47,8 +47,8 @@ __all__ = ["accuracy", "batch", "race", "step"]
 WITHIN = 0.1
 """Nats below the best ELBO at which a run has arrived."""
 MEASURED = 2000
-RATES = (0.1, 0.03, 0.01)
-WARM = 3
+RATES = (0.03, 0.1, 0.01)
+WARM = 25
 STEPS = 10_000
 """The most that one run of Adam may take."""
 Row = dict[str, Any]
