@@ -52,10 +52,8 @@ class Secant(Sampled):
         vague &= state.levels[rows, 0] > 0
         if self.dense:
             vague &= state.moved[rows] > DRIFT
-            self._evaluate(state, rows[vague])
-            s[vague], gain[vague] = self._solve(g[vague], state.curvature[rows[vague]], radius[vague])
-        elif vague.any():
-            s[vague], gain[vague] = self._newton(state, rows[vague], g[vague])
+        if vague.any():
+            s[vague], gain[vague] = self._newton(state, rows[vague], g[vague], radius[vague])
         self._asked = rows, g, s, gain
         return s, gain, value
 
@@ -71,8 +69,13 @@ class Secant(Sampled):
         """The model at the end of the run."""
         return state.curvature
 
-    def _newton(self, state: TrustRegionState, rows: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Newton's step, at most one posterior SD long as the model has it, and its gain."""
+    def _newton(
+        self, state: TrustRegionState, rows: Tensor, g: Tensor, radius: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Newton's step and its gain; by products at most one posterior SD long, as the model has it."""
+        if self.dense:
+            self._evaluate(state, rows)
+            return self._solve(g, state.curvature[rows], radius)
         root, failed = torch.linalg.cholesky_ex(-state.curvature[rows])
         root = torch.where(failed[:, None, None] > 0, torch.eye(g.shape[1]).to(root), root)
 
@@ -90,7 +93,7 @@ class Secant(Sampled):
             return whitened(found[0], some)
 
         every = torch.arange(len(rows), device=rows.device)
-        longest = torch.where(failed > 0, state.radius[rows], 1.0)
+        longest = torch.where(failed > 0, radius, 1.0)
         u, gain = subproblem_krylov(product, whitened(g, every), longest)
         return back(u, every), gain
 
