@@ -15,6 +15,8 @@ __all__ = ["mode_start"]
 
 MODE = 60
 """The most gradients that the search for the mode takes."""
+CLOSE = 0.5
+"""Length of a Newton step at which it ends, which is then taken unseen [posterior SDs]."""
 
 
 def mode_start(
@@ -31,10 +33,13 @@ def mode_start(
     Args:
         target: of a guide with a method ``normal(layout, mean, sd)``.
         draws: that the two starts are compared on.
+
+    Raises:
+        KeyboardInterrupt: if interrupted: there is nothing to keep yet.
     """
     z0 = target.unconstrained(w0, w0.new_zeros(1, target.draw_dim))[:, 0]
     unknown = torch.full((*z0.shape, z0.shape[1]), torch.nan, dtype=z0.dtype, device=z0.device)
-    found = maximise(density, z0, tolerance=0.5, max_iterations=MODE, curvature=unknown)
+    found = maximise(density, z0, tolerance=CLOSE, max_iterations=MODE, curvature=unknown)
     if Status.INTERRUPTED in found.statuses:
         raise KeyboardInterrupt
     H, g = found.state.curvature, density.value_and_grad(found.w)[1]
@@ -42,7 +47,7 @@ def mode_start(
     ok = (failed == 0) & root.isfinite().flatten(1).all(1) & g.isfinite().all(1)
     ok &= torch.tensor([status.ok for status in found.statuses], device=ok.device)
     root = torch.where(ok[:, None, None], root, torch.eye(z0.shape[1]).to(root))
-    last = torch.cholesky_solve(g[..., None], root)[..., 0]  # it promises less than a nat: not worth a test
+    last = torch.cholesky_solve(g[..., None], root)[..., 0]
     mean = torch.where(ok[:, None], found.w + last, z0)
     variance = torch.where(ok[:, None], -1 / H.diagonal(dim1=1, dim2=2), 1.0)
     w = target.normal(mean, variance.sqrt())
