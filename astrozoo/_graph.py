@@ -1,7 +1,8 @@
 """The torch side of :mod:`astrozoo.density`: batched derivatives of a pure function, as graphs.
 
-A graph is made for each entry point and size when it is first called, and compiled by inductor once that
-pays. Only ``density.py`` and its private helpers trace, make graphs or compile.
+A graph is made for each entry point and size when it is first called (of small inputs: once that pays), and
+compiled by inductor once that pays. Only ``density.py`` and its private helpers trace, make graphs or
+compile.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ __all__ = ["COMPILE_AFTER", "PureFunction", "rows_of"]
 
 COMPILE_AFTER = 10.0
 """Seconds that one graph runs uncompiled before ``compile="auto"`` compiles it (which takes 5 to 40)."""
+
+UNCAPTURED, SMALL = 0.25, 100_000
+"""Seconds that a function runs as it is before a graph is made of it (which takes about as long, and a short
+run needs none), up to this product of rows and elements of other inputs: larger ones take more memory."""
 
 _HESSIAN_CHUNK = 128  # rows of a Hessian that are held at once
 
@@ -137,7 +142,7 @@ def graph_size(b: int, made: set[int]) -> int:
 
 
 class Graph:
-    """One entry point at one size: made when first called, compiled when that pays."""
+    """One entry point at one size: made and compiled when that pays."""
 
     def __init__(
         self,
@@ -155,6 +160,14 @@ class Graph:
         if self.settled:
             return self.run(*inputs)  # type: ignore[misc]
         with torch.no_grad():
+            if self.run is None and self._brief(inputs):
+                start = time.perf_counter()
+                try:
+                    return self.f(*inputs)
+                except RuntimeError:  # a factor of one row fails: only a graph goes on; or it tells the cause
+                    self.spent = UNCAPTURED
+                finally:
+                    self.spent += time.perf_counter() - start
             if self.run is None:
                 at_zero = torch.zeros_like(inputs[0])  # where it was checked to run; anywhere else it may not
                 self.run = trace_graph(self.f, (at_zero, *inputs[1:]))
@@ -167,6 +180,12 @@ class Graph:
                 torch.cuda.synchronize(inputs[0].device)
             self.spent += time.perf_counter() - start
             return out
+
+    def _brief(self, inputs: tuple[Tensor, ...]) -> bool:
+        """Whether it may be that no graph will ever pay."""
+        soon = self.mode == "always" or (self.mode == "auto" and self.patience() <= 0)
+        small = len(inputs[0]) * sum(x.numel() for x in inputs[1:]) <= SMALL
+        return small and not soon and self.spent < UNCAPTURED
 
     def _compile(self, inputs: tuple[Tensor, ...]) -> Any:
         """Compile, compare with the uncompiled graph, and keep whichever is right."""

@@ -269,7 +269,14 @@ class Elbo(_OfProblem):
             own |= self.module.initial(self.layout, z0)
         if own.keys() != self.shapes.keys():
             raise InputError("initial of the guide", sorted(own), f"names among {sorted(self.shapes)}")
-        return torch.cat([own[n].reshape(b, -1) for n in self.shapes], -1)
+        return self._flattened(own)
+
+    def normal(self, mean: Float[Tensor, "b dim"], sd: Float[Tensor, "b dim"]) -> Float[Tensor, "b p"]:
+        """Flat parameters of independent normals with these moments: for a guide with a method ``normal``."""
+        return self._flattened(self.module.normal(self.layout, mean, sd))
+
+    def _flattened(self, parameters: Mapping[str, Tensor]) -> Float[Tensor, "b p"]:
+        return torch.cat([parameters[n].reshape(len(parameters[n]), -1) for n in self.shapes], -1)
 
     def parameters(self, w: Float[Tensor, "*b p"]) -> dict[str, Tensor]:
         """The guide's (unconstrained) parameters by name."""

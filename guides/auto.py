@@ -34,9 +34,12 @@ class _Named:
 
     def initial(self, layout: Any, z0: Float[Tensor, "b dim"]) -> dict[str, Tensor]:
         """Parameters that centre the guide on ``z0``."""
-        shape = {s.name: s.unconstrained_shape for s in layout.sites}
+        return self._by_site(self._location, layout, z0)
+
+    @staticmethod
+    def _by_site(name: str, layout: Any, x: Float[Tensor, "b dim"]) -> dict[str, Tensor]:
         return {
-            self._location.format(s.name): z0[:, s.start : s.stop].reshape(len(z0), *shape[s.name])
+            name.format(s.name): x[:, s.start : s.stop].reshape(len(x), *s.unconstrained_shape)
             for s in layout.sites
         }
 
@@ -50,7 +53,13 @@ class _Flat:
 
 
 class _MeanField(_Named, autoguide.AutoNormal):
-    pass
+    def normal(
+        self, layout: Any, mean: Float[Tensor, "b dim"], sd: Float[Tensor, "b dim"]
+    ) -> dict[str, Tensor]:
+        """Parameters of the normals with these moments."""
+        transform = torch.distributions.biject_to(self.scale_constraint)
+        scales = self._by_site("scales.{}_unconstrained", layout, transform.inv(sd))
+        return self.initial(layout, mean) | scales
 
 
 class _FullRank(_Flat, autoguide.AutoMultivariateNormal):

@@ -528,6 +528,43 @@ def test_auto_compiles_when_it_pays_and_says_why_it_did_not(monkeypatch):
     assert "no compiler here" in density.notes[0]
 
 
+def factored(shift):
+    z = pyro.sample("z", dist.Normal(torch.zeros_like(shift), 1.0))
+    covariance = torch.eye(2, dtype=torch.float64) * (z + shift)  # a covariance where z + shift > 0
+    pyro.sample(
+        "y",
+        dist.MultivariateNormal(torch.zeros(2, dtype=torch.float64), covariance),
+        obs=torch.ones(2, dtype=torch.float64),
+    )
+
+
+@pytest.mark.parametrize("z", [[[0.5]], [[0.5], [-2.0]]])
+def test_a_short_run_makes_no_graph_and_has_the_same_bits(monkeypatch, z):
+    """Unless a factor of some row fails: then a graph, in which that row alone is undefined, takes over."""
+    made = []
+    trace = _graph.trace_graph
+    monkeypatch.setattr(_graph, "trace_graph", lambda *a: made.append(a) or trace(*a))
+    z = torch.tensor(z, dtype=torch.float64)
+    problem = Problem(factored, (torch.tensor(1.0, dtype=torch.float64),))
+
+    def found():
+        density = log_density(problem, compile="never")
+        target = elbo(problem, auto.mean_field, compile="never")
+        w, e = target.initial(z), torch.tensor([[0.3], [-0.3]], dtype=torch.float64)
+        return [
+            density.values(z), *density.value_and_grad(z), *density.value_grad_hessian(z),
+            *target.value_and_grad(w, e), target.hvp(w, e, w),
+        ]  # fmt: skip
+
+    short = found()
+    assert bool(made) == (len(z) > 1)
+    monkeypatch.setattr(_graph, "UNCAPTURED", 0.0)
+    for a, b in zip(short, found(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+        assert a[0].isfinite().all()
+    assert made
+
+
 # what is refused
 
 

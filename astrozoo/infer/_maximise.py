@@ -14,6 +14,7 @@ from torch import Tensor
 from astrozoo.errors import InputError
 from astrozoo.infer._common import Clock
 from astrozoo.infer._sampled import Sampled
+from astrozoo.infer._secant import Secant
 from astrozoo.types import Objective, Status
 
 __all__ = ["Solution", "TrustRegionState", "maximise"]
@@ -26,6 +27,8 @@ COARSE = 1.0
 """Fixed mode leaves its few coarse draws when a step within the radius promises less than this gain [nat]."""
 GROW, NEAR = 2.0, 0.7
 """The radius is doubled after an accepted step longer than ``NEAR`` of it, and halved after a rejection."""
+NEAR_MAXIMUM = 5e-3
+"""Steps by a kept model of the curvature give way to Newton's own where they promise less than this [nat]."""
 PATIENCE = 3
 """Unresolved steps in a row, at the greatest number of draws, after which a row has converged."""
 
@@ -45,6 +48,9 @@ class TrustRegionState:
         levels: of gradient, Hessian and test: each is of ``draws * 2**level`` draws next. Fixed mode: 0 on
             its coarse draws, 1 on all.
         unresolved: steps in a row whose observed gain was lost in its own noise.
+        curvature: the model of each row's Hessian that gradients keep up to date; of no size where Hessians,
+            or their products, are evaluated.
+        moved: how far a row has come since that model was an evaluated Hessian [posterior SDs].
     """
 
     w: Float[Tensor, "b p"]
@@ -53,6 +59,8 @@ class TrustRegionState:
     levels: Int[Tensor, "b 3"]
     unresolved: Int[Tensor, "b"]
     end: Int[Tensor, "b"]
+    curvature: Float[Tensor, "b q q"]
+    moved: Float[Tensor, "b"]
     iteration: int = 0
     trace: dict[str, list[np.ndarray]] = field(default_factory=lambda: {name: [] for name in _TRACED})
 
@@ -76,7 +84,7 @@ class TrustRegionState:
         return cls(**rows, iteration=int(arrays["iteration"]), trace=trace)
 
 
-_ROWS = ("w", "value", "radius", "levels", "unresolved", "end")
+_ROWS = ("w", "value", "radius", "levels", "unresolved", "end", "curvature", "moved")
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ class Solution:
     Args:
         value: the last estimate of the objective.
         hessian: at ``w`` (mean over the draws of fixed mode; over fresh ones in stochastic mode), or None
-            above ``dense_limit`` dimensions and for an interrupted run.
+            above ``dense_limit`` dimensions and for an interrupted run; the model kept from a ``curvature``.
         trace: per iteration and row: value, radius, step length, predicted and observed gain, draws of the
             gradient, of the Hessian and of the test, seconds since the start without those of compiling; NaN
             once the row has ended.
@@ -117,6 +125,7 @@ def maximise(
     tolerance: float = 1e-4,
     doublings: int = 6,
     dense_limit: int = 200,
+    curvature: Float[Tensor, "b p p"] | None = None,
     callback: Callable[[TrustRegionState], None] | None = None,
     state: TrustRegionState | None = None,
 ) -> Solution:
@@ -138,6 +147,9 @@ def maximise(
       exactly, after a beginning on ``coarse`` draws. Converged where the Newton step, measured by the
       curvature itself (``sqrt(2 m')``, in units of posterior SDs where ``f`` is an ELBO), is at most
       ``tolerance`` and lies inside the radius.
+    * ``fixed`` from a ``curvature``: the gradients of successive points keep this model up to date, and
+      Hessians or their products are only taken near the maximum (:class:`Secant`). For up to some hundred
+      parameters.
 
     Objectives without noise take the fixed mode. Randomness depends on the seed and the iteration alone
     and is the same in every row: a row's course does not depend on which others run beside it.
@@ -147,6 +159,8 @@ def maximise(
         draws: Monte-Carlo draws (in antithetic pairs), at first or for good.
         coarse: draws of the fixed mode while far from the maximum; None: all from the start.
         dense_limit: above so many dimensions, Hessian-vector products take the place of Hessians.
+        curvature: first model of each row's Hessian. Of a row where it is NaN the Hessian is evaluated; the
+            others are taken to be near their maximum and leave out the coarse draws.
         callback: called after every iteration; KeyboardInterrupt anywhere ends the run with what there is.
         state: continue from here (a checkpoint) instead of from ``w0``.
 
@@ -168,16 +182,15 @@ def maximise(
         mode=mode,
     )
     fixed = objective.noise_dim == 0 or mode == "fixed"
-    run = Sampled(objective, seed, draws, coarse or draws, fixed, doublings, dense_limit)
+    options = (objective, seed, draws, coarse or draws, fixed, doublings, dense_limit)
     if state is None:
-        like: dict[str, Any] = {"dtype": w0.dtype, "device": w0.device}
-        n = len(w0)
-        zeros = torch.zeros(n, dtype=torch.int64, device=w0.device)
-        levels = zeros[:, None].repeat(1, 3) + (fixed and run.coarse == draws)
-        state = TrustRegionState(
-            w0.clone(), torch.full((n,), torch.nan, **like), torch.full((n,), radius, **like),
-            levels, zeros, zeros.clone(),
-        )  # fmt: skip
+        state = _first(w0, radius, curvature, whole=fixed and (coarse or draws) >= draws)
+    if state.curvature.shape[1]:
+        if not fixed:
+            raise InputError("curvature", "one in stochastic mode", "it with mode='fixed'")
+        run: Sampled = Secant(*options, near=max(tolerance**2 / 2, NEAR_MAXIMUM))
+    else:
+        run = Sampled(*options)
     clock = Clock(objective, state.trace["seconds"])
     if state.iteration < max_iterations:
         state.end[state.end >= _SPENT] = 0
@@ -195,6 +208,24 @@ def maximise(
     statuses = tuple(_STATUSES[int(end)] for end in state.end)
     trace = {name.removesuffix("_trace"): a for name, a in _stack(state.trace).items()}
     return Solution(state.w, state.value, statuses, state.radius, hessian, state.iteration, trace, state)
+
+
+def _first(w0: Tensor, radius: float, curvature: Tensor | None, whole: bool) -> TrustRegionState:
+    like: dict[str, Any] = {"dtype": w0.dtype, "device": w0.device}
+    n = len(w0)
+    zeros = torch.zeros(n, dtype=torch.int64, device=w0.device)
+    held = torch.zeros(n, 0, 0, **like) if curvature is None else curvature.clone()
+    near = torch.full((n,), whole, device=w0.device) | (held.isfinite().all(2).all(1) & (held.shape[1] > 0))
+    return TrustRegionState(
+        w=w0.clone(),
+        value=torch.full((n,), torch.nan, **like),
+        radius=torch.full((n,), radius, **like),
+        levels=zeros[:, None] + near[:, None].long().expand(n, 3),
+        unresolved=zeros,
+        end=zeros.clone(),
+        curvature=held,
+        moved=torch.full((n,), torch.inf, **like),
+    )
 
 
 def _iterate(
@@ -240,7 +271,7 @@ def _iterate(
         end[(state.unresolved[rows] >= PATIENCE) | (predicted <= rounding)] = _CONVERGED
         state.levels[rows, 2] = (tested - 1).clamp_min(0)
     state.end[rows] = torch.where(broken, _DIVERGED, end)
-    run.accept(rows, accept, near)
+    run.accept(state, rows, accept, near)
     if run.fixed:
         numbers = [torch.where(used[:, 0] > 0, run.draws, run.coarse)] * 3
     else:

@@ -21,6 +21,9 @@ __all__ = ["Sampled"]
 GRADIENT, CURVATURE = 0.5, 0.25
 """Draws double where noise is more than this part of ``|g|^2``, of the promised gain; halved at a 16th."""
 
+PART = 32
+"""Draws of one problem that are evaluated at once, at most (or the coarse ones)."""
+
 
 class Sampled:
     """The objective with its noise, and the derivatives of rows that have not moved (fixed mode only)."""
@@ -58,7 +61,7 @@ class Sampled:
 
     def _draw(self, level: int, *stream: int) -> list[Tensor | None]:
         if self.fixed:
-            n, size, streams = (self.draws if level else self.coarse), self.coarse, [stream[:1]]
+            n, size, streams = (self.draws if level else self.coarse), self._part(level), [stream[:1]]
         else:
             size = self.draws // 2
             n, streams = size * 2**level, [(*stream, 0), (*stream, 1)]  # halves independent of each other
@@ -68,6 +71,13 @@ class Sampled:
             assert e is not None
             found += [part.flatten(0, 1) for part in e.unflatten(0, (2, -1)).split((size + 1) // 2, 1)]
         return found
+
+    def _part(self, level: int) -> int:
+        """Fixed mode: draws that are evaluated at once; few of a batch, whose rows fill the cache already."""
+        if level == 0 or self.objective.batch is not None:
+            return self.coarse
+        pairs, most = (self.draws + 1) // 2, max(PART // 2, (self.coarse + 1) // 2)
+        return 2 * max(n for n in range(1, most + 1) if pairs % n == 0)
 
     def grouped(self, levels: Tensor, of: Callable[[Tensor, int], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """``of(indices, level)`` for the rows of each level, put together again."""
@@ -136,8 +146,9 @@ class Sampled:
         return tuple(torch.stack(column) for column in columns)
 
     def _derivatives(self, w: Tensor, rows: Tensor, level: int) -> tuple[Tensor, ...]:
-        if not self.dense:
-            return self._gradient(w, rows, level, 0)
+        return self._exact(w, rows, level) if self.dense else self._gradient(w, rows, level, 0)
+
+    def _exact(self, w: Tensor, rows: Tensor, level: int) -> tuple[Tensor, ...]:
         objective, noise = self.objective.take(rows), self.pieces(level, 0)
         return _means([objective.value_grad_hessian(w, e) for e in noise])
 
@@ -211,7 +222,7 @@ class Sampled:
         objective, noise = self.objective.take(rows), self.pieces(level, 0)
         return _means([(objective.values(w, e).mean(1),) for e in noise])
 
-    def accept(self, rows: Tensor, accepted: Tensor, changed: Tensor) -> None:
+    def accept(self, state: TrustRegionState, rows: Tensor, accepted: Tensor, changed: Tensor) -> None:
         """Forget what was known of the rows that moved, or keep what the test has told already."""
         for k, r in enumerate(rows.tolist()):
             if accepted[k]:

@@ -27,6 +27,7 @@ from astrozoo.infer._common import (
 )
 from astrozoo.infer._linear_response import Response
 from astrozoo.infer._maximise import Solution, TrustRegionState, maximise
+from astrozoo.infer._mode_start import mode_start
 from astrozoo.types import Problem, Result
 
 __all__ = ["Solution", "TrustRegionState", "maximise", "trust_region"]
@@ -40,7 +41,8 @@ FEW = 4
 TOP = 1024
 """Draws that the stochastic mode uses at most (or twice ``particles``)."""
 DENSE = 200
-"""Parameters up to which the linear response, and an objective without noise, take dense Hessians."""
+"""Parameters up to which Hessians are dense: of the linear response, of an objective without noise, and the
+model of one that a mean field keeps."""
 
 
 def trust_region(
@@ -63,12 +65,14 @@ def trust_region(
     tolerance: float = 1e-4,
     covariance: Literal["guide", "linear_response"] = "guide",
 ) -> Result:
-    """Fit ``guide`` to the posterior; see :func:`maximise` for the algorithm.
+    """Fit ``guide`` to the posterior; see :func:`maximise` and :func:`mode_start` for the algorithm.
 
     Args:
         draws: from the fitted guide, per chain; they are independent, and chains only a shape.
         budget: the most iterations; each takes a gradient and up to 100 Hessian-vector products (a Hessian
             where the objective has one of its own, or no noise and at most ``DENSE`` parameters) per draw.
+            A mean field of at most ``DENSE`` parameters on fixed draws starts by :func:`mode_start`, and
+            takes gradients alone until it is near its optimum.
         objective: "monte_carlo", or a name from ``problem.objectives``.
         start: unconstrained latents or flat guide parameters, ``[dim]`` or ``[problem, dim]``, or a Result.
         mode: "stochastic" (fresh draws in each iteration) or "fixed" (draws made once, their number doubled,
@@ -119,6 +123,10 @@ def trust_region(
     held = saved.load()
     state = None if held is None else TrustRegionState.restored(held, target.device)
     used = particles if held is None else int(held["particles"])
+    curvature, searched = None, None
+    if state is None and coarse and target.dim <= DENSE and hasattr(target.module, "normal"):
+        searched = log_density(problem, compile="never")  # too few evaluations to pay for compiling
+        w0, curvature = mode_start(target, searched, w0, seed=seed, draws=coarse)
     with progress_bar("trust region", budget, progress) as report:
         while True:
 
@@ -138,6 +146,7 @@ def trust_region(
                 radius=radius,
                 tolerance=tolerance,
                 dense_limit=target.dim if target.derivatives else 0 if target.noise_dim else DENSE,
+                curvature=curvature,
                 callback=after_each,
                 state=state,
             )
@@ -161,6 +170,8 @@ def trust_region(
     fitted = guide_draws(target, found.w, seed, chains, draws)
     stats: dict[str, Any] = {"iterations": found.iterations, "elbo": found.value.tolist()}
     stats |= {"parameters": found.w.tolist(), "particles": used, "mode": mode}
+    if searched is not None:
+        stats["counts of the mode search"] = dict(searched.counts)
     if ratio is not None:
         stats["frequentist / posterior sd"] = ratio.tolist()
     if covariance == "linear_response":
