@@ -123,10 +123,12 @@ def trust_region(
     held = saved.load()
     state = None if held is None else TrustRegionState.restored(held, target.device)
     used = particles if held is None else int(held["particles"])
-    curvature, searched = None, None
+    curvature = None
     if state is None and coarse and target.dim <= DENSE and hasattr(target.module, "normal"):
         searched = log_density(problem, compile="never")  # too few evaluations to pay for compiling
         w0, curvature = mode_start(target, searched, w0, seed=seed, draws=coarse)
+        for name, n in searched.counts.items():  # a gradient of log p costs what one draw of the ELBO's does
+            target.counts[name] += n
     with progress_bar("trust region", budget, progress) as report:
         while True:
 
@@ -170,8 +172,6 @@ def trust_region(
     fitted = guide_draws(target, found.w, seed, chains, draws)
     stats: dict[str, Any] = {"iterations": found.iterations, "elbo": found.value.tolist()}
     stats |= {"parameters": found.w.tolist(), "particles": used, "mode": mode}
-    if searched is not None:
-        stats["counts of the mode search"] = dict(searched.counts)
     if ratio is not None:
         stats["frequentist / posterior sd"] = ratio.tolist()
     if covariance == "linear_response":
