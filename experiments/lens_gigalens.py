@@ -24,10 +24,12 @@ import torch
 
 import astrozoo
 from astrozoo.data import root
+from astrozoo.data.lens_image import LensImage
+from astrozoo.data.lenses import read
 from astrozoo.errors import DataError
 from astrozoo.types import Result
 
-__all__ = ["TRUTH", "fit", "main", "scores", "summary"]
+__all__ = ["TRUTH", "demo", "fit", "main", "scores", "summary"]
 
 TRUTH: dict[str, float | tuple[float, float]] = {
     "einstein_radius": 1.1,
@@ -48,18 +50,22 @@ TRUTH: dict[str, float | tuple[float, float]] = {
 }
 
 
-def fit(supersample: int, **options: Any) -> tuple[Result, float]:
-    """The posterior, and the seconds from reading the file to the draws.
+def demo() -> LensImage:
+    """The demo's image.
 
     Raises:
-        DataError: the demo's files are not there.
+        DataError: its files are not there.
     """
     folder = root()
     if folder is None:
         raise DataError("GIGA-Lens demo", "no data", "ASTROZOO_DATA, a folder with strong_lens/gigalens_demo")
+    return read(folder / "strong_lens" / "gigalens_demo")
+
+
+def fit(supersample: int, **options: Any) -> tuple[Result, float]:
+    """The posterior, and the seconds from reading the file to the draws."""
     began = time.monotonic()
-    entry = astrozoo.get("strong_lens")
-    problem = entry.problem(entry.read(folder / "strong_lens" / "gigalens_demo"), supersample=supersample)
+    problem = astrozoo.get("strong_lens").problem(demo(), supersample=supersample)
     result = astrozoo.infer(problem, method="auto", **options)
     return result, time.monotonic() - began
 

@@ -10,8 +10,20 @@ from torch import Tensor
 
 from astrozoo.infer._metric import Metric
 
-__all__ = ["begin_length", "begin_step", "dual_average", "final_length", "follow_length", "pooled", "rescued"]
+__all__ = [
+    "LONGEST_STEP",
+    "begin_length",
+    "begin_step",
+    "dual_average",
+    "final_length",
+    "follow_length",
+    "pooled",
+    "rescued",
+]
 
+LONGEST_STEP = math.pi / 2
+"""A quarter of the period of the mass matrix's normal: one step makes an independent draw of that. Far beyond
+it what is left is stable only where the posterior is wider than the normal."""
 _FLOOR = 0.2
 """Acceptance below which a chain counts no more against a step size: one that is stuck for good would else
 shrink it without end."""
@@ -38,7 +50,7 @@ def dual_average(
     centre, t, error, mean = averaging
     t = t + 1
     error = (1 - 1 / (t + 10)) * error + (target - acceptance) / (t + 10)
-    log_step = centre - t.sqrt() / 0.05 * error
+    log_step = (centre - t.sqrt() / 0.05 * error).clamp_max(math.log(LONGEST_STEP))
     mean = t**-0.75 * log_step + (1 - t**-0.75) * mean
     return log_step, torch.stack((centre, t, error, mean))
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from astrozoo.density import LogDensity, log_density
 from astrozoo.infer import _metric
 from astrozoo.infer._adaptation import (
+    LONGEST_STEP,
     begin_length,
     begin_step,
     dual_average,
@@ -137,7 +138,7 @@ def _advance(chains: Chains, state: HMCState, settings: _Settings) -> None:
         steps = [1 + int(u * EARLY_STEPS)] * len(step)
     else:
         exact = (state.length[0].exp() / step[:, 0]).clamp(1, settings.max_steps)
-        steps = [math.ceil(x) for x in exact.tolist()]
+        steps = [round(x) for x in exact.tolist()]
         step = step * fraction
     before = state.position
     out = transition(chains, before, state.value, state.gradient, state.metric, step, steps, settings.seed, n)
@@ -193,9 +194,9 @@ def _rescue(state: HMCState, settings: _Settings, d: int) -> None:
 
 
 def _first_step(chains: Chains, state: HMCState, settings: _Settings) -> None:
-    """The greatest power of a half whose single leapfrog step is accepted as often as wished."""
+    """The greatest step, over a power of two, of which one is accepted as often as wished."""
     early = settings.early(state.iteration)
-    step = torch.ones_like(state.log_step)
+    step = torch.full_like(state.log_step, LONGEST_STEP)
     one = [1] * len(step)
     for _ in range(40):
         state.gradients += 1
@@ -219,24 +220,26 @@ def _begin(
     problems = target.batch or 1
     d, discrete = target.layout.dim, len(target.choices)
     like: dict[str, Any] = {"dtype": target.dtype, "device": target.device}
-    metric = _metric.identity(problems, d, like)
-    if precondition is not None:
-        metric = _metric.given(_metric.checked_root(precondition, problems, d, like))
     fresh = start is None and precondition is None
     own = chain_starts(target, count, settings.seed) if fresh or discrete else None
+    if precondition is not None:
+        centre = start_points(precondition, target, problems, settings.seed, d)
+        metric: Metric = _metric.given(centre, _metric.checked_root(precondition, problems, d, like))
     if start is not None:
         q = start_points(start, target, problems * count, settings.seed, d).view(problems, count, d)
     elif precondition is not None:
         e = normals(settings.seed, _START, like=torch.empty(problems, count, d, **like))
-        q = start_points(precondition, target, problems, settings.seed, d)[:, None] + metric.velocity(e)
+        q = centre[:, None] + metric.velocity(e)
     if own is not None:
         q = own if fresh else torch.cat((q, own[..., d:]), -1)
+    if precondition is None:
+        metric = _metric.identity(q[..., :d].mean(1))
     value, gradient = chains(q)
     bad = ~(value.isfinite() & gradient.isfinite().all(-1))
     if bad.any():
         b, c = bad.nonzero()[0].tolist()
         raise target._blame(q[0], c) if target.batch is None else target._blame(q[:, c], b)
-    step = torch.ones(problems, count, **like)
+    step = torch.full((problems, count), LONGEST_STEP, **like)
     state = HMCState(
         q, value, gradient, _metric.padded(metric, discrete), step.log(), begin_step(step),
         begin_length(problems, settings.least_length, step),
@@ -290,7 +293,7 @@ def hmc(
             "never" or "always"; "auto" compiles when time has passed, which rounding shows.
         warmup: iterations; with none of them, nothing but the step size is adapted, once.
         target_acceptance: mean acceptance that the step size is adapted to.
-        max_steps: leapfrog steps that a trajectory may have.
+        max_steps: steps that a trajectory may have.
         least_length: of a trajectory, in SDs of the mass matrix's Gaussian. The default is a quarter of its
             period: the rate of ChEES is greatest at 1.17, by 14 %, but then a direction that is whitened
             badly mixes at half the pace. A posterior of which a Gaussian is a poor picture gains by more.

@@ -13,7 +13,7 @@ from astrozoo.errors import InputError
 from astrozoo.infer import hmc as hmc_module
 from astrozoo.infer._adaptation import begin_length, follow_length, rescued
 from astrozoo.infer._metric import DENSE_LIMIT, Dense, LowRank, estimated, given, identity, updated
-from astrozoo.infer._trajectory import Chains, leapfrog
+from astrozoo.infer._trajectory import Chains, trajectory
 from astrozoo.infer.hmc import HMCState, hmc
 from astrozoo.infer.laplace import laplace
 from astrozoo.types import Problem, Result, Status
@@ -111,21 +111,21 @@ def test_rows_of_a_batch_equal_the_same_rows_alone():
 
 
 def test_long_trajectories_go_on_without_the_short_ones_to_the_same_end():
-    problem, _, covariances = gaussians(5)
+    problem, means, covariances = gaussians(5)
     density = log_density(problem, compile="never")
     generator = torch.Generator().manual_seed(0)
     q, r = torch.randn(2, 5, 3, 2, generator=generator, dtype=F64)
-    metric = given(torch.linalg.cholesky(covariances))
+    metric = given(means, torch.linalg.cholesky(covariances))
     step = torch.full((5, 3), 0.2, dtype=F64)
     chains = Chains(density, 5, 3)
     value, g = chains(q)
     steps = [3, 20, 4, 4, 9]
     before = density.counts["gradient"]
-    together = leapfrog(chains, q, r, value, g, metric, step, steps)
+    together = trajectory(chains, q, r, value, g, metric, step, steps)
     assert density.counts["gradient"] - before == 3 * (4 * 5 + 5 * 2 + 11)
     for i, n in enumerate(steps):
         one = [i]
-        alone = leapfrog(
+        alone = trajectory(
             chains.take(one), q[one], r[one], value[one], g[one], metric.take(one), step[one], [n]
         )
         for x, y in zip(together, alone, strict=True):
@@ -213,6 +213,7 @@ def test_the_mass_matrix_of_a_gaussian_is_exact_from_points_anywhere():
     metric = estimated(x, -(x - mean) @ torch.linalg.inv(covariance))
     assert isinstance(metric, Dense)
     torch.testing.assert_close(metric.root[1] @ metric.root[1].T, covariance, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(metric.centre, mean.expand(2, 6), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(metric.whiten(metric.velocity(x)), x)
     torch.testing.assert_close((metric.force(x) * x).sum(-1), (x * metric.velocity(x)).sum(-1))
 
@@ -224,7 +225,7 @@ def test_in_many_dimensions_it_corrects_the_few_directions_that_stand_out():
     x = torch.randn(1, 1000, d, generator=generator, dtype=F64) @ root.T
     metric = estimated(x, -torch.cholesky_solve(x[0].T, root).T[None])
     assert isinstance(metric, LowRank)
-    assert _whitened_condition(identity(1, d, {"dtype": F64}), covariance) > 1e4
+    assert _whitened_condition(identity(torch.zeros(1, d, dtype=F64)), covariance) > 1e4
     assert _whitened_condition(metric, covariance) < 20
     torch.testing.assert_close(metric.whiten(metric.velocity(x)), x)
 
@@ -240,7 +241,8 @@ def test_a_given_mass_matrix_of_many_dimensions_is_corrected_and_not_replaced():
     generator, d = torch.Generator().manual_seed(3), DENSE_LIMIT + 20
     covariance, root = _ill_conditioned(d, generator)
     off = torch.linalg.cholesky(_spiked(d, generator))
-    metric = given(torch.linalg.solve_triangular(off, root.mT, upper=False).mT[None])  # off' off too great
+    root_given = torch.linalg.solve_triangular(off, root.mT, upper=False).mT  # off' off too great
+    metric = given(torch.zeros(1, d, dtype=F64), root_given[None])
     before = _whitened_condition(metric, covariance)
     for x in torch.randn(2, 1, 1000, d, generator=generator, dtype=F64) @ root.T:
         g = -torch.cholesky_solve(x[0].T, root).T[None]
@@ -261,7 +263,7 @@ def test_few_draws_do_no_harm_where_nothing_stands_out(n):
         x = torch.randn(1, n // 2, d, generator=generator, dtype=F64) @ torch.linalg.cholesky(covariance).T
         x = torch.cat((x, x), 1)  # as after rejections
         metric = estimated(x, -torch.linalg.solve(covariance, x.mT).mT)
-        best = _whitened_condition(identity(1, d, {"dtype": F64}), covariance)
+        best = _whitened_condition(identity(torch.zeros(1, d, dtype=F64)), covariance)
         assert _whitened_condition(metric, covariance) < 1.5 * best
 
 
@@ -304,7 +306,7 @@ def test_stranded_chains_go_on_from_others():
 
 def test_the_length_follows_the_rate_of_chees_up_and_down():
     generator = torch.Generator().manual_seed(0)
-    metric = identity(1, 10, {"dtype": F64})
+    metric = identity(torch.zeros(1, 10, dtype=F64))
 
     def after(t, steps=40):
         length = begin_length(1, LEAST, torch.zeros(1, dtype=F64)) + torch.tensor(
