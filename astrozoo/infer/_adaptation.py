@@ -8,8 +8,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from astrozoo.infer._metric import Metric
-
 __all__ = [
     "LONGEST_STEP",
     "begin_length",
@@ -73,7 +71,6 @@ def begin_length(problems: int, least: float, like: Tensor) -> Float[Tensor, "4 
 
 def follow_length(
     length: Float[Tensor, "4 B"],
-    metric: Metric,
     before: Float[Tensor, "B C d"],
     end: Float[Tensor, "B C d"],
     momentum: Float[Tensor, "B C d"],
@@ -81,14 +78,14 @@ def follow_length(
     travelled: Float[Tensor, "B"],
     least: float,
 ) -> Float[Tensor, "4 B"]:
-    """One step of Adam up the rate of ChEES, in whitened coordinates.
+    """One step of Adam up the rate of ChEES.
 
     ChEES is the expected square of the change in a chain's squared distance from the mean, over four. Its
     rate is per unit of length, which is what gradients are spent on.
 
     Args:
-        before, end: of the trajectories.
-        momentum: at their ends, of unit mass.
+        before, end: of the trajectories, in the coordinates of the chart.
+        momentum: at their ends.
         travelled: their lengths.
         least: the length is never shorter.
 
@@ -100,8 +97,8 @@ def follow_length(
     weight = torch.where(sound, acceptance, 0.0)
     share = (weight / weight.sum(1, keepdim=True).clamp_min(1e-12))[..., None]
     end, momentum = (torch.where(sound[..., None], x, 0.0) for x in (end, momentum))
-    first = metric.whiten(before - before.mean(1, keepdim=True))
-    last = metric.whiten(end - (share * end).sum(1, keepdim=True))
+    first = before - before.mean(1, keepdim=True)
+    last = end - (share * end).sum(1, keepdim=True)
     growth = last.square().sum(-1) - first.square().sum(-1)
     slope = travelled[:, None] * growth * (last * momentum).sum(-1) - growth.square() / 4
     slope = (share[..., 0] * slope).sum(1)

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from astrozoo.density import LogDensity, log_density
-from astrozoo.infer import _metric
+from astrozoo.infer import _chart, _metric
 from astrozoo.infer._adaptation import (
     LONGEST_STEP,
     begin_length,
@@ -31,6 +31,7 @@ from astrozoo.infer._adaptation import (
     pooled,
     rescued,
 )
+from astrozoo.infer._chart import Chart
 from astrozoo.infer._common import (
     Checkpoint,
     by_chain,
@@ -51,7 +52,8 @@ WINDOWS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 """Fractions of the warm-up at which the mass matrix is re-estimated, each from the draws since the last."""
 EARLY, EARLY_STEPS = WINDOWS[3], 16
 """Until this fraction of the warm-up each chain has a step size of its own, so that none is left stuck far
-out by a step that suits the others, and all have the same number of steps, at most this."""
+out by a step that suits the others, and all have the same number of steps, at most this, nor more than take
+half of them through half a period of the chart's normal."""
 JITTER = 0.4
 """Step sizes, and with them lengths of trajectories, are drawn within this fraction of their mean."""
 ROWS = 8192
@@ -76,7 +78,7 @@ class HMCState:
     position: Float[Tensor, "B C d"]
     value: Float[Tensor, "B C"]
     gradient: Float[Tensor, "B C d"]
-    metric: Metric
+    chart: Chart
     log_step: Float[Tensor, "B C"]
     averaging: Float[Tensor, "4 B C"]
     length: Float[Tensor, "4 B"]
@@ -89,7 +91,7 @@ class HMCState:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """For a checkpoint."""
-        held = {n: getattr(self, n).cpu().numpy() for n in _TENSORS} | _metric.arrays(self.metric)
+        held = {n: getattr(self, n).cpu().numpy() for n in _TENSORS} | _chart.arrays(self.chart)
         held |= {n: np.asarray(getattr(self, n)) for n in _COUNTS}
         held |= {f"drawn_{name}": np.asarray(rows) for name, rows in self.drawn.items()}
         for name, column in zip(("window_x", "window_g"), zip(*self.window, strict=True), strict=False):
@@ -104,7 +106,7 @@ class HMCState:
         columns = [torch.as_tensor(arrays.get(name, ()), device=device) for name in ("window_x", "window_g")]
         return cls(
             **held,
-            metric=_metric.restored(arrays, device),
+            chart=_chart.restored(arrays, device),
             window=list(zip(*columns, strict=True)),
             drawn={name: list(arrays[f"drawn_{name}"]) for name in _DRAWN},
         )
@@ -135,13 +137,14 @@ def _advance(chains: Chains, state: HMCState, settings: _Settings) -> None:
     u = int(f"{n % 1024:010b}"[::-1], 2) / 1024  # van der Corput's sequence
     fraction = 1 - JITTER + 2 * JITTER * u
     if early:
-        steps = [1 + int(u * EARLY_STEPS)] * len(step)
+        half_periods = (math.pi / step.median(1).values).tolist()
+        steps = [1 + int(u * min(EARLY_STEPS, x)) for x in half_periods]
     else:
         exact = (state.length[0].exp() / step[:, 0]).clamp(1, settings.max_steps)
         steps = [round(x) for x in exact.tolist()]
         step = step * fraction
     before = state.position
-    out = transition(chains, before, state.value, state.gradient, state.metric, step, steps, settings.seed, n)
+    out = transition(chains, before, state.value, state.gradient, state.chart, step, steps, settings.seed, n)
     end, momentum = out.pop("end"), out.pop("momentum")
     state.gradients += max(steps)
     if chains.choices:
@@ -157,7 +160,13 @@ def _advance(chains: Chains, state: HMCState, settings: _Settings) -> None:
     if not early:
         travelled = step[:, 0] * step.new_tensor(steps)
         state.length = follow_length(
-            state.length, state.metric, before, end, momentum, acceptance, travelled, settings.least_length
+            state.length,
+            state.chart.coordinates(before),
+            state.chart.coordinates(end),
+            momentum,
+            acceptance,
+            travelled,
+            settings.least_length,
         )
         acceptance = pooled(acceptance)
     state.log_step, state.averaging = dual_average(state.averaging, acceptance, settings.target)
@@ -173,9 +182,10 @@ def _learn(chains: Chains, state: HMCState, settings: _Settings) -> None:
         discrete = len(chains.choices)
         d = state.position.shape[2] - discrete
         x, g = (torch.stack(column, 2).flatten(1, 2)[..., :d] for column in zip(*state.window, strict=True))
-        state.metric = _metric.padded(_metric.updated(state.metric, x, g), discrete)
+        metric, early = _metric.updated(state.chart.metric, x, g), settings.early(state.iteration)
+        state.chart = _chart.padded(_chart.flat(metric) if early else _chart.bent(metric, x, g), discrete)
         state.window = []
-        if not settings.early(state.iteration):
+        if not early:
             _rescue(state, settings, d)
         _first_step(chains, state, settings)
     if state.iteration == settings.warmup:
@@ -201,7 +211,7 @@ def _first_step(chains: Chains, state: HMCState, settings: _Settings) -> None:
     for _ in range(40):
         state.gradients += 1
         tried = transition(
-            chains, state.position, state.value, state.gradient, state.metric, step, one,
+            chains, state.position, state.value, state.gradient, state.chart, step, one,
             settings.seed, state.iteration,
         )  # fmt: skip
         acceptance = tried["acceptance_rate"]
@@ -223,8 +233,9 @@ def _begin(
     fresh = start is None and precondition is None
     own = chain_starts(target, count, settings.seed) if fresh or discrete else None
     if precondition is not None:
+        root = _metric.checked_root(precondition, problems, d, like)
         centre = start_points(precondition, target, problems, settings.seed, d)
-        metric: Metric = _metric.given(centre, _metric.checked_root(precondition, problems, d, like))
+        metric: Metric = _metric.given(centre, root)
     if start is not None:
         q = start_points(start, target, problems * count, settings.seed, d).view(problems, count, d)
     elif precondition is not None:
@@ -241,7 +252,7 @@ def _begin(
         raise target._blame(q[0], c) if target.batch is None else target._blame(q[:, c], b)
     step = torch.full((problems, count), LONGEST_STEP, **like)
     state = HMCState(
-        q, value, gradient, _metric.padded(metric, discrete), step.log(), begin_step(step),
+        q, value, gradient, _chart.padded(_chart.flat(metric), discrete), step.log(), begin_step(step),
         begin_length(problems, settings.least_length, step),
     )  # fmt: skip
     _first_step(chains, state, settings)
