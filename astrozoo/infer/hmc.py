@@ -281,11 +281,13 @@ def hmc(
 ) -> Result:
     """Sample the posterior with all chains of all problems moving together.
 
-    Step size: dual averaging of the harmonic mean of the acceptance over a problem's chains. Mass matrix:
-    from the draws and gradients of the whole ensemble, dense up to ``DENSE_LIMIT`` dimensions and above that
-    a diagonal with a few directions corrected, re-estimated at ``WINDOWS`` of the warm-up. Length of
-    trajectories: the greatest rate of ChEES, no less than a whitened Gaussian's; jittered by ``JITTER``,
-    alike in all chains. Chains stranded hopelessly below the others during the warm-up go on from where
+    The normal of the mass matrix is followed exactly, and the gradient's rest kicks: what is nearly normal
+    takes a step or two of up to ``LONGEST_STEP`` for an independent draw. Step size: dual averaging of the
+    harmonic mean of the acceptance over a problem's chains. Mass matrix and centre: from the draws and
+    gradients of the whole ensemble, dense up to ``DENSE_LIMIT`` dimensions and above that a diagonal with a
+    few directions corrected, re-estimated at ``WINDOWS`` of the warm-up; the dense ones are bent along one
+    direction (:mod:`astrozoo.infer._chart`). Length of trajectories: the greatest rate of ChEES, no less
+    than a whitened Gaussian's; jittered by ``JITTER``, alike in all chains. Chains stranded hopelessly below the others during the warm-up go on from where
     another is (``stats`` counts them). Discrete sites: summed out and recovered, or beyond ``ENUMERATED``
     joint assignments drawn one by one after each trajectory; ``stats`` says which. Every problem sees the
     same random numbers, so it does not depend on its neighbours; nor do those of a chain depend on how many
@@ -319,8 +321,9 @@ def hmc(
             definite, or a start without a finite density (naming the site).
 
     References:
-        Hoffman & Gelman 2014 (step size); Hoffman, Radul & Sountsov 2021 (many chains); Seyboldt, Carlson &
-        Carpenter 2026 (mass matrix); Betancourt 2016, arXiv 1604.00695 (E-BFMI).
+        Shahbaba et al. 2014 (split steps); Hoffman & Gelman 2014 (step size); Hoffman, Radul & Sountsov 2021
+        (many chains); Seyboldt, Carlson & Carpenter 2026 (mass matrix); Betancourt 2016, arXiv 1604.00695
+        (E-BFMI).
     """
     began = time.monotonic()
     target = density or log_density(problem, compile=compile, most_assignments=ENUMERATED)
