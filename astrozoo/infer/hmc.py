@@ -287,11 +287,11 @@ def hmc(
     gradients of the whole ensemble, dense up to ``DENSE_LIMIT`` dimensions and above that a diagonal with a
     few directions corrected, re-estimated at ``WINDOWS`` of the warm-up; the dense ones are bent along one
     direction (:mod:`astrozoo.infer._chart`). Length of trajectories: the greatest rate of ChEES, no less
-    than a whitened Gaussian's; jittered by ``JITTER``, alike in all chains. Chains stranded hopelessly below the others during the warm-up go on from where
-    another is (``stats`` counts them). Discrete sites: summed out and recovered, or beyond ``ENUMERATED``
-    joint assignments drawn one by one after each trajectory; ``stats`` says which. Every problem sees the
-    same random numbers, so it does not depend on its neighbours; nor do those of a chain depend on how many
-    others there are.
+    than a whitened Gaussian's; jittered by ``JITTER``, alike in all chains. Chains stranded hopelessly below
+    the others during the warm-up go on from where another is (``stats`` counts them). Discrete sites: summed
+    out and recovered, or beyond ``ENUMERATED`` joint assignments drawn one by one after each trajectory;
+    ``stats`` says which. Every problem sees the same random numbers, so it does not depend on its
+    neighbours; nor do those of a chain depend on how many others there are.
 
     Args:
         guide: none; here so that all backends are called alike.
