@@ -4,7 +4,7 @@ Prints, at 1x and 2x supersampling, seconds by stage (compilation apart), R-hat,
 where the truth lies in posterior SDs. GIGA-Lens's own figure for this image is 105 s on four A100s, with
 R-hat <= 1.005 and 11,300 to 30,500 effective draws.
 
-    python -m experiments.lens_gigalens [--supersample 1 2] [--chains 48] [--draws 420] [--out DIR]
+    python -m experiments.lens_gigalens [--supersample 1 2] [--chains 48] [--draws 480] [--out DIR]
 
 References:
     Gu et al. 2022, ApJ 935, 49.
@@ -142,7 +142,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--supersample", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--chains", type=int, default=48)
-    parser.add_argument("--draws", type=int, default=420)
+    parser.add_argument("--draws", type=int, default=480)
     parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--precision", choices=["data", "single"], default="single")
     parser.add_argument("--seed", type=int, default=0)
