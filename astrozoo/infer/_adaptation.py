@@ -8,10 +8,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from astrozoo.infer._metric import Metric
+__all__ = [
+    "LONGEST_STEP",
+    "begin_length",
+    "begin_step",
+    "dual_average",
+    "final_length",
+    "follow_length",
+    "pooled",
+    "rescued",
+]
 
-__all__ = ["begin_length", "begin_step", "dual_average", "final_length", "follow_length", "pooled", "rescued"]
-
+LONGEST_STEP = math.pi / 2
+"""A quarter of the period of the mass matrix's normal: one step makes an independent draw of that. Far beyond
+it what is left is stable only where the posterior is wider than the normal."""
 _FLOOR = 0.2
 """Acceptance below which a chain counts no more against a step size: one that is stuck for good would else
 shrink it without end."""
@@ -38,7 +48,7 @@ def dual_average(
     centre, t, error, mean = averaging
     t = t + 1
     error = (1 - 1 / (t + 10)) * error + (target - acceptance) / (t + 10)
-    log_step = centre - t.sqrt() / 0.05 * error
+    log_step = (centre - t.sqrt() / 0.05 * error).clamp_max(math.log(LONGEST_STEP))
     mean = t**-0.75 * log_step + (1 - t**-0.75) * mean
     return log_step, torch.stack((centre, t, error, mean))
 
@@ -61,7 +71,6 @@ def begin_length(problems: int, least: float, like: Tensor) -> Float[Tensor, "4 
 
 def follow_length(
     length: Float[Tensor, "4 B"],
-    metric: Metric,
     before: Float[Tensor, "B C d"],
     end: Float[Tensor, "B C d"],
     momentum: Float[Tensor, "B C d"],
@@ -69,14 +78,14 @@ def follow_length(
     travelled: Float[Tensor, "B"],
     least: float,
 ) -> Float[Tensor, "4 B"]:
-    """One step of Adam up the rate of ChEES, in whitened coordinates.
+    """One step of Adam up the rate of ChEES.
 
     ChEES is the expected square of the change in a chain's squared distance from the mean, over four. Its
     rate is per unit of length, which is what gradients are spent on.
 
     Args:
-        before, end: of the trajectories.
-        momentum: at their ends, of unit mass.
+        before, end: of the trajectories, in the coordinates of the chart.
+        momentum: at their ends.
         travelled: their lengths.
         least: the length is never shorter.
 
@@ -88,8 +97,8 @@ def follow_length(
     weight = torch.where(sound, acceptance, 0.0)
     share = (weight / weight.sum(1, keepdim=True).clamp_min(1e-12))[..., None]
     end, momentum = (torch.where(sound[..., None], x, 0.0) for x in (end, momentum))
-    first = metric.whiten(before - before.mean(1, keepdim=True))
-    last = metric.whiten(end - (share * end).sum(1, keepdim=True))
+    first = before - before.mean(1, keepdim=True)
+    last = end - (share * end).sum(1, keepdim=True)
     growth = last.square().sum(-1) - first.square().sum(-1)
     slope = travelled[:, None] * growth * (last * momentum).sum(-1) - growth.square() / 4
     slope = (share[..., 0] * slope).sum(1)

@@ -1,15 +1,19 @@
-"""Mass matrices, dense or a diagonal with a few directions corrected, and their estimates from ensembles."""
+"""Normals near the posterior: a centre and an inverse mass matrix, and their estimates from ensembles.
+
+Mass matrices are dense, or a diagonal with a few directions corrected.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from astrozoo.errors import InputError
 from astrozoo.types import Result
@@ -37,7 +41,15 @@ RANK = 40
 
 
 class Metric(Protocol):
-    """``root root'``, the inverse mass matrix of each of ``B`` problems: a covariance of the posterior."""
+    """A normal near the posterior of each of ``B`` problems: its centre, and a root of its covariance.
+
+    The covariance ``root root'`` is the inverse mass matrix.
+    """
+
+    @property
+    def centre(self) -> Float[Tensor, "B d"]:
+        """Its mean."""
+        ...
 
     def velocity(self, r: Float[Tensor, "B C d"]) -> Float[Tensor, "B C d"]:
         """``root r``: of momenta of unit mass."""
@@ -60,6 +72,7 @@ class Metric(Protocol):
 class Dense:
     """Any root, and its inverse."""
 
+    centre: Float[Tensor, "B d"]
     root: Float[Tensor, "B d d"]
     inverse: Float[Tensor, "B d d"]
 
@@ -73,13 +86,14 @@ class Dense:
         return x @ self.inverse.mT
 
     def take(self, rows: list[int]) -> Dense:
-        return Dense(self.root[rows], self.inverse[rows])
+        return Dense(self.centre[rows], self.root[rows], self.inverse[rows])
 
 
 @dataclass(frozen=True)
 class LowRank:
     """``scale (1 + basis (stretch - 1) basis')``, ``basis`` orthonormal and ``stretch`` the SDs along it."""
 
+    centre: Float[Tensor, "B d"]
     scale: Float[Tensor, "B d"]
     basis: Float[Tensor, "B d k"]
     stretch: Float[Tensor, "B k"]
@@ -95,19 +109,20 @@ class LowRank:
         return self._stretched(torch.where(scale > 0, x / scale, 0.0), 1 / self.stretch)
 
     def take(self, rows: list[int]) -> LowRank:
-        return LowRank(self.scale[rows], self.basis[rows], self.stretch[rows])
+        return LowRank(self.centre[rows], self.scale[rows], self.basis[rows], self.stretch[rows])
 
     def _stretched(self, x: Tensor, by: Tensor) -> Tensor:
         return x + ((x @ self.basis) * (by - 1)[:, None]) @ self.basis.mT
 
 
-def identity(problems: int, d: int, like: Mapping[str, Any]) -> Metric:
+def identity(centre: Float[Tensor, "B d"]) -> Metric:
     """Unit mass."""
+    problems, d = centre.shape
     if d <= DENSE_LIMIT:
-        eye = torch.eye(d, **like).expand(problems, d, d)
-        return Dense(eye, eye)
-    none = torch.zeros(problems, d, 0, **like)
-    return LowRank(torch.ones(problems, d, **like), none, none[:, 0])
+        eye = torch.eye(d, dtype=centre.dtype, device=centre.device).expand(problems, d, d)
+        return Dense(centre, eye, eye)
+    none = centre.new_zeros(problems, d, 0)
+    return LowRank(centre, torch.ones_like(centre), none, none[:, 0])
 
 
 def checked_root(
@@ -132,21 +147,21 @@ def checked_root(
     return root
 
 
-def given(root: Float[Tensor, "B d d"]) -> Dense:
-    """Of a covariance ``root root'``."""
-    return Dense(root, torch.linalg.inv(root))
+def given(centre: Float[Tensor, "B d"], root: Float[Tensor, "B d d"]) -> Dense:
+    """Of a mean and a covariance ``root root'``."""
+    return Dense(centre, root, torch.linalg.inv(root))
 
 
 def padded(metric: Metric, discrete: int) -> Metric:
     """With coordinates at the end that never move."""
     if not discrete:
         return metric
+    centre = pad(metric.centre, (0, discrete))
     if isinstance(metric, Dense):
-        pads = (0, discrete, 0, discrete)
-        return Dense(*(torch.nn.functional.pad(x, pads) for x in (metric.root, metric.inverse)))
+        return Dense(centre, *(pad(x, (0, discrete, 0, discrete)) for x in (metric.root, metric.inverse)))
     assert isinstance(metric, LowRank)
-    basis = torch.nn.functional.pad(metric.basis, (0, 0, 0, discrete))
-    return LowRank(torch.nn.functional.pad(metric.scale, (0, discrete)), basis, metric.stretch)
+    scale, basis = pad(metric.scale, (0, discrete)), pad(metric.basis, (0, 0, 0, discrete))
+    return LowRank(centre, scale, basis, metric.stretch)
 
 
 def arrays(metric: Any) -> dict[str, np.ndarray]:
@@ -165,19 +180,24 @@ def estimated(x: Float[Tensor, "B n d"], g: Float[Tensor, "B n d"]) -> Metric:
 
     The matrix S for which ``S cov(g) S = cov(x)``: of all Gaussians ``N(mean, S)`` it has the least Fisher
     divergence. If the posterior is Gaussian it is exact from any ``n > d`` points, wherever they lie.
-    Correlations are shrunk where ``n`` is not many times ``d``.
+    Correlations are shrunk where ``n`` is not many times ``d``. The mean is that of the draws after a Newton
+    step by S.
 
     References:
         Seyboldt, Carlson & Carpenter 2026, arXiv 2603.18845.
     """
-    x, g = x - x.mean(1, keepdim=True), g - g.mean(1, keepdim=True)
+    middle, slant = x.mean(1, keepdim=True), g.mean(1, keepdim=True)
+    x, g = x - middle, g - slant
     tiny = torch.finfo(x.dtype).tiny ** 0.25
     spread, slope = (y.square().mean(1).sqrt().clamp(tiny, 1 / tiny) for y in (x, g))
     scale = (spread / slope).sqrt()
     x, g = x / scale[:, None], g * scale[:, None]
+    metric: Any
     if x.shape[2] > DENSE_LIMIT:
-        return _low_rank(scale, x, g)
-    return given(scale[..., None] * _fisher_root(x, g))
+        metric = _low_rank(scale, x, g)
+    else:
+        metric = given(middle[:, 0], scale[..., None] * _fisher_root(x, g))
+    return replace(metric, centre=(middle + metric.velocity(metric.force(slant)))[:, 0])
 
 
 def updated(metric: Metric, x: Float[Tensor, "B n d"], g: Float[Tensor, "B n d"]) -> Metric:
@@ -189,9 +209,10 @@ def updated(metric: Metric, x: Float[Tensor, "B n d"], g: Float[Tensor, "B n d"]
     d = x.shape[2]
     if d <= DENSE_LIMIT or not isinstance(metric, Dense):
         return estimated(x, g)
-    metric = Dense(metric.root[:, :d, :d], metric.inverse[:, :d, :d])
+    metric = Dense(metric.centre[:, :d], metric.root[:, :d, :d], metric.inverse[:, :d, :d])
     off = estimated(metric.whiten(x), metric.force(g))
-    return Dense(off.force(metric.root), off.whiten(metric.inverse.mT).mT)
+    centre = metric.velocity(off.centre[:, None])[:, 0]
+    return Dense(centre, off.force(metric.root), off.whiten(metric.inverse.mT).mT)
 
 
 def _shrunk(y: Float[Tensor, "B n d"], shrink: float) -> Float[Tensor, "B d d"]:
@@ -223,4 +244,4 @@ def _low_rank(scale: Tensor, x: Float[Tensor, "B n d"], g: Float[Tensor, "B n d"
     spans = [torch.linalg.svd(y, full_matrices=False)[2][:, :k].mT for y in (x, g)]
     basis, _ = torch.linalg.qr(torch.cat(spans, 2))
     turn, stretch, _ = torch.linalg.svd(_fisher_root(x @ basis, g @ basis))
-    return LowRank(scale, basis @ turn, stretch)
+    return LowRank(torch.zeros_like(scale), scale, basis @ turn, stretch)

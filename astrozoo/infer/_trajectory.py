@@ -1,4 +1,4 @@
-"""Trajectories of many chains at once: randomness, leapfrog steps, the Metropolis test, Gibbs updates."""
+"""Trajectories of many chains at once: randomness, steps, the Metropolis test, Gibbs updates."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from astrozoo.density import LogDensity, inverted
-from astrozoo.infer._metric import Metric
+from astrozoo.infer._chart import Chart
 
-__all__ = ["DIVERGED", "Chains", "gibbs", "normals", "transition", "uniforms"]
+__all__ = ["DIVERGED", "Chains", "gibbs", "normals", "trajectory", "transition", "uniforms"]
 
 DIVERGED = 1000.0
 """Energy error of a divergent trajectory."""
@@ -61,41 +62,51 @@ def uniforms(seed: int, *stream: int, shape: tuple[int, ...], like: Tensor) -> T
     return torch.from_numpy(_numpy_generator(seed, *stream).random(shape)).to(like)
 
 
-def leapfrog(
+def trajectory(
     chains: Chains,
     q: Float[Tensor, "B C d"],
     r: Float[Tensor, "B C d"],
     value: Float[Tensor, "B C"],
     g: Float[Tensor, "B C d"],
-    metric: Metric,
+    chart: Chart,
     step: Float[Tensor, "B C"],
     steps: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Position, momentum (of unit mass, in the metric's coordinates), value and gradient at the end.
+    """Position, momentum (of unit mass, in the chart's coordinates), value and gradient at the end.
+
+    The chart's normal is followed exactly, a rotation of its coordinates and the momentum by the step; half
+    before it and half after, what the gradient has beside the normal's kicks the momentum.
 
     Args:
         steps: of each problem's trajectories. Those that are over wait where they are; where it spares
             ``WORTHWHILE`` of all gradients, the others go on without them once half are over.
+
+    References:
+        Shahbaba, Lan, Johnson & Neal 2014, Stat. Comput. 24, 339 (section 2.1).
     """
     half = sorted(steps)[(len(steps) - 1) // 2]
     rows = [i for i, n in enumerate(steps) if n > half]
     spared = (max(steps) - half) * (len(steps) - len(rows))
     if spared > WORTHWHILE * max(steps) * len(steps):
-        state = leapfrog(chains, q, r, value, g, metric, step, [min(n, half) for n in steps])
+        state = trajectory(chains, q, r, value, g, chart, step, [min(n, half) for n in steps])
         q, r, value, g = (x[rows] for x in state)
         left = [steps[i] - half for i in rows]
-        rest = leapfrog(chains.take(rows), q, r, value, g, metric.take(rows), step[rows], left)
-        for x, y in zip(state, rest, strict=True):
+        ends = trajectory(chains.take(rows), q, r, value, g, chart.take(rows), step[rows], left)
+        for x, y in zip(state, ends, strict=True):
             x[rows] = y
         return state
     count: Tensor = torch.tensor(steps, device=q.device)[:, None, None]
     step = step[..., None]
-    r = torch.addcmul(r, metric.force(g), step, value=0.5)
+    u = chart.coordinates(q)
+    rest = q - chart.position(u)  # coordinates that never move, and rounding
+    r = torch.addcmul(r, chart.force(g, u) + u, step, value=0.5)
     for k in range(max(steps)):
         e = torch.where(k < count, step, 0.0)
-        q = torch.addcmul(q, metric.velocity(r), e)
+        c, s = e.cos(), e.sin()
+        u, r = c * u + s * r, c * r - s * u
+        q = chart.position(u) + rest
         value, g = chains(q)
-        r = torch.addcmul(r, metric.force(g), torch.where(count == k + 1, e / 2, e))
+        r = torch.addcmul(r, chart.force(g, u) + u, torch.where(count == k + 1, e / 2, e))
     return q, r, value, g
 
 
@@ -104,16 +115,17 @@ def transition(
     q: Float[Tensor, "B C d"],
     value: Float[Tensor, "B C"],
     g: Float[Tensor, "B C d"],
-    metric: Metric,
+    chart: Chart,
     step: Float[Tensor, "B C"],
     steps: list[int],
     seed: int,
     iteration: int,
 ) -> dict[str, Tensor]:
     """One trajectory and its Metropolis test, with the same random numbers in every problem."""
-    r = normals(seed, _MOMENTUM, iteration, like=q)
+    discrete = len(chains.choices)
+    r = pad(normals(seed, _MOMENTUM, iteration, like=q[..., : q.shape[2] - discrete]), (0, discrete))
     u = uniforms(seed, _ACCEPT, iteration, shape=q.shape[1:2], like=q)
-    end, r_end, end_value, end_g = leapfrog(chains, q, r, value, g, metric, step, steps)
+    end, r_end, end_value, end_g = trajectory(chains, q, r, value, g, chart, step, steps)
     before = value - r.square().sum(-1) / 2
     change = end_value - r_end.square().sum(-1) / 2 - before
     sound = change.isfinite() & end_g.isfinite().all(-1)

@@ -27,11 +27,9 @@ __all__ = ["auto"]
 
 RATES = (0.15, 0.005)
 """First and last step of Adam, in SDs of the prior; it falls geometrically."""
-LENGTH = 2.5
-"""Least length of trajectories: on the GIGA-Lens demo twice the effective draws a gradient of pi / 2."""
 COMPILING = 60.0
 """Seconds of uncompiled gradients to come from which they are compiled at once (which takes as long)."""
-GRADIENTS = 8
+GRADIENTS = 4
 """Of one trajectory, in a guess of the sampling's length."""
 _START = 50
 _PACED = 3  # gradients whose pace tells how long all will take
@@ -105,8 +103,7 @@ def auto(
     result = hmc(
         sampled, seed=seed, draws=draws, chains=chains, budget=budget, warmup=warmup, compile=compile,
         precondition=mode if usable else None, start=None if usable else mode.location,
-        progress=progress, checkpoint=_beside(checkpoint, "hmc"), throw=throw, least_length=LENGTH,
-        density=density,
+        progress=progress, checkpoint=_beside(checkpoint, "hmc"), throw=throw, density=density,
     )  # fmt: skip
     seconds["hmc"] = running() - began
     counts = {k: v + mode.stats["counts"][k] for k, v in result.stats["counts"].items()}

@@ -20,8 +20,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from astrozoo.density import LogDensity, log_density
-from astrozoo.infer import _metric
+from astrozoo.infer import _chart, _metric
 from astrozoo.infer._adaptation import (
+    LONGEST_STEP,
     begin_length,
     begin_step,
     dual_average,
@@ -30,6 +31,7 @@ from astrozoo.infer._adaptation import (
     pooled,
     rescued,
 )
+from astrozoo.infer._chart import Chart
 from astrozoo.infer._common import (
     Checkpoint,
     by_chain,
@@ -50,7 +52,8 @@ WINDOWS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 """Fractions of the warm-up at which the mass matrix is re-estimated, each from the draws since the last."""
 EARLY, EARLY_STEPS = WINDOWS[3], 16
 """Until this fraction of the warm-up each chain has a step size of its own, so that none is left stuck far
-out by a step that suits the others, and all have the same number of steps, at most this."""
+out by a step that suits the others, and all have the same number of steps, at most this, nor more than take
+half of them through half a period of the chart's normal."""
 JITTER = 0.4
 """Step sizes, and with them lengths of trajectories, are drawn within this fraction of their mean."""
 ROWS = 8192
@@ -75,7 +78,7 @@ class HMCState:
     position: Float[Tensor, "B C d"]
     value: Float[Tensor, "B C"]
     gradient: Float[Tensor, "B C d"]
-    metric: Metric
+    chart: Chart
     log_step: Float[Tensor, "B C"]
     averaging: Float[Tensor, "4 B C"]
     length: Float[Tensor, "4 B"]
@@ -88,7 +91,7 @@ class HMCState:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """For a checkpoint."""
-        held = {n: getattr(self, n).cpu().numpy() for n in _TENSORS} | _metric.arrays(self.metric)
+        held = {n: getattr(self, n).cpu().numpy() for n in _TENSORS} | _chart.arrays(self.chart)
         held |= {n: np.asarray(getattr(self, n)) for n in _COUNTS}
         held |= {f"drawn_{name}": np.asarray(rows) for name, rows in self.drawn.items()}
         for name, column in zip(("window_x", "window_g"), zip(*self.window, strict=True), strict=False):
@@ -103,7 +106,7 @@ class HMCState:
         columns = [torch.as_tensor(arrays.get(name, ()), device=device) for name in ("window_x", "window_g")]
         return cls(
             **held,
-            metric=_metric.restored(arrays, device),
+            chart=_chart.restored(arrays, device),
             window=list(zip(*columns, strict=True)),
             drawn={name: list(arrays[f"drawn_{name}"]) for name in _DRAWN},
         )
@@ -134,13 +137,14 @@ def _advance(chains: Chains, state: HMCState, settings: _Settings) -> None:
     u = int(f"{n % 1024:010b}"[::-1], 2) / 1024  # van der Corput's sequence
     fraction = 1 - JITTER + 2 * JITTER * u
     if early:
-        steps = [1 + int(u * EARLY_STEPS)] * len(step)
+        half_periods = (math.pi / step.median(1).values).tolist()
+        steps = [1 + int(u * min(EARLY_STEPS, x)) for x in half_periods]
     else:
         exact = (state.length[0].exp() / step[:, 0]).clamp(1, settings.max_steps)
-        steps = [math.ceil(x) for x in exact.tolist()]
+        steps = [round(x) for x in exact.tolist()]
         step = step * fraction
     before = state.position
-    out = transition(chains, before, state.value, state.gradient, state.metric, step, steps, settings.seed, n)
+    out = transition(chains, before, state.value, state.gradient, state.chart, step, steps, settings.seed, n)
     end, momentum = out.pop("end"), out.pop("momentum")
     state.gradients += max(steps)
     if chains.choices:
@@ -156,7 +160,13 @@ def _advance(chains: Chains, state: HMCState, settings: _Settings) -> None:
     if not early:
         travelled = step[:, 0] * step.new_tensor(steps)
         state.length = follow_length(
-            state.length, state.metric, before, end, momentum, acceptance, travelled, settings.least_length
+            state.length,
+            state.chart.coordinates(before),
+            state.chart.coordinates(end),
+            momentum,
+            acceptance,
+            travelled,
+            settings.least_length,
         )
         acceptance = pooled(acceptance)
     state.log_step, state.averaging = dual_average(state.averaging, acceptance, settings.target)
@@ -172,9 +182,10 @@ def _learn(chains: Chains, state: HMCState, settings: _Settings) -> None:
         discrete = len(chains.choices)
         d = state.position.shape[2] - discrete
         x, g = (torch.stack(column, 2).flatten(1, 2)[..., :d] for column in zip(*state.window, strict=True))
-        state.metric = _metric.padded(_metric.updated(state.metric, x, g), discrete)
+        metric, early = _metric.updated(state.chart.metric, x, g), settings.early(state.iteration)
+        state.chart = _chart.padded(_chart.flat(metric) if early else _chart.bent(metric, x, g), discrete)
         state.window = []
-        if not settings.early(state.iteration):
+        if not early:
             _rescue(state, settings, d)
         _first_step(chains, state, settings)
     if state.iteration == settings.warmup:
@@ -193,14 +204,14 @@ def _rescue(state: HMCState, settings: _Settings, d: int) -> None:
 
 
 def _first_step(chains: Chains, state: HMCState, settings: _Settings) -> None:
-    """The greatest power of a half whose single leapfrog step is accepted as often as wished."""
+    """The greatest step, over a power of two, of which one is accepted as often as wished."""
     early = settings.early(state.iteration)
-    step = torch.ones_like(state.log_step)
+    step = torch.full_like(state.log_step, LONGEST_STEP)
     one = [1] * len(step)
     for _ in range(40):
         state.gradients += 1
         tried = transition(
-            chains, state.position, state.value, state.gradient, state.metric, step, one,
+            chains, state.position, state.value, state.gradient, state.chart, step, one,
             settings.seed, state.iteration,
         )  # fmt: skip
         acceptance = tried["acceptance_rate"]
@@ -219,26 +230,29 @@ def _begin(
     problems = target.batch or 1
     d, discrete = target.layout.dim, len(target.choices)
     like: dict[str, Any] = {"dtype": target.dtype, "device": target.device}
-    metric = _metric.identity(problems, d, like)
-    if precondition is not None:
-        metric = _metric.given(_metric.checked_root(precondition, problems, d, like))
     fresh = start is None and precondition is None
     own = chain_starts(target, count, settings.seed) if fresh or discrete else None
+    if precondition is not None:
+        root = _metric.checked_root(precondition, problems, d, like)
+        centre = start_points(precondition, target, problems, settings.seed, d)
+        metric: Metric = _metric.given(centre, root)
     if start is not None:
         q = start_points(start, target, problems * count, settings.seed, d).view(problems, count, d)
     elif precondition is not None:
         e = normals(settings.seed, _START, like=torch.empty(problems, count, d, **like))
-        q = start_points(precondition, target, problems, settings.seed, d)[:, None] + metric.velocity(e)
+        q = centre[:, None] + metric.velocity(e)
     if own is not None:
         q = own if fresh else torch.cat((q, own[..., d:]), -1)
+    if precondition is None:
+        metric = _metric.identity(q[..., :d].mean(1))
     value, gradient = chains(q)
     bad = ~(value.isfinite() & gradient.isfinite().all(-1))
     if bad.any():
         b, c = bad.nonzero()[0].tolist()
         raise target._blame(q[0], c) if target.batch is None else target._blame(q[:, c], b)
-    step = torch.ones(problems, count, **like)
+    step = torch.full((problems, count), LONGEST_STEP, **like)
     state = HMCState(
-        q, value, gradient, _metric.padded(metric, discrete), step.log(), begin_step(step),
+        q, value, gradient, _chart.padded(_chart.flat(metric), discrete), step.log(), begin_step(step),
         begin_length(problems, settings.least_length, step),
     )  # fmt: skip
     _first_step(chains, state, settings)
@@ -267,15 +281,17 @@ def hmc(
 ) -> Result:
     """Sample the posterior with all chains of all problems moving together.
 
-    Step size: dual averaging of the harmonic mean of the acceptance over a problem's chains. Mass matrix:
-    from the draws and gradients of the whole ensemble, dense up to ``DENSE_LIMIT`` dimensions and above that
-    a diagonal with a few directions corrected, re-estimated at ``WINDOWS`` of the warm-up. Length of
-    trajectories: the greatest rate of ChEES, no less than a whitened Gaussian's; jittered by ``JITTER``,
-    alike in all chains. Chains stranded hopelessly below the others during the warm-up go on from where
-    another is (``stats`` counts them). Discrete sites: summed out and recovered, or beyond ``ENUMERATED``
-    joint assignments drawn one by one after each trajectory; ``stats`` says which. Every problem sees the
-    same random numbers, so it does not depend on its neighbours; nor do those of a chain depend on how many
-    others there are.
+    The normal of the mass matrix is followed exactly, and the gradient's rest kicks: what is nearly normal
+    takes a step or two of up to ``LONGEST_STEP`` for an independent draw. Step size: dual averaging of the
+    harmonic mean of the acceptance over a problem's chains. Mass matrix and centre: from the draws and
+    gradients of the whole ensemble, dense up to ``DENSE_LIMIT`` dimensions and above that a diagonal with a
+    few directions corrected, re-estimated at ``WINDOWS`` of the warm-up; the dense ones are bent along one
+    direction (:mod:`astrozoo.infer._chart`). Length of trajectories: the greatest rate of ChEES, no less
+    than a whitened Gaussian's; jittered by ``JITTER``, alike in all chains. Chains stranded hopelessly below
+    the others during the warm-up go on from where another is (``stats`` counts them). Discrete sites: summed
+    out and recovered, or beyond ``ENUMERATED`` joint assignments drawn one by one after each trajectory;
+    ``stats`` says which. Every problem sees the same random numbers, so it does not depend on its
+    neighbours; nor do those of a chain depend on how many others there are.
 
     Args:
         guide: none; here so that all backends are called alike.
@@ -290,7 +306,7 @@ def hmc(
             "never" or "always"; "auto" compiles when time has passed, which rounding shows.
         warmup: iterations; with none of them, nothing but the step size is adapted, once.
         target_acceptance: mean acceptance that the step size is adapted to.
-        max_steps: leapfrog steps that a trajectory may have.
+        max_steps: steps that a trajectory may have.
         least_length: of a trajectory, in SDs of the mass matrix's Gaussian. The default is a quarter of its
             period: the rate of ChEES is greatest at 1.17, by 14 %, but then a direction that is whitened
             badly mixes at half the pace. A posterior of which a Gaussian is a poor picture gains by more.
@@ -305,8 +321,9 @@ def hmc(
             definite, or a start without a finite density (naming the site).
 
     References:
-        Hoffman & Gelman 2014 (step size); Hoffman, Radul & Sountsov 2021 (many chains); Seyboldt, Carlson &
-        Carpenter 2026 (mass matrix); Betancourt 2016, arXiv 1604.00695 (E-BFMI).
+        Shahbaba et al. 2014 (split steps); Hoffman & Gelman 2014 (step size); Hoffman, Radul & Sountsov 2021
+        (many chains); Seyboldt, Carlson & Carpenter 2026 (mass matrix); Betancourt 2016, arXiv 1604.00695
+        (E-BFMI).
     """
     began = time.monotonic()
     target = density or log_density(problem, compile=compile, most_assignments=ENUMERATED)

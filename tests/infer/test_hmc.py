@@ -12,8 +12,9 @@ from astrozoo.diagnostics.arviz import bfmi, ess, mcse
 from astrozoo.errors import InputError
 from astrozoo.infer import hmc as hmc_module
 from astrozoo.infer._adaptation import begin_length, follow_length, rescued
+from astrozoo.infer._chart import flat
 from astrozoo.infer._metric import DENSE_LIMIT, Dense, LowRank, estimated, given, identity, updated
-from astrozoo.infer._trajectory import Chains, leapfrog
+from astrozoo.infer._trajectory import Chains, trajectory
 from astrozoo.infer.hmc import HMCState, hmc
 from astrozoo.infer.laplace import laplace
 from astrozoo.types import Problem, Result, Status
@@ -51,18 +52,18 @@ def test_a_gaussian_of_condition_1e6_and_the_whole_covariance():
         for j in range(i + 1):
             assert _z_score(z[..., i] * z[..., j], float(covariance[i, j])) < 4.5
     assert not result.sample_stats["diverging"].any()
-    assert 0.7 < result.sample_stats["acceptance_rate"].mean() < 0.97
+    assert result.sample_stats["acceptance_rate"].mean() > 0.99  # a normal is followed exactly
     assert ess(z, "bulk").min() > 1000
     assert result.stats["e_bfmi"][0] == pytest.approx(bfmi(result.sample_stats["energy"]).min())
 
 
-def test_a_banana_and_longer_trajectories_on_it():
+def test_a_banana_is_straightened_to_need_no_longer_trajectories():
     result = hmc(banana(), chains=32, draws=100, warmup=120, seed=1, **QUIET)
     x, y = result.draws["x"], result.draws["y"]
     for values, mean in ((x, 0.0), (y, 1.0), (x**2, 1.0), ((y - 1) ** 2, 2.25)):
         assert _z_score(values, mean) < 4
-    whitened = hmc(gaussian(2)[0], chains=32, draws=10, warmup=120, **QUIET)
-    assert result.stats["length"][0] > 2 * whitened.stats["length"][0]
+    assert result.stats["length"][0] < 1.1 * LEAST
+    assert result.sample_stats["n_steps"].max() <= 3
 
 
 def test_precondition_hands_on_mass_matrix_and_start():
@@ -111,22 +112,22 @@ def test_rows_of_a_batch_equal_the_same_rows_alone():
 
 
 def test_long_trajectories_go_on_without_the_short_ones_to_the_same_end():
-    problem, _, covariances = gaussians(5)
+    problem, means, covariances = gaussians(5)
     density = log_density(problem, compile="never")
     generator = torch.Generator().manual_seed(0)
     q, r = torch.randn(2, 5, 3, 2, generator=generator, dtype=F64)
-    metric = given(torch.linalg.cholesky(covariances))
+    chart = flat(given(means, torch.linalg.cholesky(covariances)))
     step = torch.full((5, 3), 0.2, dtype=F64)
     chains = Chains(density, 5, 3)
     value, g = chains(q)
     steps = [3, 20, 4, 4, 9]
     before = density.counts["gradient"]
-    together = leapfrog(chains, q, r, value, g, metric, step, steps)
+    together = trajectory(chains, q, r, value, g, chart, step, steps)
     assert density.counts["gradient"] - before == 3 * (4 * 5 + 5 * 2 + 11)
     for i, n in enumerate(steps):
         one = [i]
-        alone = leapfrog(
-            chains.take(one), q[one], r[one], value[one], g[one], metric.take(one), step[one], [n]
+        alone = trajectory(
+            chains.take(one), q[one], r[one], value[one], g[one], chart.take(one), step[one], [n]
         )
         for x, y in zip(together, alone, strict=True):
             torch.testing.assert_close(x[one], y, rtol=1e-12, atol=1e-12)
@@ -186,10 +187,10 @@ def test_killed_after_any_iteration_it_goes_on_to_the_same_draws(monkeypatch):
 
 def test_a_budget_is_kept():
     problem, _, _ = gaussian(2)
-    result = hmc(problem, chains=4, draws=100, warmup=20, budget=220, **QUIET)
+    result = hmc(problem, chains=4, draws=100, warmup=20, budget=80, **QUIET)
     assert result.status is Status.BUDGET_SPENT
     assert 0 < result.draws["z"].shape[1] < 100
-    assert result.stats["gradients_per_chain"] < 220 + hmc_module.EARLY_STEPS
+    assert result.stats["gradients_per_chain"] < 80 + hmc_module.EARLY_STEPS
 
 
 def _spiked(d, generator):
@@ -213,6 +214,7 @@ def test_the_mass_matrix_of_a_gaussian_is_exact_from_points_anywhere():
     metric = estimated(x, -(x - mean) @ torch.linalg.inv(covariance))
     assert isinstance(metric, Dense)
     torch.testing.assert_close(metric.root[1] @ metric.root[1].T, covariance, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(metric.centre, mean.expand(2, 6), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(metric.whiten(metric.velocity(x)), x)
     torch.testing.assert_close((metric.force(x) * x).sum(-1), (x * metric.velocity(x)).sum(-1))
 
@@ -224,7 +226,7 @@ def test_in_many_dimensions_it_corrects_the_few_directions_that_stand_out():
     x = torch.randn(1, 1000, d, generator=generator, dtype=F64) @ root.T
     metric = estimated(x, -torch.cholesky_solve(x[0].T, root).T[None])
     assert isinstance(metric, LowRank)
-    assert _whitened_condition(identity(1, d, {"dtype": F64}), covariance) > 1e4
+    assert _whitened_condition(identity(torch.zeros(1, d, dtype=F64)), covariance) > 1e4
     assert _whitened_condition(metric, covariance) < 20
     torch.testing.assert_close(metric.whiten(metric.velocity(x)), x)
 
@@ -240,7 +242,8 @@ def test_a_given_mass_matrix_of_many_dimensions_is_corrected_and_not_replaced():
     generator, d = torch.Generator().manual_seed(3), DENSE_LIMIT + 20
     covariance, root = _ill_conditioned(d, generator)
     off = torch.linalg.cholesky(_spiked(d, generator))
-    metric = given(torch.linalg.solve_triangular(off, root.mT, upper=False).mT[None])  # off' off too great
+    root_given = torch.linalg.solve_triangular(off, root.mT, upper=False).mT  # off' off too great
+    metric = given(torch.zeros(1, d, dtype=F64), root_given[None])
     before = _whitened_condition(metric, covariance)
     for x in torch.randn(2, 1, 1000, d, generator=generator, dtype=F64) @ root.T:
         g = -torch.cholesky_solve(x[0].T, root).T[None]
@@ -261,7 +264,7 @@ def test_few_draws_do_no_harm_where_nothing_stands_out(n):
         x = torch.randn(1, n // 2, d, generator=generator, dtype=F64) @ torch.linalg.cholesky(covariance).T
         x = torch.cat((x, x), 1)  # as after rejections
         metric = estimated(x, -torch.linalg.solve(covariance, x.mT).mT)
-        best = _whitened_condition(identity(1, d, {"dtype": F64}), covariance)
+        best = _whitened_condition(identity(torch.zeros(1, d, dtype=F64)), covariance)
         assert _whitened_condition(metric, covariance) < 1.5 * best
 
 
@@ -281,7 +284,8 @@ def test_chains_in_many_dimensions_go_on_as_well_as_a_given_mass_matrix_lets_the
         assert result.status is Status.CONVERGED
     z = np.linalg.solve(root.numpy(), result.draws["z"].reshape(-1, d).T).T.reshape(8, -1, d)
     assert ess(z, "bulk").min() > 200
-    assert steps[1] == pytest.approx(steps[0], rel=0.1)
+    assert steps[0] > 1.5
+    assert steps[1] > 0.8
 
 
 def test_more_dimensions_than_a_dense_mass_matrix_is_for():
@@ -304,7 +308,6 @@ def test_stranded_chains_go_on_from_others():
 
 def test_the_length_follows_the_rate_of_chees_up_and_down():
     generator = torch.Generator().manual_seed(0)
-    metric = identity(1, 10, {"dtype": F64})
 
     def after(t, steps=40):
         length = begin_length(1, LEAST, torch.zeros(1, dtype=F64)) + torch.tensor(
@@ -315,7 +318,7 @@ def test_the_length_follows_the_rate_of_chees_up_and_down():
             u, r = torch.randn(2, 1, 64, 10, generator=generator, dtype=F64)
             end, momentum = u * np.cos(t) + r * np.sin(t), r * np.cos(t) - u * np.sin(t)
             ones, travelled = torch.ones(1, 64, dtype=F64), torch.tensor([t], dtype=F64)
-            length = follow_length(length, metric, u, end, momentum, ones, travelled, LEAST)
+            length = follow_length(length, u, end, momentum, ones, travelled, LEAST)
         return float(length[0] - began)
 
     assert after(0.8) > 0.5  # below the optimum, tan t = 2 t
@@ -343,8 +346,8 @@ def test_a_state_comes_back_from_its_arrays():
     q = torch.randn(1, 32, DENSE_LIMIT + 1, dtype=F64)
     metric = estimated(q, q**3)
     step = torch.ones(1, 32, dtype=F64)
-    state = HMCState(q, step, q, metric, step, step.expand(4, 1, 32), begin_length(1, LEAST, step))
+    state = HMCState(q, step, q, flat(metric), step, step.expand(4, 1, 32), begin_length(1, LEAST, step))
     state.window.append((q, q))
     back = HMCState.restored(state.arrays(), torch.device("cpu"))
-    torch.testing.assert_close(back.metric.velocity(q), metric.velocity(q))
+    torch.testing.assert_close(back.chart.position(q), flat(metric).position(q))
     assert len(back.window) == 1

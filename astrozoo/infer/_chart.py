@@ -1,0 +1,141 @@
+"""Coordinates in which a posterior is nearly a standard normal: a normal's, bent once.
+
+Posteriors of few dimensions are often normal in all directions but along one, in whose square others shift: a
+banana. With ``t`` the place along it, ``q = centre + root u + curve t^2`` straightens it at no change of
+volume, as the curve does not move ``t``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import pad
+
+from astrozoo.infer import _metric
+from astrozoo.infer._metric import DENSE_LIMIT, Dense, Metric, estimated
+
+__all__ = ["Chart", "arrays", "bent", "flat", "padded", "restored"]
+
+_FITTING, _RATES = 100, (0.1, 0.01)
+"""Steps of Adam that find a bend, and its first and last rate (of a unit vector's elements)."""
+_WORTHWHILE = 0.9
+"""What a bend must leave of the Fisher divergence from a normal, in chains that it was not fitted to."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """``q = centre + root u + curve t^2``, ``t = shift + along . u``, with ``along . root^-1 curve = 0``.
+
+    Args:
+        metric: the centre and the root.
+    """
+
+    metric: Metric
+    curve: Float[Tensor, "B d"]
+    along: Float[Tensor, "B d"]
+    shift: Float[Tensor, "B"]
+
+    def position(self, u: Float[Tensor, "B C d"]) -> Float[Tensor, "B C d"]:
+        """``q`` of ``u``."""
+        straight = self.metric.centre[:, None] + self.metric.velocity(u)
+        return straight + self.curve[:, None] * self._place(u).square()
+
+    def coordinates(self, q: Float[Tensor, "B C d"]) -> Float[Tensor, "B C d"]:
+        """``u`` of ``q``."""
+        u = self.metric.whiten(q - self.metric.centre[:, None])
+        return u - self.metric.whiten(self.curve[:, None]) * self._place(u).square()
+
+    def force(self, g: Float[Tensor, "B C d"], u: Float[Tensor, "B C d"]) -> Float[Tensor, "B C d"]:
+        """The gradient with respect to ``u`` of what has the gradient ``g`` with respect to ``q``."""
+        across = g @ self.curve[..., None]
+        return self.metric.force(g) + 2 * self._place(u) * across * self.along[:, None]
+
+    def take(self, rows: list[int]) -> Chart:
+        """Of some of the problems."""
+        return Chart(self.metric.take(rows), self.curve[rows], self.along[rows], self.shift[rows])
+
+    def _place(self, u: Tensor) -> Float[Tensor, "B C 1"]:
+        return self.shift[:, None, None] + u @ self.along[..., None]
+
+
+def flat(metric: Metric) -> Chart:
+    """Without a bend."""
+    none = torch.zeros_like(metric.centre)
+    return Chart(metric, none, none, none[:, 0])
+
+
+def padded(chart: Chart, discrete: int) -> Chart:
+    """With coordinates at the end that never move."""
+    curve, along = (pad(x, (0, discrete)) for x in (chart.curve, chart.along))
+    return Chart(_metric.padded(chart.metric, discrete), curve, along, chart.shift)
+
+
+def arrays(chart: Chart) -> dict[str, np.ndarray]:
+    """For a checkpoint."""
+    held = {f"chart_{n}": getattr(chart, n).cpu().numpy() for n in ("curve", "along", "shift")}
+    return held | _metric.arrays(chart.metric)
+
+
+def restored(held: Mapping[str, np.ndarray], device: torch.device) -> Chart:
+    """From a checkpoint."""
+    parts = [torch.as_tensor(held[f"chart_{n}"], device=device) for n in ("curve", "along", "shift")]
+    return Chart(_metric.restored(held, device), *parts)
+
+
+def bent(metric: Metric, x: Float[Tensor, "B n d"], g: Float[Tensor, "B n d"]) -> Chart:
+    """A normal's coordinates bent as draws and gradients tell, where that brings them nearer a normal.
+
+    The bend has the least Fisher divergence in the first half of the rows, and is kept if it has less than
+    none in the other half. Above ``DENSE_LIMIT`` dimensions there is none.
+    """
+    if not isinstance(metric, Dense) or x.shape[2] > DENSE_LIMIT or x.shape[1] < 4 * x.shape[2]:
+        return flat(metric)
+    w, h = metric.whiten(x - metric.centre[:, None]), metric.force(g)
+    v, c = _bend(w, h)
+    inner: Any = estimated(*_straightened(w, h, v, c))
+    curve = metric.velocity(c[:, None])[:, 0]
+    centre = metric.centre + metric.velocity(inner.centre[:, None])[:, 0] - curve
+    whole = Dense(centre, metric.root @ inner.root, inner.inverse @ metric.inverse)
+    return Chart(whole, curve, inner.force(v[:, None])[:, 0], (v * inner.centre).sum(1))
+
+
+def _straightened(w: Tensor, h: Tensor, v: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Draws without the bend ``c (v . w)^2 - c``, and the gradients with respect to them."""
+    t = w @ v[..., None]
+    return w - c[:, None] * (t.square() - 1), h + 2 * t * (h @ c[..., None]) * v[:, None]
+
+
+def _divergence(w: Tensor, h: Tensor, v: Tensor, c: Tensor) -> Float[Tensor, "B"]:
+    """Fisher's, of a standard normal about any mean."""
+    y, g = _straightened(w, h, v, c)
+    return (y + g).var(1).sum(1)
+
+
+def _bend(w: Float[Tensor, "B n d"], h: Float[Tensor, "B n d"]) -> tuple[Tensor, Tensor]:
+    """A direction and, across it, the bend: zero where none is worthwhile."""
+    half = w.shape[1] // 2
+    start = torch.linalg.eigh(w.mT @ w)[1][..., -1]
+    p = torch.stack((start, torch.zeros_like(start)))
+    first, second = torch.zeros_like(p), torch.zeros_like(p)
+
+    def parts(p: Tensor) -> tuple[Tensor, Tensor]:
+        v = p[0] / p[0].norm(dim=1, keepdim=True)
+        return v, p[1] - (p[1] * v).sum(1, keepdim=True) * v
+
+    for i in range(_FITTING):
+        with torch.enable_grad():
+            p.requires_grad_()
+            (slope,) = torch.autograd.grad(_divergence(w[:, :half], h[:, :half], *parts(p)).sum(), p)
+        first, second = 0.9 * first + 0.1 * slope, 0.95 * second + 0.05 * slope.square()
+        rate = _RATES[0] * (_RATES[1] / _RATES[0]) ** (i / _FITTING)
+        move = first / (1 - 0.9 ** (i + 1)) / ((second / (1 - 0.95 ** (i + 1))).sqrt() + 1e-12)
+        p = p.detach() - rate * move
+    v, c = parts(p)
+    after, before = (_divergence(w[:, half:], h[:, half:], v, bend) for bend in (c, torch.zeros_like(c)))
+    return v, torch.where((after < _WORTHWHILE * before)[:, None], c, 0.0)
