@@ -1,7 +1,11 @@
 """HMC beside the No-U-Turn samplers of NumPyro and Pyro: effective draws per second, and their ratios.
 
     pip install 'jax[cpu]' numpyro        # not needed by astrozoo
-    python -m experiments.bench.infer [--rounds 3] [--threads 2] [--chains 256]
+    python -m experiments.bench.infer [--rounds 3] [--threads 2] [--chains 256] [--draws 100]
+    python -m experiments.bench.infer --cases "logistic 1000x25" --chains 64 --draws 400
+
+Where a gradient costs as much for each chain however many there are, as in the regression, fewer chains spend
+less on warming up.
 
 Each round runs every contender once, with a seed of its own, so that other load on the machine hits all
 alike; ratios are taken within rounds. The figure is the smallest bulk ESS of any latent over the wall-clock
@@ -99,9 +103,9 @@ def cases() -> list[Case]:
 Draws = dict[str, np.ndarray]
 
 
-def run_hmc(case: Case, seed: int, chains: int) -> dict[str, tuple[float, Draws]]:
+def run_hmc(case: Case, seed: int, chains: int, draws: int) -> dict[str, tuple[float, Draws]]:
     began = time.perf_counter()
-    result = astrozoo.infer(case.problem, "hmc", seed=seed, chains=chains, draws=100, progress=False)
+    result = astrozoo.infer(case.problem, "hmc", seed=seed, chains=chains, draws=draws, progress=False)
     return {"hmc": (time.perf_counter() - began, result.draws)}
 
 
@@ -141,13 +145,13 @@ def told(values: list[float]) -> str:
     return f"{statistics.median(values):9.3g} [{min(values):8.3g}, {max(values):8.3g}]"
 
 
-def compare(case: Case, rounds: int, chains: int) -> None:
+def compare(case: Case, rounds: int, **sizes: int) -> None:
     """Run all contenders in turn, and print what each reached."""
     rates: dict[str, list[float]] = {}
     print(f"\n{case.problem.name}")
     for seed in range(rounds):
         contenders = [
-            partial(run_hmc, case, seed, chains),
+            partial(run_hmc, case, seed, **sizes),
             partial(run_numpyro, case, seed, True),
             partial(run_numpyro, case, seed, False),
             partial(run_pyro, case, seed),
@@ -173,13 +177,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--chains", type=int, default=256)
+    parser.add_argument("--chains", type=int, default=256, help="of ours")
+    parser.add_argument("--draws", type=int, default=100, help="of each of our chains")
+    parser.add_argument("--cases", nargs="+", help="names of those to run; all of them otherwise")
     options = parser.parse_args()
     numpyro.enable_x64()
     torch.set_num_threads(options.threads)
     torch.set_default_dtype(torch.float64)  # for Pyro's side
     for case in cases():
-        compare(case, options.rounds, options.chains)
+        if options.cases is None or case.problem.name in options.cases:
+            compare(case, options.rounds, chains=options.chains, draws=options.draws)
 
 
 if __name__ == "__main__":
