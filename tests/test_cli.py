@@ -287,8 +287,8 @@ def test_the_unexpected_and_the_interrupted(line, tmp_path, monkeypatch, capsys)
 
 
 def test_strict_tells_of_a_run_that_did_not_converge(line, tmp_path, monkeypatch):
-    monkeypatch.setitem(line.options, "trust_region", {"budget": 1})
-    words = ("run", "line", "--method", "trust_region", "--out", tmp_path)
+    monkeypatch.setitem(line.options, "laplace", {"draws": 200, "budget": 1})
+    words = ("run", "line", "--method", "laplace", "--out", tmp_path)
     assert call(*words) == 0
     assert load(tmp_path / "posterior.nc").status is Status.BUDGET_SPENT
     assert call(*words, "--strict") == 5
