@@ -203,7 +203,7 @@ def _posterior(job: Sweeps, rows: Int[np.ndarray, "b"], draws: int) -> dict[str,
     chi2, n_pixels = _goodness(job, patch, own)
     k_hat = torch.where(p_star > 0.5, typed["star"].k_hat, typed["galaxy"].k_hat)
     return {
-        "rows": rows, "u": u.numpy(), "is_star": is_star.numpy(), "k_hat": k_hat.numpy(),
+        "u": u.numpy(), "is_star": is_star.numpy(), "k_hat": k_hat.numpy(),
         "chi2": chi2, "n_pixels": n_pixels, "p_star": p_star.numpy(),
     }  # fmt: skip
 
