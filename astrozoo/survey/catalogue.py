@@ -31,7 +31,7 @@ from scipy.spatial import cKDTree
 from astrozoo._files import replacing
 from astrozoo.diagnostics.scoring import asinh_magnitude
 from astrozoo.errors import OutputError
-from astrozoo.models.celeste import log_band_flux
+from astrozoo.models.celeste import band_matrix
 
 if TYPE_CHECKING:
     from astrozoo.survey.fit import FieldFit
@@ -133,25 +133,29 @@ def _add_position(table: Table, ra: np.ndarray, dec: np.ndarray, offset: Float[n
 def _add_photometry(table: Table, fit: FieldFit) -> None:
     bands = measured_bands(fit)
     log_flux, colour = (torch.from_numpy(np.asarray(fit.draws[k], float)) for k in ("log_flux", "colour"))
-    every = log_band_flux(log_flux, colour, fit.prior.reference).numpy()  # [s, d, band of the prior]
-    ln = {band: every[..., fit.prior.bands.index(band)] for band in bands}
+    matrix = band_matrix(len(fit.prior.bands), fit.prior.reference, log_flux)
+
+    def ln(band: str) -> Float[np.ndarray, "s d"]:  # one band at a time: all of a whole field's are gigabytes
+        row = matrix[fit.prior.bands.index(band)]
+        return (row[0] * log_flux + colour @ row[1:]).numpy()
+
     for b in bands:
         _add(
             table,
             f"flux_{b}",
-            np.exp(ln[b]),
+            np.exp(ln(b)),
             units.Unit("nmgy"),
             f"flux in {b} [nanomaggy = 3.631 microjansky]",
         )
     for b in bands:
-        _add(table, f"log_flux_{b}", ln[b], None, f"natural log of the flux in {b} [nanomaggy]")
+        _add(table, f"log_flux_{b}", ln(b), None, f"natural log of the flux in {b} [nanomaggy]")
     for b in bands:
-        kind, mag = "asinh", asinh_magnitude(np.exp(ln[b]), b) if b in _SOFTENED else None
+        kind, mag = "asinh", asinh_magnitude(np.exp(ln(b)), b) if b in _SOFTENED else None
         if mag is None:
-            kind, mag = "Pogson", 22.5 - _POGSON * ln[b]
+            kind, mag = "Pogson", 22.5 - _POGSON * ln(b)
         _add(table, f"mag_{b}", mag, units.mag, f"{kind} AB magnitude in {b}")
     for a, b in pairwise(bands):
-        _add(table, f"colour_{a}{b}", _POGSON * (ln[b] - ln[a]), units.mag, f"colour {a} - {b}")
+        _add(table, f"colour_{a}{b}", _POGSON * (ln(b) - ln(a)), units.mag, f"colour {a} - {b}")
 
 
 def _add_shape(table: Table, fit: FieldFit) -> None:
