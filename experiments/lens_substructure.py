@@ -3,13 +3,16 @@
     python experiments/lens_substructure.py --out runs/substructure
 
 Lenses of GalSim and caustics, half of them with a subhalo (NFW, ``--mass`` solar masses) near their
-Einstein ring. Each is fitted without a subhalo: a few starts of Adam, the best of them to convergence by
-Levenberg-Marquardt. What is left is searched with a matched filter: at places along the arcs, the change of
-the image by a subhalo of 1e9 solar masses, less what the smooth lens's own parameters could do, against the
-residuals. From the best place a fit with a subhalo, to convergence too. ``gain`` is what the subhalo adds
-to the greatest log posterior density, less ln of its prior there (so, to the log likelihood and the other
-priors: half a delta chi2); it is detected above ``--threshold``. Lenses whose fits have not converged, or
-whose smooth one leaves a chi2 five SDs above noise's, are counted apart. Writes ``substructure.json``
+Einstein ring, behind each a galaxy of Sersic index .5 to 2.5, as the star-forming ones that make most arcs.
+(Of a sharper centre, in images as deep as these, rays miss more light than a subhalo moves.) Each is fitted
+without a subhalo: a few starts of Adam, the best of them to convergence by Levenberg-Marquardt. What is
+left is searched with a matched filter: at places along the arcs, the change of the image by a subhalo of
+1e9 solar masses, less what the smooth lens's own parameters could do, against the residuals. From the best
+place a fit with a subhalo, to convergence too. ``gain`` is what the subhalo adds to the greatest log
+posterior density, less ln of its prior there (so, to the log likelihood and the other priors: half a delta
+chi2); it is detected above ``--threshold``. Lenses whose fits have not converged, or whose one with a
+subhalo leaves a chi2 five SDs above noise's, are counted apart. Rates have 68 % intervals of Jeffreys'.
+Each batch of lenses is kept, and not fitted again when the run is repeated. Writes ``substructure.json``
 (gains, detections, false positives, recovered masses and places) and ``substructure.png``.
 """
 
@@ -19,17 +22,22 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
+import galsim
 import matplotlib.pyplot as plt
 import numpy as np
+import scipy.stats
 import torch
 from jaxtyping import Float
 from lens_common import ascend, prior_starts
+from rich.progress import track
 from scipy.ndimage import maximum_filter
 from torch import Tensor
 
@@ -37,6 +45,7 @@ from astrozoo._files import write_json
 from astrozoo.data.lens_image import LensImage
 from astrozoo.data.simulate_lens import simulate_lens
 from astrozoo.density import Layout, log_density
+from astrozoo.diagnostics.sbc import in_batches
 from astrozoo.models.strong_lens import SETTINGS, Prior, StrongLens, observe, problem
 from astrozoo.physics import imaging, lensing
 from astrozoo.types import Problem
@@ -44,7 +53,10 @@ from astrozoo.types import Problem
 REDSHIFTS, CONCENTRATION = (0.5, 1.5), 15.0
 SHAPE, PIXEL = (56, 56), 0.075
 ENOUGH = 0.02  # gain of a step at which a fit has converged [nat]
+SETTINGS_OF_A_BATCH = {"mass", "snr", "exposure", "starts", "steps", "supersample"}
 SPACING = 6  # every so many pixels of the arcs is a place to look at
+INDEX = (0.5, 2.5)
+RAYS = 12  # per pixel and axis of the simulated images
 FIXED = {"centre_x": 0.0, "centre_y": 0.0}
 PRIOR = Prior(
     einstein_radius=(1.2, 0.2),
@@ -59,8 +71,11 @@ PRIOR = Prior(
 
 def simulated(seed: int, mass: float | None, snr: float, exposure: float) -> tuple[LensImage, dict[str, Any]]:
     """One lens; its subhalo, if it has one, a tenth of an Einstein radius from the ring's brightest part."""
-    settings: dict[str, Any] = {"kind": "smooth", "shape": SHAPE, "pixel_scale": PIXEL, "peak_snr": snr}
-    settings["exposure"] = exposure
+    rng = np.random.default_rng((seed, 1))
+    shape = galsim.Shear(q=rng.uniform(0.3, 1.0), beta=rng.uniform(0, np.pi) * galsim.radians)
+    source = galsim.Sersic(n=round(8 * rng.uniform(*INDEX)) / 8, half_light_radius=1.0).shear(shape)
+    settings: dict[str, Any] = {"source": source, "shape": SHAPE, "pixel_scale": PIXEL, "rays": RAYS}
+    settings |= {"peak_snr": snr, "exposure": exposure}
     image, truth = simulate_lens(seed, lens=FIXED, **settings)
     if mass is None:
         return image, truth
@@ -114,7 +129,7 @@ class Fit:
         shifts = 1e-4 * torch.eye(len(z)).to(z)
         return torch.stack([self.seen(z + s) - self.seen(z - s) for s in shifts]) / 2e-4
 
-    def climb(self, z: Float[Tensor, "dim"], iterations: int = 40) -> tuple[Tensor, Tensor, float]:
+    def climb(self, z: Float[Tensor, "dim"], iterations: int = 80) -> tuple[Tensor, Tensor, float]:
         """Levenberg-Marquardt: the point, its noiseless image, and how much the last step gained [nat]."""
         image, damping, gained = self.seen(z), 1e-2, math.inf
         value = self.log_likelihood(image) + self.log_prior(z)
@@ -182,22 +197,24 @@ def searched(smooth: Fit, one: Fit, image: LensImage, z: Tensor) -> dict[str, An
     """What a subhalo adds to one lens, and where."""
     z, clean, last = smooth.climb(z)
     without = smooth.log_likelihood(clean) + smooth.log_prior(z)
-    square = (
-        (image.image.ravel() - clean.numpy()) / image.sigma(clean.view(image.shape).numpy()).ravel()
-    ) ** 2
     w, lit, end = one.climb(scanned(smooth, one, z, clean))
     having = one.log_likelihood(lit) + one.log_prior(w, but="subhalo")
     found = one.layout.constrain(w)
+    shown = lit.view(image.shape).numpy()
+    square = ((image.image - shown) / image.sigma(shown)) ** 2
     return {
         "gain": float(having - without),
         "place": found["subhalo_position"][0].tolist(),
         "log_mass": float(found["subhalo_log_mass"][0]),
-        "reduced chi2 of the smooth fit": float(square.sum() / (square.size - len(z))),
+        "reduced chi2": float(square.sum() / (square.size - len(w))),
         "last gains": [last, end],
     }
 
 
-def picture(rows: list[dict[str, Any]], images: list[LensImage], threshold: float, path: Path) -> None:
+def picture(
+    rows: list[dict[str, Any]], best: dict[str, Any], image: LensImage, threshold: float, path: Path
+) -> None:
+    """Gains of both kinds, masses and places found, and the lens of greatest gain."""
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
     gains = {kind: [r["gain"] for r in rows if r["subhalo"] is kind] for kind in (False, True)}
     edges = np.linspace(0, max([2 * threshold, *gains[True]]), 30)
@@ -212,68 +229,89 @@ def picture(rows: list[dict[str, Any]], images: list[LensImage], threshold: floa
         axes[1].axhline(row["true log_mass"], color="k", ls="--")
     axes[1].set_xlabel("distance of the found from the true place [arcsec]")
     axes[1].set_ylabel("log10 mass found [solar masses]")
-    best = max(range(len(rows)), key=lambda i: rows[i]["gain"])
-    axes[2].imshow(images[best].image, origin="lower", extent=images[best].extent, cmap="magma")
-    axes[2].plot(*rows[best]["place"], "c+", ms=14, label="found")
-    if rows[best]["subhalo"]:
-        axes[2].plot(*rows[best]["true place"], "wx", ms=10, label="true")
+    axes[2].imshow(image.image, origin="lower", extent=image.extent, cmap="magma")
+    axes[2].plot(*best["place"], "c+", ms=14, label="found")
+    if best["subhalo"]:
+        axes[2].plot(*best["true place"], "wx", ms=10, label="true")
     axes[2].legend()
-    axes[2].set_title(f"greatest gain: {rows[best]['gain']:.1f}")
+    axes[2].set_title(f"greatest gain: {best['gain']:.1f}")
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--lenses", type=int, default=6, help="of each kind")
-    parser.add_argument("--mass", type=float, default=1e9, help="M200 [solar masses]")
-    parser.add_argument("--snr", type=float, default=200.0, help="brightest pixel over sky rms")
-    parser.add_argument("--exposure", type=float, default=1e4, help="[s]")
-    parser.add_argument("--threshold", type=float, default=10.0)
-    parser.add_argument("--starts", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--supersample", type=int, default=4)
-    parser.add_argument("--compile", choices=("auto", "always", "never"), default="auto")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    began, n = time.monotonic(), options.lenses
+def batch(seeds: Sequence[int], options: argparse.Namespace) -> dict[str, Any]:
+    """Simulate and search a batch of lenses; those of odd seeds have a subhalo."""
+    began = time.monotonic()
+    has = [seed % 2 == 1 for seed in seeds]
     pairs = [
-        simulated(options.seed + i, options.mass if i >= n else None, options.snr, options.exposure)
-        for i in range(2 * n)
+        simulated(seed, options.mass if one else None, options.snr, options.exposure)
+        for seed, one in zip(seeds, has, strict=True)
     ]
     images = [image for image, _ in pairs]
-    z = starts_of(images, options.starts, options.steps, options.seed, options.compile)
+    z = starts_of(images, options.starts, options.steps, seeds[0], options.compile)
     layouts = [Fit(images[0], k, 1).layout for k in (0, 1)]
     most = 1 + 5 * math.sqrt(2 / (SHAPE[0] * SHAPE[1]))
     rows: list[dict[str, Any]] = []
-    for i, (image, truth) in enumerate(pairs):
+    for (image, truth), one, start, seed in zip(pairs, has, z, seeds, strict=True):
         fits = [Fit(image, k, options.supersample, layout) for k, layout in enumerate(layouts)]
-        row = {"subhalo": i >= n, **searched(*fits, image, z[i])}
-        row["usable"] = row["reduced chi2 of the smooth fit"] < most and max(row["last gains"]) < ENOUGH
-        if i >= n:
+        row = {"seed": seed, "subhalo": one, **searched(*fits, image, start)}
+        row["usable"] = row["reduced chi2"] < most and max(row["last gains"]) < ENOUGH
+        if one:
             row |= {"true place": truth["place"].tolist(), "true log_mass": truth["log_mass"]}
             row |= {"distance": math.dist(row["place"], truth["place"])}
         print(json.dumps(row), flush=True)
         rows.append(row)
-    detected = {
-        kind: [row["gain"] > options.threshold for row in rows if row["usable"] and row["subhalo"] is kind]
-        for kind in (True, False)
-    }
+    return {"rows": rows, "seconds": time.monotonic() - began}
+
+
+def rate(rows: Sequence[Mapping[str, Any]], threshold: float) -> str:
+    """How many pass the threshold, and the 68 % interval of the rate."""
+    n, passed = len(rows), sum(row["gain"] > threshold for row in rows)
+    low, high = scipy.stats.beta.interval(0.68, passed + 0.5, n - passed + 0.5)
+    return f"{passed} of {n} ({low:.3f} to {high:.3f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--lenses", type=int, default=40, help="every other one has a subhalo")
+    parser.add_argument("--batch", type=int, default=10, help="lenses started at once")
+    parser.add_argument("--mass", type=float, default=1e9, help="M200 [solar masses]")
+    parser.add_argument("--snr", type=float, default=200.0, help="brightest pixel over sky rms")
+    parser.add_argument("--exposure", type=float, default=1e4, help="[s]")
+    parser.add_argument("--threshold", type=float, default=10.0)
+    parser.add_argument("--starts", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--supersample", type=int, default=6)
+    parser.add_argument("--compile", choices=("auto", "always", "never"), default="auto")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    asked = {name: value for name, value in vars(options).items() if name in SETTINGS_OF_A_BATCH}
+    seeds = range(options.seed, options.seed + options.lenses)
+    batches = in_batches(options.out, seeds, options.batch, asked, partial(batch, options=options))
+    done = list(track(batches, "batches of lenses", total=math.ceil(len(seeds) / options.batch)))
+    rows = [row for part in done for row in part["rows"]]
+    usable = [row for row in rows if row["usable"]]
+    having, lacking = ([row for row in usable if row["subhalo"] is kind] for kind in (True, False))
     report = {
-        "detected": f"{sum(detected[True])} of {len(detected[True])}",
-        "false positives": f"{sum(detected[False])} of {len(detected[False])}",
-        "fits that failed": sum(not row["usable"] for row in rows),
+        "detected": rate(having, options.threshold),
+        "false positives": rate(lacking, options.threshold),
+        "greatest gain without a subhalo": max((row["gain"] for row in lacking), default=None),
+        "fits that failed": len(rows) - len(usable),
         "threshold": options.threshold,
-        "seconds": time.monotonic() - began,
+        "seconds": sum(part["seconds"] for part in done),
         "lenses": rows,
     }
     write_json(report, options.out / "substructure.json")
-    shown = [(row, image) for row, image in zip(rows, images, strict=True) if row["usable"]]
-    if shown:
-        picture(*map(list, zip(*shown, strict=True)), options.threshold, options.out / "substructure.png")
-    print(json.dumps(report, indent=1))
+    if usable:
+        best = max(usable, key=lambda row: row["gain"])
+        mass = options.mass if best["subhalo"] else None
+        image, _ = simulated(best["seed"], mass, options.snr, options.exposure)
+        picture(usable, best, image, options.threshold, options.out / "substructure.png")
+    print(json.dumps({name: value for name, value in report.items() if name != "lenses"}, indent=1))
 
 
 if __name__ == "__main__":

@@ -83,11 +83,14 @@ def test_mixtures_between_nodes_fit_as_well_as_those_at_nodes(sdss_folder, band)
     inside = np.hypot(*(np.mgrid[:51, :51] - 25)) < 10  # the mixture's wing goes on where the stamp ends
 
     def misfit(x, y):
-        stamp, mixture = psf.stamp(x, y), mixture_stamp(psf.mixture(x, y), 51)
-        return np.abs(mixture / mixture[inside].sum() - stamp / stamp[inside].sum()).max() / stamp.max()
+        """In sqrt(peak) of a star 100 times as bright as the sky, rms: what the fit makes least."""
+        stamp, mixture = psf.stamp(x, y)[inside], mixture_stamp(psf.mixture(x, y), 51)[inside]
+        stamp, mixture = stamp / stamp.sum(), mixture / mixture.sum()
+        noise = np.sqrt(stamp.max() * (stamp.clip(0) + 0.01 * stamp.max()))
+        return np.sqrt(np.mean((mixture - stamp) ** 2 / noise**2))
 
     nodes = [misfit(x, y) for x in (1024, 1152) for y in (512, 640)]  # all of them, around what follows
-    assert max(nodes) < 0.02
+    assert max(nodes) < 0.01
     between = [misfit(x, y) for x, y in ((1088, 576), (1030, 630), (1150, 520))]
     assert max(between) < 1.05 * max(nodes)
 
@@ -108,6 +111,7 @@ def test_the_light_of_a_mixture_lies_in_the_rings_where_the_eigenimages_have_it(
             ring = (r >= inner) & (r < outer)
             got, want = (s[ring].sum() / s[r < 8].sum() for s in (drawn, stamp))
             assert abs(got - want) < 0.01, (image.band, inner)
+            assert got == pytest.approx(want, rel=0.11), (image.band, inner)  # even weights miss 38 % in i
         np.testing.assert_allclose(mixture.weights.sum(), 1, rtol=1e-12)
 
 

@@ -36,7 +36,7 @@ def test_noise_is_what_the_image_says() -> None:
 
 def test_source_behind_the_centre_makes_a_ring_of_the_einstein_radius() -> None:
     lens = {**ROUND, "einstein_radius": 1.0, "source_x": 0.0, "source_y": 0.0, "source_radius": 0.1}
-    image, truth = simulate_lens(0, kind="smooth", lens=lens)
+    image, truth = simulate_lens(0, source="smooth", lens=lens)
     radius = np.hypot(*image.coordinates())
     light = truth["model"]
     assert (light * radius).sum() / light.sum() == pytest.approx(1.0, abs=0.02)
@@ -44,7 +44,7 @@ def test_source_behind_the_centre_makes_a_ring_of_the_einstein_radius() -> None:
 
 def test_without_a_lens_the_source_lies_where_it_is_with_its_flux() -> None:
     lens = {**ROUND, "einstein_radius": 1e-6, "source_x": 0.3, "source_y": -0.2, "source_radius": 0.25}
-    _, truth = simulate_lens(0, kind="smooth", lens=lens, shape=(101, 101), pixel_scale=0.05)
+    _, truth = simulate_lens(0, source="smooth", lens=lens, shape=(101, 101), pixel_scale=0.05)
     assert truth["model"].sum() == pytest.approx(truth["flux"], rel=0.02)
     y, x = (np.array(center_of_mass(truth["model"])) - 50) * 0.05
     assert (x, y) == pytest.approx((0.3, -0.2), abs=0.01)
@@ -68,7 +68,7 @@ def test_shear_of_a_perturber_is_that_of_the_lens() -> None:
         ({"lens": {"mass": 1.0}}, "mass"),
         ({"lens": {"einstein_radius": 3.0}}, "half the image"),
         ({"lens": {"einstein_radius": -1.0}}, "half the image"),
-        ({"kind": "spiral"}, "smooth, clumpy"),
+        ({"source": "spiral"}, "smooth, clumpy"),
     ],
 )
 def test_bad_settings_are_refused(wrong: dict, message: str) -> None:
