@@ -2,10 +2,10 @@
 
     pip install 'jax[cpu]' numpyro        # not needed by astrozoo
     python -m experiments.bench.infer [--rounds 3] [--threads 2] [--chains 256] [--draws 100]
-    python -m experiments.bench.infer --cases "logistic 1000x25" --chains 64 --draws 400
+    python -m experiments.bench.infer --cases "logistic 1000x25" --chains 64 --draws 1000
 
 Where a gradient costs as much for each chain however many there are, as in the regression, fewer chains spend
-less on warming up.
+less on warming up. The others warm up for 500 draws of a chain and keep 1,000.
 
 Each round runs every contender once, with a seed of its own, so that other load on the machine hits all
 alike; ratios are taken within rounds. The figure is the smallest bulk ESS of any latent over the wall-clock
@@ -128,7 +128,7 @@ def run_pyro(case: Case, seed: int) -> dict[str, tuple[float, Draws]]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         sampler = pyro_mcmc.MCMC(
-            pyro_mcmc.NUTS(case.problem.model), num_samples=500, warmup_steps=300, disable_progbar=True
+            pyro_mcmc.NUTS(case.problem.model), num_samples=1000, warmup_steps=500, disable_progbar=True
         )
         sampler.run(*case.problem.args)
     draws = {name: x.numpy() for name, x in sampler.get_samples(group_by_chain=True).items()}
