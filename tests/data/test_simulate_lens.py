@@ -1,3 +1,4 @@
+import galsim
 import numpy as np
 import pytest
 from scipy.ndimage import center_of_mass
@@ -48,6 +49,23 @@ def test_without_a_lens_the_source_lies_where_it_is_with_its_flux() -> None:
     assert truth["model"].sum() == pytest.approx(truth["flux"], rel=0.02)
     y, x = (np.array(center_of_mass(truth["model"])) - 50) * 0.05
     assert (x, y) == pytest.approx((0.3, -0.2), abs=0.01)
+
+
+def test_exact_and_tabulated_profiles_agree() -> None:
+    disc = galsim.Exponential(half_light_radius=1.0).shear(g1=0.2)
+    blurred = galsim.Convolve(disc, galsim.Gaussian(sigma=1e-3))
+    assert disc.is_analytic_x
+    assert not blurred.is_analytic_x
+    exact, table = (simulate_lens(0, source=s, shape=(48, 48))[1]["model"] for s in (disc, blurred))
+    np.testing.assert_allclose(table, exact, atol=2e-3 * exact.max())
+
+
+def test_more_rays_bring_an_image_to_its_limit() -> None:
+    coarse, fine, finest = (
+        simulate_lens(0, source="smooth", shape=(32, 32), pixel_scale=0.13, rays=n)[1]["model"]
+        for n in (2, 4, 12)
+    )
+    assert np.abs(fine - finest).max() < 0.5 * np.abs(coarse - finest).max()
 
 
 def test_shear_of_a_perturber_is_that_of_the_lens() -> None:
