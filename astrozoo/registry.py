@@ -164,7 +164,12 @@ _ENTRIES = (
         methods=("auto", "laplace", "hmc", "trust_region", "svi"),
         default_guide="full_rank",
         default_method="auto",
-        options={"trust_region": {"particles": 8}, "svi": {"particles": 4}},
+        options={
+            "laplace": {"start": "search"},
+            "hmc": {"start": "search"},
+            "trust_region": {"start": "search", "particles": 8},
+            "svi": {"start": "search", "particles": 4},
+        },
         dimensions="22 with Sersic light; 32 for the latents of a learned source; 3 per subhalo",
         units={
             "einstein_radius": "arcsec",

@@ -75,7 +75,8 @@ def infer(
             ("mean_field", "full_rank", "low_rank" ...), or a factory ``guide(problem)`` of a Pyro guide.
             The other methods use none.
         options: of the backend's function: all know ``seed``, ``draws``, ``chains``, ``budget``,
-            ``start``, ``compile``, ``progress``, ``checkpoint`` and ``throw``.
+            ``start``, ``compile``, ``progress``, ``checkpoint`` and ``throw``. ``start="search"``: the
+            highest point that many climbs from draws of the prior reach, as in ``auto``.
 
     Raises:
         UnknownNameError: for an unknown method, guide or option.
@@ -92,9 +93,14 @@ def infer(
                 f"option of {method}", option, [p for p in parameters if p not in ("problem", "guide")]
             )
         _check(option, value, parameters[option].default)
-    if parameters["guide"].default is inspect.Parameter.empty:
-        return backend(problem, _factory(problem, guide), **options)
-    return backend(problem, None, **options)
+    chosen = None if parameters["guide"].default is None else _factory(problem, guide)
+    if isinstance(options.get("start"), str):
+        if method != "auto":
+            from astrozoo.infer._search import from_search
+
+            return from_search(backend, problem, chosen, options)
+        del options["start"]  # it searches anyhow
+    return backend(problem, chosen, **options)
 
 
 def _check(option: str, value: Any, default: Any) -> None:
@@ -108,6 +114,8 @@ def _check(option: str, value: Any, default: Any) -> None:
         raise InputError(option, repr(value), "no negative number")
     if option == "target_acceptance" and not 0 < value < 1:
         raise InputError(option, repr(value), "a number between 0 and 1")
+    if option == "start" and isinstance(value, str) and value != "search":
+        raise InputError(option, repr(value), "'search', values, or a Result")
     if option == "compile" and value not in ("auto", "always", "never"):
         raise InputError(option, repr(value), "'auto', 'always' or 'never'")
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import astrozoo
+from astrozoo.errors import InputError
 from astrozoo.types import Problem
 
 SMALL = {
@@ -25,7 +26,7 @@ SMALL = {
 
 
 def two_modes(y: torch.Tensor) -> None:
-    """Modes near +2 and -2; the first is far higher."""
+    """Modes at 2 and -1.9, the second, nearer to the middle of the prior, a little higher."""
     z = pyro.sample("z", dist.Normal(y.new_zeros(2), 2.0).to_event(1))
     seen = torch.stack((z[0] ** 2 - 0.1 * z[0], z[1]), -1)
     pyro.sample("y", dist.Normal(seen, 0.1).to_event(1), obs=y)
@@ -50,6 +51,22 @@ def test_it_finds_the_higher_mode_and_its_moments(problem):
     assert set(result.stats["stage_seconds"]) == {"search", "laplace", "hmc"}
     assert result.stats["run_seconds"] == sum(result.stats["stage_seconds"].values())
     assert 1 <= result.stats["modes"]["at_best"][0] <= 16
+
+
+@pytest.mark.parametrize("method", ["laplace", "svi"])
+def test_other_methods_start_where_the_search_ends(problem, method):
+    settings = {"progress": False, "compile": "never", "seed": 0}
+    found = astrozoo.infer(problem, method, start="search", **settings)
+    assert found.status.ok
+    assert found.draws["z"][..., 0].mean() == pytest.approx(-1.9, abs=0.02)  # the higher mode
+    assert found.stats["counts"]["gradient"] >= 48 * 300
+    assert found.stats["modes"]["starts"] == 48
+    astrozoo.infer(problem, "auto", **SMALL | {"start": "search"})
+
+
+def test_a_start_by_another_word_is_refused(problem):
+    with pytest.raises(InputError, match="search"):
+        astrozoo.infer(problem, "laplace", start="best")
 
 
 def test_compiling_is_apart_from_the_stages(problem):
