@@ -140,7 +140,7 @@ _ENTRIES = (
         methods=("trust_region", "svi", "hmc"),
         default_guide="structured",
         default_method="trust_region",
-        options={"trust_region": {"objective": "delta"}, "svi": {"objective": "delta"}},
+        options={"trust_region": {"objective": "delta"}, "svi": {"objective": "delta", "tolerance": 0.01}},
         dimensions="a type and 11 continuous dimensions per source; a field holds hundreds of sources",
         units={
             "is_star": "1 or 0",
