@@ -147,8 +147,10 @@ def simulate_lens(
         and ``model``, the image without noise.
 
     Raises:
-        InputError: an unknown parameter or kind of source, or an Einstein radius outside the image.
+        InputError: an unknown parameter or kind of source, an Einstein radius outside the image, or no rays.
     """
+    if rays < 1:
+        raise InputError("rays", rays, "1 or more per pixel and axis")
     rng = np.random.default_rng(seed)
     truth: dict[str, Any] = draw_lens(rng)
     unknown = sorted(set(lens or {}) - set(truth))

@@ -87,6 +87,7 @@ def test_shear_of_a_perturber_is_that_of_the_lens() -> None:
         ({"lens": {"einstein_radius": 3.0}}, "half the image"),
         ({"lens": {"einstein_radius": -1.0}}, "half the image"),
         ({"source": "spiral"}, "smooth, clumpy"),
+        ({"rays": 0}, "1 or more"),
     ],
 )
 def test_bad_settings_are_refused(wrong: dict, message: str) -> None:
