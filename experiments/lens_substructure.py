@@ -30,7 +30,6 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-import galsim
 import matplotlib.pyplot as plt
 import numpy as np
 import scipy.stats
@@ -43,7 +42,7 @@ from torch import Tensor
 
 from astrozoo._files import write_json
 from astrozoo.data.lens_image import LensImage
-from astrozoo.data.simulate_lens import simulate_lens
+from astrozoo.data.simulate_lens import draw_source, simulate_lens
 from astrozoo.density import Layout, log_density
 from astrozoo.diagnostics.sbc import in_batches
 from astrozoo.models.strong_lens import SETTINGS, Prior, StrongLens, observe, problem
@@ -71,9 +70,7 @@ PRIOR = Prior(
 
 def simulated(seed: int, mass: float | None, snr: float, exposure: float) -> tuple[LensImage, dict[str, Any]]:
     """One lens; its subhalo, if it has one, a tenth of an Einstein radius from the ring's brightest part."""
-    rng = np.random.default_rng((seed, 1))
-    shape = galsim.Shear(q=rng.uniform(0.3, 1.0), beta=rng.uniform(0, np.pi) * galsim.radians)
-    source = galsim.Sersic(n=round(8 * rng.uniform(*INDEX)) / 8, half_light_radius=1.0).shear(shape)
+    source = draw_source(np.random.default_rng((seed, 1)), "smooth", INDEX)
     settings: dict[str, Any] = {"source": source, "shape": SHAPE, "pixel_scale": PIXEL, "rays": RAYS}
     settings |= {"peak_snr": snr, "exposure": exposure}
     image, truth = simulate_lens(seed, lens=FIXED, **settings)

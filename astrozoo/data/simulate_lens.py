@@ -33,11 +33,13 @@ _SERIES = 60  # terms of the power-law lens: exact to 1e-12 down to an axis rati
 Rays = Callable[[Float[np.ndarray, "*n"], Float[np.ndarray, "*n"]], tuple[np.ndarray, np.ndarray]]
 
 
-def draw_source(rng: np.random.Generator, kind: str = "clumpy") -> galsim.GSObject:
+def draw_source(
+    rng: np.random.Generator, kind: str = "clumpy", index: tuple[float, float] = (0.5, 4.0)
+) -> galsim.GSObject:
     """A galaxy of unit flux whose smooth part has a half-light radius of 1 (of the circle of equal area).
 
     Axis ratios are uniform in .3 to 1, position angles in all directions. "smooth": a Sersic index uniform
-    in .5 to 4. "clumpy": an exponential disc, up to 40 % of the light in a bulge (Sersic index 1 to 4, .15
+    in ``index``. "clumpy": an exponential disc, up to 40 % of the light in a bulge (Sersic index 1 to 4, .15
     to .5 the size) and 5 to 40 % in 4 to 40 knots that follow the disc.
 
     Raises:
@@ -47,7 +49,7 @@ def draw_source(rng: np.random.Generator, kind: str = "clumpy") -> galsim.GSObje
         raise InputError("kind of source", repr(kind), f"one of {', '.join(SOURCES)}")
     shape = galsim.Shear(q=rng.uniform(0.3, 1.0), beta=rng.uniform(0, np.pi) * galsim.radians)
     if kind == "smooth":
-        return galsim.Sersic(n=_index(rng, 0.5, 4.0), half_light_radius=1.0).shear(shape)
+        return galsim.Sersic(n=_index(rng, *index), half_light_radius=1.0).shear(shape)
     bulge, knots = rng.uniform(0, 0.4), rng.uniform(0.05, 0.4)
     points = galsim.RandomKnots(
         int(rng.integers(4, 41)),

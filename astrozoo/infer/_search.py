@@ -37,13 +37,10 @@ def from_search(
     backend: Callable[..., Result], problem: Problem, guide: Any, options: dict[str, Any]
 ) -> Result:
     """What a backend makes of a problem from the search's best point; what the search costs is added."""
-    own = {name: options[name] for name in ("compile", "progress", "checkpoint", "seed") if name in options}
-    settings: dict[str, Any] = {"compile": "auto", "progress": True, "checkpoint": None, "seed": 0} | own
     began = time.monotonic()
-    target = log_density(problem, compile=settings["compile"])
-    start, modes = search(
-        problem, target, settings["seed"], STARTS, STEPS, 0, settings["progress"], settings["checkpoint"]
-    )
+    target = log_density(problem, compile=options.get("compile", "auto"))
+    seed, progress = options.get("seed", 0), options.get("progress", True)
+    start, modes = search(problem, target, seed, STARTS, STEPS, 0, progress, options.get("checkpoint"))
     spent = {"run_seconds": time.monotonic() - began - target.compile_seconds}
     spent["compile_seconds"] = target.compile_seconds
     result = backend(problem, guide, **options | {"start": start})

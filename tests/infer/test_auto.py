@@ -61,7 +61,11 @@ def test_other_methods_start_where_the_search_ends(problem, method):
     assert found.draws["z"][..., 0].mean() == pytest.approx(-1.9, abs=0.02)  # the higher mode
     assert found.stats["counts"]["gradient"] >= 48 * 300
     assert found.stats["modes"]["starts"] == 48
-    astrozoo.infer(problem, "auto", **SMALL | {"start": "search"})
+
+
+def test_asked_to_start_by_a_search_it_does_what_it_always_does(problem):
+    asked, plain = (astrozoo.infer(problem, "auto", **SMALL, **more) for more in ({"start": "search"}, {}))
+    np.testing.assert_array_equal(asked.draws["z"], plain.draws["z"])
 
 
 def test_a_start_by_another_word_is_refused(problem):
