@@ -15,6 +15,7 @@ import zuko
 from jaxtyping import Float
 from pyro import distributions as dist
 from pyro import poutine
+from pyro.distributions.transforms import LowerCholeskyAffine
 from pyro.infer import autoguide
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
@@ -52,6 +53,38 @@ class _Flat:
         return {"loc": z0}
 
 
+class _Whitened(autoguide.AutoContinuous):
+    """Guides in coordinates that an earlier result whitens, and that start as its normal.
+
+    Without one the coordinates are the model's unconstrained own, and the start is narrow.
+    """
+
+    centre: Tensor
+    root: Tensor
+    loc: Any
+
+    def __init__(self, model: Any, around: Result | None, **settings: Any) -> None:
+        self._around = around
+        super().__init__(model, **settings)
+
+    def _whiten(self, start: Float[Tensor, "dim"]) -> tuple[Float[Tensor, "dim"], float]:
+        """Keep the coordinates; the start in them, and its width."""
+        centre, root, width = torch.zeros_like(start), torch.eye(len(start)).to(start), _SCALE
+        if self._around is not None:
+            centre, root = (held.to(start) for held in _whitening(self._around, len(start)))
+            width = 1.0
+        self.register_buffer("centre", centre)
+        self.register_buffer("root", root)
+        return self._inwards(start[None])[0], width
+
+    def _inwards(self, z: Float[Tensor, "b dim"]) -> Float[Tensor, "b dim"]:
+        return torch.linalg.solve_triangular(self.root, (z - self.centre).mT, upper=False).mT
+
+    def initial(self, layout: Any, z0: Float[Tensor, "b dim"]) -> dict[str, Tensor]:
+        """Parameters that centre the guide on ``z0``."""
+        return {"loc": self._inwards(z0)}
+
+
 class _MeanField(_Named, autoguide.AutoNormal):
     def normal(
         self, layout: Any, mean: Float[Tensor, "b dim"], sd: Float[Tensor, "b dim"]
@@ -62,26 +95,53 @@ class _MeanField(_Named, autoguide.AutoNormal):
         return self.initial(layout, mean) | scales
 
 
-class _FullRank(_Flat, autoguide.AutoMultivariateNormal):
-    pass
+class _FullRank(_Whitened, autoguide.AutoMultivariateNormal):
+    """``centre + root (loc + L noise)``, ``L`` lower triangular."""
+
+    scale: Any  # of the rows of L, and their rest: parameters, which Pyro's module hands out as tensors
+    scale_tril: Any
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        super()._setup_prototype(*args, **kwargs)
+        start, width = self._whiten(self.loc.detach())
+        self.loc, self.scale = nn.Parameter(start), torch.full_like(start, width)
+
+    def _moments(self) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim dim"]]:
+        """Mean and Cholesky factor of the covariance."""
+        factor = self.scale[..., None] * self.scale_tril
+        if self._around is None:  # a product with the identity takes as long as one of the model's
+            return self.loc, factor
+        return self.centre + self.root @ self.loc, self.root @ factor
+
+    def get_transform(self, *args: Any, **kwargs: Any) -> LowerCholeskyAffine:
+        """From the noise to all sites, unconstrained."""
+        return LowerCholeskyAffine(*self._moments())
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> dist.MultivariateNormal:
+        """The normal of all sites, unconstrained."""
+        mean, factor = self._moments()
+        return dist.MultivariateNormal(mean, scale_tril=factor)
+
+    def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        mean, factor = self._moments()
+        return mean, factor.square().sum(-1).sqrt()
 
 
 class _LowRank(_Flat, autoguide.AutoLowRankMultivariateNormal):
     pass
 
 
-class _Flow(_Flat, autoguide.AutoContinuous):
+class _Flow(_Whitened):
     """Standard normals through an autoregressive flow (in the direction that takes one pass), then scaled.
 
     It starts as independent normals: the last layer of every network is zero, hence the flow the identity.
-    Around an earlier result it is a flow in coordinates that this result whitens, and starts as its normal.
     """
 
     def __init__(
         self, model: Any, make: Callable[[int], zuko.lazy.Flow], around: Result | None, **settings: Any
     ) -> None:
-        super().__init__(model, **settings)
-        self._make, self._around = make, around
+        super().__init__(model, around, **settings)
+        self._make = make
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
@@ -91,20 +151,9 @@ class _Flow(_Flat, autoguide.AutoContinuous):
             self.flow = self._make(self.latent_dim).to(start)
         for parameter in _last_layers(self.flow):
             nn.init.zeros_(parameter)
-        centre, root = torch.zeros_like(start), torch.eye(len(start)).to(start)
-        if self._around is not None:
-            centre, root = (held.to(start) for held in _whitening(self._around, len(start)))
-        self.register_buffer("centre", centre)
-        self.register_buffer("root", root)
-        scale = _SCALE if self._around is None else 1.0
-        self.loc = nn.Parameter(
-            torch.linalg.solve_triangular(root, (start - centre)[:, None], upper=False)[:, 0]
-        )
-        self.log_scale = nn.Parameter(torch.full_like(start, math.log(scale)))
-
-    def initial(self, layout: Any, z0: Float[Tensor, "b dim"]) -> dict[str, Tensor]:
-        """Parameters that centre the guide on ``z0``."""
-        return {"loc": torch.linalg.solve_triangular(self.root, (z0 - self.centre).mT, upper=False).mT}
+        start, width = self._whiten(start)
+        self.loc = nn.Parameter(start)
+        self.log_scale = nn.Parameter(torch.full_like(start, math.log(width)))
 
     def sample_latent(self, *args: Any, **kwargs: Any) -> Tensor:
         """A draw of all sites, unconstrained; its noise and its density are auxiliary sites."""
@@ -150,9 +199,17 @@ def mean_field(problem: Problem) -> autoguide.AutoNormal:
     return _MeanField(_continuous(problem), init_loc_fn=_start(problem), init_scale=_SCALE)
 
 
-def full_rank(problem: Problem) -> autoguide.AutoMultivariateNormal:
-    """One normal with a dense covariance in unconstrained space."""
-    return _FullRank(_continuous(problem), init_loc_fn=_start(problem), init_scale=_SCALE)
+def full_rank(problem: Problem, around: Result | None = None) -> autoguide.AutoMultivariateNormal:
+    """One normal with a dense covariance in unconstrained space.
+
+    Args:
+        around: a result with a covariance (Laplace's, say), in whose whitened coordinates the guide works,
+            and as whose normal it starts: the remedy where scales differ by orders of magnitude.
+
+    Raises:
+        InputError: ``around`` is of another or a batched problem, or its covariance not positive definite.
+    """
+    return _FullRank(_continuous(problem), around, init_loc_fn=_start(problem))
 
 
 def low_rank(problem: Problem, rank: int | None = None) -> autoguide.AutoLowRankMultivariateNormal:
@@ -168,11 +225,10 @@ def iaf(
     Args:
         transforms: number of steps; the order of coordinates is turned round in between.
         hidden: width of the two hidden layers of each step (default: 2 dimensions, at least 16).
-        around: a result with a covariance (Laplace's, say), in whose whitened coordinates the flow works:
-            the remedy where scales differ by orders of magnitude.
+        around: see :func:`full_rank`.
 
     Raises:
-        InputError: ``around`` is of another or a batched problem, or its covariance not positive definite.
+        InputError: as :func:`full_rank`.
 
     References:
         Kingma et al. 2016 (IAF).
@@ -195,7 +251,7 @@ def nsf(
         transforms: number of steps.
         hidden: width of the two hidden layers of each step (default: 2 dimensions, at least 16).
         bins: pieces of each spline.
-        around: see :func:`iaf`.
+        around: see :func:`full_rank`.
 
     References:
         Durkan et al. 2019 (neural spline flows).

@@ -6,9 +6,11 @@ References:
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial, update_wrapper
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch import Tensor
 from astrozoo._prior import prior_draws
 from astrozoo.density import LogDensity, log_density
 from astrozoo.infer._common import Checkpoint, chain_starts, generator_for, progress_bar, start_points
+from astrozoo.infer.laplace import laplace
 from astrozoo.types import Problem, Result
 
 __all__ = ["STARTS", "STEPS", "beside", "from_search", "search"]
@@ -36,17 +39,33 @@ _PACED = 3  # gradients whose pace tells how long all will take
 def from_search(
     backend: Callable[..., Result], problem: Problem, guide: Any, options: dict[str, Any]
 ) -> Result:
-    """What a backend makes of a problem from the search's best point; what the search costs is added."""
+    """What a backend makes of a problem from the search's best point; what the search costs is added.
+
+    A guide that can work around an earlier result, and has none, does so around Laplace's of that mode.
+    """
     began = time.monotonic()
     target = log_density(problem, compile=options.get("compile", "auto"))
     seed, progress = options.get("seed", 0), options.get("progress", True)
-    start, modes = search(problem, target, seed, STARTS, STEPS, 0, progress, options.get("checkpoint"))
+    best, modes = search(problem, target, seed, STARTS, STEPS, 0, progress, options.get("checkpoint"))
+    start: Any = best
+    counts = dict(target.counts)
+    if problem.batch is None and _can_work_around(guide):
+        normal = laplace(problem, seed=seed, draws=1, start=best, compile="never", progress=False)
+        counts = {name: n + normal.stats["counts"][name] for name, n in counts.items()}
+        modes["laplace"] = normal.status.value
+        if normal.status.ok:
+            guide, start = update_wrapper(partial(guide, around=normal), guide), normal
     spent = {"run_seconds": time.monotonic() - began - target.compile_seconds}
     spent["compile_seconds"] = target.compile_seconds
     result = backend(problem, guide, **options | {"start": start})
     told = {name: result.stats[name] + seconds for name, seconds in spent.items()}
-    told["counts"] = {name: n + target.counts[name] for name, n in result.stats["counts"].items()}
+    told["counts"] = {name: n + counts[name] for name, n in result.stats["counts"].items()}
     return replace(result, stats={**result.stats, **told, "modes": modes})
+
+
+def _can_work_around(guide: Any) -> bool:
+    parameter = None if guide is None else inspect.signature(guide).parameters.get("around")
+    return parameter is not None and parameter.default is None
 
 
 def search(

@@ -63,6 +63,28 @@ def test_other_methods_start_where_the_search_ends(problem, method):
     assert found.stats["modes"]["starts"] == 48
 
 
+def narrow(y: torch.Tensor) -> None:
+    """Two that are known to a thousandth, and their sum to a hundred thousandth."""
+    z = pyro.sample("z", dist.Normal(y.new_zeros(2), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(torch.stack((z[0], z.sum())), y.new_tensor([1e-3, 1e-5])).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize("method", ["svi", "trust_region"])
+def test_a_full_rank_guide_works_in_coordinates_of_the_mode_found(method):
+    problem = Problem(narrow, (torch.tensor([0.3, 0.7], dtype=torch.float64),))
+    settings = {"progress": False, "compile": "never", "seed": 0}
+    found = astrozoo.infer(problem, method, "full_rank", start="search", **settings)
+    assert found.status.ok
+    assert found.stats["modes"]["laplace"] == "converged"
+    slope = torch.tensor([[1e3, 0.0], [1e5, 1e5]], dtype=torch.float64)
+    exact = torch.linalg.inv(torch.eye(2, dtype=torch.float64) + slope.mT @ slope)
+    mean = exact @ slope.mT @ torch.tensor([0.3e3, 0.7e5], dtype=torch.float64)
+    location, covariance = (torch.from_numpy(x[0]) for x in (found.location, found.covariance))
+    fitted = torch.distributions.MultivariateNormal(location, covariance)
+    posterior = torch.distributions.MultivariateNormal(mean, exact)
+    assert torch.distributions.kl_divergence(fitted, posterior) < 1e-3  # a gain at which svi stops
+
+
 def test_asked_to_start_by_a_search_it_does_what_it_always_does(problem):
     asked, plain = (astrozoo.infer(problem, "auto", **SMALL, **more) for more in ({"start": "search"}, {}))
     np.testing.assert_array_equal(asked.draws["z"], plain.draws["z"])
