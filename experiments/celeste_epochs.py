@@ -10,7 +10,8 @@ were resampled: their pixels scatter less than the counts say (pixel chi2 below 
 Calibration errors differ between epochs; chi2 is given without and with the survey's published ones.
 
 References:
-    Padmanabhan et al. 2008, ApJ 674, 1217 (calibration: 1 % in griz, 2 % in u).
+    Padmanabhan et al. 2008, ApJ 674, 1217 (calibration: 1 % in griz, 2 % in u);
+    Pier et al. 2003, AJ 125, 1559 (astrometry against UCAC, as in stripe 82: 45 mas a coordinate).
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 _CALIBRATION = {"u": 0.02, "g": 0.01, "r": 0.01, "i": 0.01, "z": 0.01}
+_ASTROMETRY = 45.0  # [mas], of a run's coordinates
 _TRUSTED = 0.7  # k-hat below which importance weights are to be trusted
 _EXAMPLE = "Example: `python experiments/celeste_epochs.py --out runs/epochs`"
 
@@ -87,13 +89,13 @@ def epochs_of(field: Field) -> list[Field]:
 
 
 def calibration_sd(quantity: str, mean: Float[np.ndarray, "s"]) -> Float[np.ndarray, "s"]:
-    """What calibration errors add to the scatter between epochs of one quantity; none known for positions."""
+    """What errors of calibration and astrometry add to the scatter between epochs of one quantity."""
     if quantity in _CALIBRATION:
         return _CALIBRATION[quantity] * mean
     pair = quantity.split("-")
     if len(pair) == 2:
         return np.full_like(mean, np.hypot(*(_CALIBRATION[band] for band in pair)))
-    return np.zeros_like(mean)
+    return np.full_like(mean, _ASTROMETRY)
 
 
 def chi2(
