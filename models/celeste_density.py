@@ -31,7 +31,7 @@ __all__ = ["TypedDensity"]
 
 _EDGE = 0.05  # [ln arcsec]
 _PSF_STEP = 1e-3
-_ROWS, _PIXELS = 8, 60_000  # evaluated at once, at most: their Gaussians fit the cache
+_ROWS, _PIXELS = 32, 60_000  # evaluated at once, at most: their Gaussians fit the cache
 
 
 class _Light(NamedTuple):
