@@ -12,7 +12,7 @@ import inspect
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -171,10 +171,13 @@ def run(
 
     told: dict[str, Any] = {"method": method, "guide": guide, "seed": seed, "device": device}
     try:
-        outcome = (
-            job(out=out, path=data, demo=demo, **told, **extra) if job else _jobs.plain(entry, data, **told)
-        )
-        _jobs.write(outcome, out)
+        with _alone(out):
+            outcome = (
+                job(out=out, path=data, demo=demo, **told, **extra)
+                if job
+                else _jobs.plain(entry, data, **told)
+            )
+            _jobs.write(outcome, out)
     except KeyboardInterrupt:
         if any((out / _jobs.CHECKPOINT).glob("*")):
             _say(f"the work so far is kept in {out / _jobs.CHECKPOINT}: the same command goes on from it")
@@ -208,9 +211,9 @@ def compare(
     _check_device(device)
     from astrozoo._jobs import compare as job
 
-    results, failures = job(
-        entry, names, data, out, guide=guide, seed=seed, seeds=seeds, reference=reference, device=device
-    )
+    told: dict[str, Any] = {"guide": guide, "seed": seed, "seeds": seeds, "device": device}
+    with _alone(out):
+        results, failures = job(entry, names, data, out, reference=reference, **told)
     for name, said in failures.items():
         _say(f"{name} failed: {said}")
     if failures:
@@ -237,9 +240,9 @@ def sbc(
     _check_device(device)
     from astrozoo._jobs import sbc as job
 
-    job(
-        entry, out, method=method, guide=guide, simulations=simulations, batch=batch, seed=seed, device=device
-    )
+    told: dict[str, Any] = {"method": method, "guide": guide, "seed": seed, "device": device}
+    with _alone(out):
+        job(entry, out, simulations=simulations, batch=batch, **told)
 
 
 @app.command("report", epilog="Example: [bold]astrozoo report results/posterior.nc --out report.html[/]")
@@ -291,6 +294,24 @@ def _check_out(folder: Path) -> None:
             file.write(b"astrozoo")
     except OSError as error:
         raise OutputError(f"cannot write into {folder}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let no second run write into the same folder, nor go on from the same checkpoint."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise OutputError(
+            f"another run is writing into {folder}: wait for it, or take another --out"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _check_device(name: str) -> None:

@@ -220,6 +220,22 @@ def test_sbc_goes_on_where_it_was_and_tells_what_is_not_calibrated(line, tmp_pat
     assert "simulations of" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [("run",), ("compare", "--methods", "laplace"), ("sbc",)])
+def test_a_folder_that_another_run_writes_into_is_refused_until_that_is_gone(line, tmp_path, capsys, words):
+    command, *more = words
+    script = "import sys; from astrozoo.cli import _alone; from pathlib import Path\n"
+    script += "with _alone(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
+    asked = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(asked, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        other.stdout.readline()
+        assert call(command, "line", *more, "--out", tmp_path) == 4
+        assert "another run is writing into" in capsys.readouterr().err
+        other.kill()
+        other.wait()
+        if command != "sbc":
+            assert call(command, "line", *more, "--out", tmp_path) == 0
+
+
 def test_compare_records_a_method_that_fails_and_tells(line, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(line.options, "hmc", {"chains": -1})
     assert call("compare", "line", "--methods", "laplace,hmc", "--out", tmp_path) == 1

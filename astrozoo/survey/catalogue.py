@@ -66,8 +66,9 @@ def catalogue(fit: FieldFit) -> Table:
         dec), ``dec_sd`` [mas], ``ra_dec_cov`` [mas^2]; ``p_star``; for each band b of the images ``flux_b``
         [nMgy], ``log_flux_b`` [ln nMgy], ``mag_b`` (SDSS's asinh magnitude; of any other band a Pogson one);
         for each two adjacent ones ``colour_ab`` [mag]; given a galaxy, ``dev_fraction``, ``radius`` [arcsec],
-        ``axis_ratio``, ``angle`` [deg, north through east] (axial mean), see
-        :mod:`astrozoo.physics.profiles` (NaN where no draw is a galaxy); ``chi2_b``: mean squared residual, in sigma, of the pixels around the source;
+        ``axis_ratio``, ``angle`` [deg, north through east; an axial mean], see
+        :mod:`astrozoo.physics.profiles` (NaN where no draw is a galaxy); ``chi2_b``: mean squared residual,
+        in sigma, of the pixels around the source;
         ``k_hat``; a column for each of :data:`FLAGS`, and ``flags``, all of them as bits.
     """
     draws, found = fit.draws, fit.detections
