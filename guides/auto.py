@@ -45,14 +45,6 @@ class _Named:
         }
 
 
-class _Flat:
-    """Starts of guides that keep one location vector."""
-
-    def initial(self, layout: Any, z0: Float[Tensor, "b dim"]) -> dict[str, Tensor]:
-        """Parameters that centre the guide on ``z0``."""
-        return {"loc": z0}
-
-
 class _Whitened(autoguide.AutoContinuous):
     """Guides in coordinates that an earlier result whitens, and that start as its normal.
 
@@ -109,7 +101,7 @@ class _FullRank(_Whitened, autoguide.AutoMultivariateNormal):
     def _moments(self) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim dim"]]:
         """Mean and Cholesky factor of the covariance."""
         factor = self.scale[..., None] * self.scale_tril
-        if self._around is None:  # a product with the identity takes as long as one of the model's
+        if self._around is None:  # spares a product with the identity
             return self.loc, factor
         return self.centre + self.root @ self.loc, self.root @ factor
 
@@ -127,8 +119,10 @@ class _FullRank(_Whitened, autoguide.AutoMultivariateNormal):
         return mean, factor.square().sum(-1).sqrt()
 
 
-class _LowRank(_Flat, autoguide.AutoLowRankMultivariateNormal):
-    pass
+class _LowRank(autoguide.AutoLowRankMultivariateNormal):
+    def initial(self, layout: Any, z0: Float[Tensor, "b dim"]) -> dict[str, Tensor]:
+        """Parameters that centre the guide on ``z0``."""
+        return {"loc": z0}
 
 
 class _Flow(_Whitened):
