@@ -168,7 +168,7 @@ _ENTRIES = (
             "laplace": {"start": "search"},
             "hmc": {"start": "search"},
             "trust_region": {"start": "search", "particles": 8, "tolerance": 1e-2},
-            "svi": {"start": "search", "particles": 4, "tolerance": 1e-2, "budget": 40_000},
+            "svi": {"start": "search", "particles": 4, "tolerance": 5e-2},
         },
         dimensions="22 with Sersic light; 32 for the latents of a learned source; 3 per subhalo",
         units={
