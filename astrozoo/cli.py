@@ -53,6 +53,7 @@ _BOX = "Fit this part of a field only: first and last + 1, as in 300:556,1400:16
 _CATALOG = "Table with ra and dec [deg] of the sources to fit, in place of detection."
 _REFERENCE = "A saved result of the same problem, say of a long run, to grade all methods against."
 _PICTURES = "How many of the brightest sources are shown one by one."
+_SWEEPS = "Passes over a field's sources, at most (20): crowded fields end by it."
 _Model = Annotated[str, typer.Argument(help="A name that `astrozoo list` shows.")]
 _Out = Annotated[Path, typer.Option("--out", help="Folder for the results; made if need be.")]
 _Data = Annotated[Path | None, typer.Option("--data", help="Files to fit. Without: simulated ones.")]
@@ -150,13 +151,14 @@ def run(
     box: Annotated[str | None, typer.Option("--box", metavar="ROWS,COLS", help=_BOX)] = None,
     catalog: Annotated[Path | None, typer.Option("--catalog", metavar="FILE", help=_CATALOG)] = None,
     pictures: Annotated[int | None, typer.Option("--pictures", metavar="N", min=0, help=_PICTURES)] = None,
+    sweeps: Annotated[int | None, typer.Option("--sweeps", metavar="N", min=1, help=_SWEEPS)] = None,
 ) -> None:
     """Fit a model, and write posterior.nc, report.html and summary.json."""
     entry = registry.get(model)
     method, guide = _method(entry, method), _guide(entry, guide)
     if demo and data is not None:
         raise InputError("--demo", "--data too", "one of them")
-    given = {"box": box, "catalog": catalog, "pictures": pictures}
+    given = {"box": box, "catalog": catalog, "pictures": pictures, "sweeps": sweeps}
     extra = {name: value for name, value in given.items() if value is not None}
     job = registry.resolve(entry.job) if entry.job else None
     taken = inspect.signature(job).parameters if job else {}

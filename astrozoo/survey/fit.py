@@ -92,6 +92,7 @@ def fit_field(
             :func:`astrozoo.survey.detect.detect` makes (fluxes, sizes) are used as starts if present.
         draws: equal-weight draws per source.
         max_sweeps: at most this many passes; after the second, only over sources whose neighbours changed.
+            A checkpoint may be gone on from with more.
         fit_sky: correct the images' sky by what is left after the first sweep, on a coarse mesh.
         checkpoint: folder that work is kept in, and taken up from after an interruption. The caller removes
             it (:meth:`astrozoo.survey.checkpoint.Checkpoint.clear`) once the result is saved.
@@ -118,14 +119,14 @@ def fit_field(
     clock = {"detect": time.perf_counter()}
     table = detect(images) if catalog is None else catalog
     clock["detect"] = time.perf_counter() - clock["detect"]
-    settings = (seed, draws, max_sweeps, fit_sky, repr(prior), catalog is None)
+    settings = (seed, draws, fit_sky, repr(prior), catalog is None)
     key = fingerprint(images, np.asarray(table["ra"]), np.asarray(table["dec"]), *settings)
     store = Checkpoint(checkpoint, key)
     started = time.perf_counter()
     job = Sweeps(images, table, prior, seed, progress, store)
-    while catalog is None and job.state.searches < len(_SEARCHES):
+    while catalog is None and job.state.searches < len([at for at in _SEARCHES if at < max_sweeps]):
         # before what is blended settles: a source that stands for two goes astray between them
-        job.run(min(_SEARCHES[job.state.searches], max_sweeps), fit_sky)
+        job.run(_SEARCHES[job.state.searches], fit_sky)
         more = job.companions()
         if len(more):
             table = vstack([job.table, more], metadata_conflicts="silent")
@@ -153,7 +154,7 @@ def _finish(job: Sweeps, draws: int) -> FieldFit:
             of_size = np.flatnonzero(job.sources.half == half)
             for i in range(0, len(of_size), _PART):
                 rows = of_size[i : i + _PART]
-                name = f"draws-{half}-{i}"
+                name = f"draws-{job.state.sweep}-{half}-{i}"
                 part = job.checkpoint.load(name)
                 if part is None:
                     part = _posterior(job, rows, draws)

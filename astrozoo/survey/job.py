@@ -61,6 +61,7 @@ def run(
     box: str | None = None,
     catalog: Path | None = None,
     pictures: int | None = 24,
+    sweeps: int = 20,
     progress: bool = True,
 ) -> Outcome:
     """Read a field, detect its sources, fit them, and write ``catalog.fits`` and ``catalog.parquet``.
@@ -82,6 +83,8 @@ def run(
             outside the field are left out.
         pictures: how many of the brightest sources are shown one by one, besides those that fit badly;
             None for all.
+        sweeps: passes over the sources, at most: crowded fields end by it. A run that was interrupted may go
+            on with more.
         progress: tell what is being done, on standard error.
 
     Raises:
@@ -110,7 +113,7 @@ def run(
     kept = out / "checkpoint"
     going = "going on with an earlier run" if any(kept.glob("*.npz")) else "detecting and fitting sources"
     say(f"{going} (Ctrl-C stops; the same command then goes on from there)")
-    fit = fit_field(images, sources, seed=seed, progress=progress, checkpoint=kept)
+    fit = fit_field(images, sources, seed=seed, max_sweeps=sweeps, progress=progress, checkpoint=kept)
     seconds |= fit.stats.get("seconds", {})
     table = catalogue(fit)
     for name in ("catalog.fits", "catalog.parquet"):

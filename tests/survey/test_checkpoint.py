@@ -230,3 +230,16 @@ def test_companions_that_were_found_are_not_looked_for_again(
         assert again.detections[name].unit == straight.detections[name].unit
     np.testing.assert_allclose(again.p_star, straight.p_star, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(again.draws["log_flux"], straight.draws["log_flux"], rtol=1e-6, atol=1e-6)
+
+
+def test_a_fit_of_few_sweeps_goes_on_with_more(images: Field, tmp_path: Path) -> None:
+    """The draws that were kept are of the modes of before: they are made again."""
+    few = fit_field(images, checkpoint=tmp_path / "kept", **(SETTINGS | {"max_sweeps": 1}))
+    more = fit_field(images, checkpoint=tmp_path / "kept", **(SETTINGS | {"max_sweeps": 4}))
+    straight = fit_field(images, **(SETTINGS | {"max_sweeps": 4}))
+    assert few.stats["sweeps"] == 1
+    assert not few.converged.any()
+    assert more.stats["sweeps"] == straight.stats["sweeps"] > 1
+    np.testing.assert_allclose(more.p_star, straight.p_star, rtol=1e-6, atol=1e-9)
+    for name, draws in straight.draws.items():
+        np.testing.assert_allclose(more.draws[name], draws, rtol=1e-6, atol=1e-6, err_msg=name)
