@@ -229,19 +229,22 @@ class Canvas:
         ny, nx = self.shape[image]
         return flat.reshape(ny, nx)[self.pad : ny - self.pad, self.pad : nx - self.pad].numpy().copy()
 
-    def _index(self, rows: Int[np.ndarray, "b"], image: int) -> tuple[Tensor, Tensor]:
-        """Flat indices of the patches' pixels, [b, p], and their coordinates from the source, [b, 2, p]."""
+    def _squares(self, rows: Int[np.ndarray, "b"], image: int) -> tuple[Tensor, Tensor]:
+        """The pixels in the middle of the patches, ``(x, y)``, and all others from there: [b, 2], [2, p]."""
         half = int(self.sources.half[rows[0]])
         grid = torch.arange(-half, half + 1)
         dy, dx = (g.flatten() for g in torch.meshgrid(grid, grid, indexing="ij"))
-        xy = torch.from_numpy(self.sources.xy[image, rows])
         ny, nx = self.shape[image]
         # a source may lie outside one of the images: its square is then moved to the padding, all masked
-        x = xy[:, 0].round().long().clamp(-half - 1, nx - 2 * self.pad + half)
-        y = xy[:, 1].round().long().clamp(-half - 1, ny - 2 * self.pad + half)
-        index = (y[:, None] + dy + self.pad) * nx + x[:, None] + dx + self.pad
-        pixels = torch.stack((x[:, None] + dx - xy[:, :1], y[:, None] + dy - xy[:, 1:]), 1)
-        return index, pixels
+        most = torch.tensor([nx, ny]) - 2 * self.pad + half
+        middle = torch.from_numpy(self.sources.xy[image, rows]).round().long().clamp(min=-half - 1)
+        return middle.minimum(most), torch.stack((dx, dy))
+
+    def _index(self, rows: Int[np.ndarray, "b"], image: int) -> Int[Tensor, "b p"]:
+        """Flat indices of the patches' pixels."""
+        middle, around = self._squares(rows, image)
+        place = torch.tensor([1, self.shape[image][1]])
+        return ((middle + self.pad) @ place)[:, None] + place @ around
 
     def patches(
         self,
@@ -263,15 +266,18 @@ class Canvas:
         cut = [self._index(at, k) for k in range(n)]
 
         def taken(flats: list[Tensor]) -> Tensor:
-            return _at_indices(flats, [index for index, _ in cut])
+            return _at_indices(flats, cut)
 
         light = taken(self.model)
-        apart = torch.from_numpy(s.xy[:, at] - s.xy[:, rows])[..., None]
 
         def per_source(a: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(np.moveaxis(a[:, rows], 1, 0)))
 
-        pixels = torch.stack([from_own + off for (_, from_own), off in zip(cut, apart, strict=True)], 1)
+        def from_source(image: int) -> Float[Tensor, "b 2 p"]:
+            middle, around = self._squares(at, image)
+            return (middle - torch.from_numpy(s.xy[image, rows]))[..., None] + around
+
+        pixels = torch.stack([from_source(k) for k in range(n)], 1)
         return Patch(
             counts=taken(self.counts),
             background=taken(self.sky) + (light if own is None else light - own).clamp(min=0),
@@ -295,11 +301,11 @@ class Canvas:
     ) -> None:
         """Add the pixels of sources of one patch size to arrays like ``model``."""
         for k, flat in enumerate(flats):
-            flat.index_add_(0, self._index(rows, k)[0].flatten(), light[:, k].flatten().to(flat))
+            flat.index_add_(0, self._index(rows, k).flatten(), light[:, k].flatten().to(flat))
 
     def gather(self, flats: list[Tensor], rows: Int[np.ndarray, "b"]) -> Float[Tensor, "b image p"]:
         """The pixels of arrays like ``model`` in the patches of sources of one patch size."""
-        return _at_indices(flats, [self._index(rows, k)[0] for k in range(len(flats))])
+        return _at_indices(flats, [self._index(rows, k) for k in range(len(flats))])
 
     def felt(
         self,
@@ -330,7 +336,7 @@ class Canvas:
 
     def _forget(self, rows: Int[np.ndarray, "b"]) -> None:
         for k, flat in enumerate(self._news):
-            flat[self._index(rows, k)[0]] = 0.0
+            flat[self._index(rows, k)] = 0.0
 
     def labelled(
         self, batches: Iterable[tuple[Int[np.ndarray, "b"], Int[np.ndarray, "b"]]]
@@ -344,7 +350,7 @@ class Canvas:
         labels: list[list[Tensor]] = [[] for _ in self.counts]
         for rows, label in batches:
             for k in range(len(self.counts)):
-                at = self._index(rows, k)[0]
+                at = self._index(rows, k)
                 index[k].append(at.flatten())
                 labels[k].append(torch.from_numpy(label)[:, None].expand_as(at).flatten())
         out = []

@@ -55,7 +55,7 @@ def joint_density(job, u):
     flux = log_band_flux(u[:, 2], u[:, 3:], prior.reference).exp()
     light = (patch.calibration * flux)[..., None] * image
     for k in range(5):
-        at = job.canvas._index(rows, k)[0]
+        at = job.canvas._index(rows, k)
         rate = job.canvas.sky[k].index_add(0, at.flatten(), light[:, k].flatten())
         counts, weight = job.canvas.counts[k], job.canvas.weight[k]
         total = total + (weight * (counts * rate.log() - rate)).sum()
