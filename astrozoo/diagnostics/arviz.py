@@ -67,12 +67,13 @@ def psis(
     References:
         Vehtari et al. 2024, JMLR 25, 72.
     """
-    if hasattr(arviz, "psislw"):
-        smoothed, shape = arviz.psislw(log_ratios)
-    else:
-        from arviz_stats.base import array_stats
+    with np.errstate(over="ignore"):  # of a tail so heavy that quantiles are infinite: k-hat says so
+        if hasattr(arviz, "psislw"):
+            smoothed, shape = arviz.psislw(log_ratios)
+        else:
+            from arviz_stats.base import array_stats
 
-        smoothed, shape = array_stats.psislw(-log_ratios)  # 1.x is given log-likelihoods, and negates them
+            smoothed, shape = array_stats.psislw(-log_ratios)  # it is given log likelihoods, and negates them
     return np.asarray(smoothed), np.asarray(shape)
 
 

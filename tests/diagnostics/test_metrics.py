@@ -98,6 +98,13 @@ def test_k_hat_of_exact_pareto_tails():
         assert stats.k_hat(-shape * np.log(u)) == pytest.approx(shape, abs=3 * (1 + shape) / np.sqrt(424))
 
 
+def test_weights_of_hopelessly_heavy_tails_are_finite_and_silent():
+    log_ratio = -1e5 * np.exp(3 * np.random.default_rng(0).normal(size=1000))
+    log_weight, shape = stats.psis(log_ratio)
+    assert np.exp(log_weight).sum() == pytest.approx(1)
+    assert shape > 100
+
+
 def test_an_exact_approximation_leaves_no_doubt():
     exact = make(
         chain=False, sample_stats={"log_ratio": 3 + 1e-12 * np.random.default_rng(0).normal(size=(1, 500))}
