@@ -313,6 +313,8 @@ def _alone(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        with contextlib.suppress(PermissionError):  # Windows keeps a file that is open
+            (folder / ".lock").unlink(missing_ok=True)
         lock.release()
 
 
