@@ -77,10 +77,11 @@ def draw_type(
     for rows in torch.nonzero(possible)[:, 0].split(_CHUNK):
         some, gives = density.take(rows), None if response is None else response.take(rows)
         u, log_ratio = _draw(some, gives, mode[rows], covariance[rows], seed, renderings, fluxes)
-        log_weight, k_hat = psis(log_ratio.numpy())
+        none = (log_ratio == -torch.inf).all(-1)
+        log_weight, k_hat = psis(log_ratio.masked_fill(none[:, None], 0.0).numpy())
         out.u[rows] = u
         out.log_weight[rows] = torch.from_numpy(log_weight)
-        out.k_hat[rows] = torch.from_numpy(k_hat)
+        out.k_hat[rows] = torch.from_numpy(k_hat).masked_fill(none, torch.inf)
         out.log_evidence[rows] = torch.logsumexp(log_ratio, -1) - math.log(n)
     return out
 
@@ -137,7 +138,8 @@ def _draw(
         value = density.log_joint_of_images(images, u)
         if response is not None:
             value = value + response.gain(images, density.electrons(u))
-        joint.append(value.flatten(1))
+        # needles and sheets whose image overflows: they have no weight
+        joint.append(torch.where(value.isfinite(), value, -torch.inf).flatten(1))
         drawn.append(u.flatten(1, 2))
         every = torch.cat(drawn, 1)
         used = share[: turn + 1]
@@ -148,12 +150,13 @@ def _draw(
 
 
 def _moments(u: Tensor, log_ratio: Tensor, mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of weighted draws; with few effective ones, mostly those given."""
-    weight = torch.softmax(log_ratio, -1)
+    """Mean and covariance of weighted draws; with few effective ones, mostly those given, with none, just."""
+    none = (log_ratio == -torch.inf).all(-1, keepdim=True)
+    weight = torch.softmax(log_ratio.masked_fill(none, 0.0), -1)
     weight = weight.clamp(max=u.shape[1] ** -0.5)  # truncated weights (Ionides 2008)
     weight = weight / weight.sum(-1, keepdim=True)
     effective = 1 / weight.square().sum(-1)
-    trust = (effective / (effective + 2 * u.shape[-1]))[:, None]
+    trust = (effective / (effective + 2 * u.shape[-1]))[:, None].masked_fill(none, 0.0)
     centre = torch.einsum("bn,bni->bi", weight, u)
     off = u - centre[:, None]
     spread = torch.einsum("bn,bni,bnj->bij", weight, off, off)

@@ -244,3 +244,24 @@ def test_draws_of_one_source_say_nothing_of_another_s():
     for values in (is_star, u[..., 0], u[..., 6]):
         correlation = float(torch.corrcoef(values)[0, 1])
         assert abs(correlation) < 5 / math.sqrt(n)
+
+
+def test_shapes_whose_images_overflow_have_no_weight():
+    """Modes of galaxies in the crowded core of M2 are needles of minutes of arc, known to a factor of ten."""
+    patch = r_patch(2000.0, radius=1.0, seed=3)
+    density = TypedDensity(repeated(patch, 2), r_prior(), star=False)
+    round_, covariance = guide(density.take(torch.tensor([0])), [0.0, 0.0, 0.0, 0.0, 0.0, -1.0, 7.0, 0.3])
+    needle = round_.clone()
+    needle[0, 2:5] = torch.tensor([4.9, -8.6, 1.4])
+    wide = covariance.clone()
+    wide[0, 2:4] = wide[0, :, 2:4] = 0.0
+    wide[0, 2, 2], wide[0, 3, 3] = 1e4, 1e4
+    both = draw_type(
+        density, torch.cat((round_, needle)), torch.cat((covariance, wide)), torch.ones(2, dtype=bool), seed=0
+    )
+    alone = draw_type(density.take(torch.tensor([0])), round_, covariance, torch.ones(1, dtype=bool), seed=0)
+    torch.testing.assert_close(both.u[:1], alone.u)
+    assert both.u.isfinite().all()
+    assert not both.log_weight.isnan().any()
+    assert not both.log_evidence.isnan().any()
+    assert both.k_hat[1] > 0.7
