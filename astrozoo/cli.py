@@ -314,7 +314,7 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(PermissionError):  # Windows keeps a file that is open
-            (folder / ".lock").unlink(missing_ok=True)
+            Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 
