@@ -44,10 +44,10 @@ class FieldFit:
 
     Args:
         detections: where the fit began: ``ra``, ``dec`` [deg] and whatever else detection said.
-        draws: ``{site: [source, draw, ...]}``, equal weights: ``is_star``; ``offset`` (east, north) [arcsec]
-            from (ra, dec); ``log_flux`` [ln nMgy] in the reference band; ``colour`` [ln ratio of adjacent
-            bands];
-            ``log_radius`` [ln arcsec]; ``ellipticity``; ``dev_logit``. Shapes are NaN in draws of a star.
+        draws: ``{site: [source, draw, ...]}``, equal weights, in single precision: ``is_star``;
+            ``offset`` (east, north) [arcsec] from (ra, dec); ``log_flux`` [ln nMgy] in the reference band;
+            ``colour`` [ln ratio of adjacent bands]; ``log_radius`` [ln arcsec]; ``ellipticity``;
+            ``dev_logit``. Shapes are NaN in draws of a star.
         model: expected electrons in each image, from sky and sources.
         p_star: probability that the source is a star.
         k_hat: of the importance weights; above 0.7 the posterior is not to be trusted.
@@ -55,7 +55,8 @@ class FieldFit:
         chi2: of the pixels of each source's patch, per pixel and band (NaN: no pixels), with the error of the
             PSF of :data:`astrozoo.survey.partition.PSF_ERROR`.
         half: half size of each source's patch [px].
-        stats: seconds by stage, sweeps, counts of evaluations.
+        stats: sweeps, counts of evaluations, and seconds by stage: of all processes that worked on the fit
+            and on the draws.
     """
 
     field: Field
@@ -122,7 +123,6 @@ def fit_field(
     settings = (seed, draws, fit_sky, repr(prior), catalog is None)
     key = fingerprint(images, np.asarray(table["ra"]), np.asarray(table["dec"]), *settings)
     store = Checkpoint(checkpoint, key)
-    started = time.perf_counter()
     job = Sweeps(images, table, prior, seed, progress, store)
     while catalog is None and job.state.searches < len([at for at in _SEARCHES if at < max_sweeps]):
         # before what is blended settles: a source that stands for two goes astray between them
@@ -134,18 +134,18 @@ def fit_field(
         else:
             job.state.searches = len(_SEARCHES)
     job.run(max_sweeps, fit_sky)
-    clock["fit"] = time.perf_counter() - started
-    started = time.perf_counter()
-    fit = _finish(job, draws)
-    clock["draw"] = time.perf_counter() - started
+    clock["fit"] = job.seconds()
+    fit, clock["draw"] = _finish(job, draws)
     fit.stats["seconds"] = {k: round(v, 3) for k, v in clock.items()}
     return fit
 
 
-def _finish(job: Sweeps, draws: int) -> FieldFit:
+def _finish(job: Sweeps, draws: int) -> tuple[FieldFit, float]:
+    """The fit with its draws, and the seconds that these took, in whatever processes made them."""
     n, nb, nc = len(job.sources), len(job.images.bands), len(job.prior.bands)
-    held = {
-        "u": np.empty((n, draws, 6 + nc)), "is_star": np.empty((n, draws)), "k_hat": np.empty(n),
+    held: dict[str, np.ndarray] = {
+        "u": np.empty((n, draws, 6 + nc), np.float32), "is_star": np.empty((n, draws), np.float32),
+        "k_hat": np.empty(n), "seconds": np.empty(n),
         "chi2": np.empty((n, nb)), "p_star": np.empty(n), "n_pixels": np.empty(n, int),
     }  # fmt: skip
     done = 0
@@ -157,14 +157,16 @@ def _finish(job: Sweeps, draws: int) -> FieldFit:
                 name = f"draws-{job.state.sweep}-{half}-{i}"
                 part = job.checkpoint.load(name)
                 if part is None:
+                    started = time.perf_counter()
                     part = _posterior(job, rows, draws)
+                    part["seconds"] = np.asarray((time.perf_counter() - started) / len(rows))
                     job.checkpoint.save(name, part)
                 for key, values in held.items():
                     values[rows] = part[key]
                 done += len(rows)
                 report(done, "")
     u, canvas = held["u"], job.canvas
-    return FieldFit(
+    fit = FieldFit(
         field=job.images,
         detections=job.table,
         prior=job.prior,
@@ -186,6 +188,7 @@ def _finish(job: Sweeps, draws: int) -> FieldFit:
         half=job.sources.half,
         stats={"sources": n, "sweeps": job.state.sweep, "evaluations": dict(job.state.counts)},
     )
+    return fit, float(held["seconds"].sum())
 
 
 def _posterior(job: Sweeps, rows: Int[np.ndarray, "b"], draws: int) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -49,6 +50,7 @@ class _State:
         searches: how often companions have been looked for.
         skies: how often the sky has been corrected.
         begun: whether a sweep is: what follows its fits is yet to come, though nothing may wait any more.
+        seconds: spent on it, by all processes that worked on it.
     """
 
     mode: dict[str, Tensor]
@@ -62,6 +64,7 @@ class _State:
     searches: int = 0
     skies: int = 0
     begun: int = 0
+    seconds: float = 0.0
     counts: dict[str, int] = field(
         default_factory=lambda: {"value": 0, "gradient": 0, "hvp": 0, "hessian": 0}
     )
@@ -85,6 +88,7 @@ class Modes:
         checkpoint: Checkpoint,
         earlier: Modes | None = None,
     ) -> None:
+        self._since = time.perf_counter()
         self.checkpoint = checkpoint
         self.detected: int = len(table) if earlier is None else earlier.detected
         held = checkpoint.load("state") if earlier is None else None
@@ -129,6 +133,8 @@ class Modes:
         state.converged[:n], state.waiting[:n] = before.converged, before.waiting
         state.counts, state.sweep, state.searches = before.counts, before.sweep, before.searches + 1
         state.light[:n], state.skies = before.light, before.skies
+        state.seconds = earlier.seconds()
+        self._since = time.perf_counter()
         if earlier.psf_planes is not None:
             self._broaden(earlier.psf_planes)
         new = np.arange(n, len(self.sources))
@@ -143,6 +149,8 @@ class Modes:
         state = self.state
         for count in _COUNTS:
             setattr(state, count, int(held[count]))
+        state.seconds = float(held["seconds"])
+        state.counts = dict(zip(state.counts, held["evaluations"].tolist(), strict=True))
         if state.skies:
             sky = self.checkpoint.load(f"sky-{state.skies}")
             if sky is None:
@@ -173,6 +181,13 @@ class Modes:
         for k, row in enumerate(rows):
             self.state.light[row] = light[k]
 
+    def seconds(self) -> float:
+        """Spent on the fit so far, by all processes that worked on it."""
+        now = time.perf_counter()
+        self.state.seconds += now - self._since
+        self._since = now
+        return self.state.seconds
+
     def _save(self) -> None:
         state = self.state
         held = {
@@ -184,6 +199,8 @@ class Modes:
             "converged": state.converged.numpy(),
             "waiting": state.waiting,
             **{count: np.asarray(getattr(state, count)) for count in _COUNTS},
+            "seconds": np.asarray(self.seconds()),
+            "evaluations": np.array(list(state.counts.values())),
             "fitted": np.array([light is not None for light in state.light], bool),
         }
         if self.psf_planes is not None:

@@ -35,6 +35,7 @@ __all__ = ["Sweeps"]
 _NEAR = 0.05  # [standard deviations] to a mode
 _NOTICEABLE_SKY = 0.03  # [sigma of a pixel] a change of the sky that calls for another fit
 _UNSURE = 5.0  # [nats] by which a galaxy may lead and still be asked for the PSF, lest narrow stars alone are
+_FARTHEST = 2.0  # semi-major axis of half a galaxy's light, in half sizes of its patch
 _ALONE = 0.03  # of a star's light, that of others where it shines
 _SKY_CELL = 128  # [px]
 _RESIDUAL_ERROR = 0.2  # of modelled light, in the search for companions
@@ -66,6 +67,10 @@ class Sweeps(Modes):
                             self._save()
                     state.colour += 1
                 settle(self)
+                out = self._rule_out(np.arange(len(self.sources)))
+                before = {i: state.light[i] for i in out.tolist()}
+                self.repaint(out)
+                self.moved(out, before)
                 if state.sweep == 0 and self.psf_planes is None:
                     if fit_sky:
                         self._correct_sky()
@@ -97,10 +102,30 @@ class Sweeps(Modes):
                 state.counts[key] += value
         closed = rows[shut.numpy()]
         state.evidence["galaxy"][closed] = state.evidence["star"][closed] - lead[shut]
+        self._rule_out(rows)
         state.converged[rows] = ok
         state.waiting[rows] = False
         self._show(rows, patch, own)
         self._tell(rows, patch, own)
+
+    def _rule_out(self, rows: np.ndarray) -> np.ndarray:
+        """Have no galaxy reach far out of its pixels: trails, bleeding columns and the light of a crowd do.
+
+        Most of the light that such a galaxy would have is where nothing was measured.
+
+        Returns:
+            which of ``rows`` can now be stars only.
+        """
+        state = self.state
+        scale = np.sqrt(np.abs(np.linalg.det(self.sources.jacobian[:, rows]))).min(0)  # px per arcsec
+        log_radius, eta1, eta2 = state.mode["galaxy"][rows, 2:5].unbind(-1)
+        semi_major = torch.exp(log_radius + 0.5 * torch.hypot(eta1, eta2)).numpy()
+        out = rows[scale * semi_major > _FARTHEST * self.sources.half[rows]]
+        star = state.mode["star"][out]
+        typical = star.new_tensor((self.prior.log_radius_mean, 0.0, 0.0, 0.0)).expand(len(out), 4)
+        state.mode["galaxy"][out] = torch.cat((star[:, :2], typical, star[:, 2:]), 1)
+        state.evidence["galaxy"][out] = -torch.inf
+        return out
 
     def _correct_sky(self) -> None:
         """Add to each image's sky what is left of its pixels on a coarse mesh (SEP's clipped background)."""

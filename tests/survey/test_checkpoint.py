@@ -238,6 +238,8 @@ def test_a_fit_of_few_sweeps_goes_on_with_more(images: Field, tmp_path: Path) ->
     more = fit_field(images, checkpoint=tmp_path / "kept", **(SETTINGS | {"max_sweeps": 4}))
     straight = fit_field(images, **(SETTINGS | {"max_sweeps": 4}))
     assert few.stats["sweeps"] == 1
+    assert more.stats["evaluations"] == straight.stats["evaluations"]
+    assert more.stats["seconds"]["fit"] > few.stats["seconds"]["fit"] > 0
     assert not few.converged.any()
     assert more.stats["sweeps"] == straight.stats["sweeps"] > 1
     np.testing.assert_allclose(more.p_star, straight.p_star, rtol=1e-6, atol=1e-9)

@@ -10,9 +10,12 @@ from astrozoo.data.images import Field
 from astrozoo.data.simulate import simulate_field
 from astrozoo.diagnostics.scoring import match
 from astrozoo.errors import DataError, InputError
+from astrozoo.models.celeste import load_prior
 from astrozoo.survey import fit as fitting
 from astrozoo.survey.catalogue import catalogue
-from astrozoo.survey.fit import fit_field
+from astrozoo.survey.checkpoint import Checkpoint
+from astrozoo.survey.detect import detect
+from astrozoo.survey.fit import Sweeps, fit_field
 
 SETTINGS = {"draws": 64, "progress": False, "max_sweeps": 3}
 
@@ -117,6 +120,22 @@ def test_a_source_whose_core_is_masked_is_no_small_galaxy(scene):
     least = job.log_least_radius.exp().numpy()
     assert least[0] == 1.0
     assert (least[1:] < 0.3).all()
+
+
+def test_a_satellite_s_trail_is_no_galaxy_that_reaches_far_out_of_its_pixels():
+    sky, _ = simulate_field(n_sources=0, seed=3, shape=(64, 64), bands="gri")
+    y, x = np.mgrid[:64, :64]
+    trail = np.random.default_rng(0).poisson(300 * np.exp(-0.5 * ((y - x) / 1.5) ** 2))
+    images = Field(tuple(replace(image, counts=image.counts + trail) for image in sky), sky.name)
+    job = Sweeps(images, detect(images), load_prior(), 0, False, Checkpoint(None, ""))
+    job.run(1, fit_sky=False)  # without the rule, two of ten are longer, the longest six half sizes
+    rows = np.arange(len(job.sources))
+    galaxy = (job.p_star(rows) < 1).numpy()
+    assert 0 < galaxy.sum() < len(rows)
+    log_radius, eta1, eta2 = job.state.mode["galaxy"][:, 2:5].numpy().T
+    semi_major = np.exp(log_radius + 0.5 * np.hypot(eta1, eta2)) / 0.396  # px
+    assert (semi_major <= 2 * job.sources.half)[galaxy].all()
+    assert all(light.isfinite().all() for light in job.state.light)
 
 
 def test_a_catalogue_of_positions_is_enough(scene):
