@@ -242,7 +242,9 @@ class Canvas:
 
     def _index(self, rows: Int[np.ndarray, "b"], image: int) -> Int[Tensor, "b p"]:
         """Flat indices of the patches' pixels."""
-        middle, around = self._squares(rows, image)
+        return self._flat(*self._squares(rows, image), image)
+
+    def _flat(self, middle: Tensor, around: Tensor, image: int) -> Int[Tensor, "b p"]:
         place = torch.tensor([1, self.shape[image][1]])
         return ((middle + self.pad) @ place)[:, None] + place @ around
 
@@ -263,7 +265,8 @@ class Canvas:
         """
         at = rows if at is None else at
         s, b, n = self.sources, len(rows), len(self.counts)
-        cut = [self._index(at, k) for k in range(n)]
+        squares = [self._squares(at, k) for k in range(n)]
+        cut = [self._flat(*square, k) for k, square in enumerate(squares)]
 
         def taken(flats: list[Tensor]) -> Tensor:
             return _at_indices(flats, cut)
@@ -274,7 +277,7 @@ class Canvas:
             return torch.from_numpy(np.ascontiguousarray(np.moveaxis(a[:, rows], 1, 0)))
 
         def from_source(image: int) -> Float[Tensor, "b 2 p"]:
-            middle, around = self._squares(at, image)
+            middle, around = squares[image]
             return (middle - torch.from_numpy(s.xy[image, rows]))[..., None] + around
 
         pixels = torch.stack([from_source(k) for k in range(n)], 1)
