@@ -61,7 +61,8 @@ def draw_type(
         density: of a batch of patches.
         mode, covariance: the guide.
         response: of the neighbours, which are to be integrated out; without, they stay as they are.
-        possible: False where the type is ruled out already: no draws are made, the evidence is -inf.
+        possible: False where the type is ruled out already: no draws are made, the evidence is -inf. (Where
+            no draw has any weight it is the least finite number: the other type, unless that is ruled out.)
         renderings: draws of position and shape from each proposal in turn; each is rendered once.
         fluxes: draws of flux and colours for each of them.
     """
@@ -82,7 +83,8 @@ def draw_type(
         out.u[rows] = u
         out.log_weight[rows] = torch.from_numpy(log_weight)
         out.k_hat[rows] = torch.from_numpy(k_hat).masked_fill(none, torch.inf)
-        out.log_evidence[rows] = torch.logsumexp(log_ratio, -1) - math.log(n)
+        evidence = torch.logsumexp(log_ratio, -1) - math.log(n)
+        out.log_evidence[rows] = evidence.clamp(min=torch.finfo(u.dtype).min)
     return out
 
 

@@ -212,6 +212,20 @@ def test_a_type_ruled_out_has_no_evidence_and_is_never_drawn(five_bands):
     assert torch.isfinite(u[1]).all()
 
 
+def test_a_type_whose_draws_have_no_weight_gives_way_unless_the_other_is_ruled_out(five_bands):
+    settings = {"renderings": (8, 8), "fluxes": 4, "seed": 0}
+    yes, no = torch.ones(2, dtype=torch.bool), torch.zeros(2, dtype=torch.bool)
+    density, mode, covariance = five_bands[True]
+    beyond = mode.clone()
+    beyond[:, density.n_bending] = 1e4  # its flux overflows
+    star = draw_type(density, beyond, covariance, yes, **settings)
+    assert (star.k_hat == torch.inf).all()
+    for possible, expected in ((yes, 0.0), (no, 1.0)):
+        galaxy = draw_type(*five_bands[False], possible, **settings)
+        p_star = mix_types(star, galaxy, 50, torch.Generator().manual_seed(0))[0]
+        assert (p_star == expected).all()
+
+
 def weighted(n_sources, d, evidence, seed):
     """Normal draws of unequal weights; the same for every source, as quasi-random ones nearly are."""
     g = torch.Generator().manual_seed(seed)
