@@ -35,7 +35,8 @@ __all__ = ["Sweeps"]
 _NEAR = 0.05  # [standard deviations] to a mode
 _NOTICEABLE_SKY = 0.03  # [sigma of a pixel] a change of the sky that calls for another fit
 _UNSURE = 5.0  # [nats] by which a galaxy may lead and still be asked for the PSF, lest narrow stars alone are
-_FARTHEST = 2.0  # semi-major axis of half a galaxy's light, in half sizes of its patch
+_FARTHEST = 2.0  # semi-major axis of half a needle's light, in half sizes of its patch
+_THINNEST = 0.1  # axis ratio of discs seen edge-on
 _ALONE = 0.03  # of a star's light, that of others where it shines
 _SKY_CELL = 128  # [px]
 _RESIDUAL_ERROR = 0.2  # of modelled light, in the search for companions
@@ -109,9 +110,9 @@ class Sweeps(Modes):
         self._tell(rows, patch, own)
 
     def _rule_out(self, rows: np.ndarray) -> np.ndarray:
-        """Have no galaxy reach far out of its pixels: trails, bleeding columns and the light of a crowd do.
+        """Have no needle be a galaxy: trails, bleeding columns and the light of a crowd ask for them.
 
-        Most of the light that such a galaxy would have is where nothing was measured.
+        It is thinner than discs are, and most of its light is where nothing was measured.
 
         Returns:
             which of ``rows`` can now be stars only.
@@ -119,8 +120,10 @@ class Sweeps(Modes):
         state = self.state
         scale = np.sqrt(np.abs(np.linalg.det(self.sources.jacobian[:, rows]))).min(0)  # px per arcsec
         log_radius, eta1, eta2 = state.mode["galaxy"][rows, 2:5].unbind(-1)
-        semi_major = torch.exp(log_radius + 0.5 * torch.hypot(eta1, eta2)).numpy()
-        out = rows[scale * semi_major > _FARTHEST * self.sources.half[rows]]
+        flattening = torch.hypot(eta1, eta2)  # -ln(axis ratio)
+        semi_major = scale * torch.exp(log_radius + 0.5 * flattening).numpy()  # px
+        thin = torch.exp(-flattening).numpy() < _THINNEST
+        out = rows[thin & (semi_major > _FARTHEST * self.sources.half[rows])]
         star = state.mode["star"][out]
         typical = star.new_tensor((self.prior.log_radius_mean, 0.0, 0.0, 0.0)).expand(len(out), 4)
         state.mode["galaxy"][out] = torch.cat((star[:, :2], typical, star[:, 2:]), 1)

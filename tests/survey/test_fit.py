@@ -122,20 +122,32 @@ def test_a_source_whose_core_is_masked_is_no_small_galaxy(scene):
     assert (least[1:] < 0.3).all()
 
 
-def test_a_satellite_s_trail_is_no_galaxy_that_reaches_far_out_of_its_pixels():
+def test_a_satellite_s_trail_is_no_galaxy_that_is_a_needle_far_out_of_its_pixels():
     sky, _ = simulate_field(n_sources=0, seed=3, shape=(64, 64), bands="gri")
     y, x = np.mgrid[:64, :64]
     trail = np.random.default_rng(0).poisson(300 * np.exp(-0.5 * ((y - x) / 1.5) ** 2))
     images = Field(tuple(replace(image, counts=image.counts + trail) for image in sky), sky.name)
     job = Sweeps(images, detect(images), load_prior(), 0, False, Checkpoint(None, ""))
-    job.run(1, fit_sky=False)  # without the rule, two of ten are longer, the longest six half sizes
+    job.run(1, fit_sky=False)  # without the rule, two of ten are needles, the longest of six half sizes
     rows = np.arange(len(job.sources))
     galaxy = (job.p_star(rows) < 1).numpy()
     assert 0 < galaxy.sum() < len(rows)
     log_radius, eta1, eta2 = job.state.mode["galaxy"][:, 2:5].numpy().T
-    semi_major = np.exp(log_radius + 0.5 * np.hypot(eta1, eta2)) / 0.396  # px
-    assert (semi_major <= 2 * job.sources.half)[galaxy].all()
+    flattening = np.hypot(eta1, eta2)
+    semi_major = np.exp(log_radius + 0.5 * flattening) / 0.396  # px
+    assert ((semi_major <= 2 * job.sources.half) | (np.exp(-flattening) >= 0.1))[galaxy].all()
     assert all(light.isfinite().all() for light in job.state.light)
+
+
+def test_a_large_galaxy_is_one_though_its_patch_holds_little_of_it():
+    table = Table({"is_star": [False], "x": [32.0], "y": [32.0], "radius": [8.0], "axis_ratio": [0.5]})
+    table["angle"], table["dev_fraction"] = 30.0, 0.0
+    for band in "gri":
+        table[f"flux_{band}"] = 400.0
+    images, truth = simulate_field(sources=table, seed=3, shape=(64, 64), bands="gri")
+    fit = fit_field(images, truth["ra", "dec"], **SETTINGS)
+    assert fit.half[0] * 0.396 * 2 < 8 / np.sqrt(0.5)
+    assert fit.p_star[0] < 1e-6
 
 
 def test_a_catalogue_of_positions_is_enough(scene):
