@@ -23,6 +23,7 @@ from torch import Tensor
 from astrozoo.data.images import Field
 from astrozoo.infer import _common
 from astrozoo.infer._maximise import maximise
+from astrozoo.physics.profiles import axis_ratio_and_angle
 from astrozoo.survey.detect import detect
 from astrozoo.survey.joint import settle
 from astrozoo.survey.modes import BATCH, KINDS, Modes
@@ -35,9 +36,9 @@ __all__ = ["Sweeps"]
 _NEAR = 0.05  # [standard deviations] to a mode
 _NOTICEABLE_SKY = 0.03  # [sigma of a pixel] a change of the sky that calls for another fit
 _UNSURE = 5.0  # [nats] by which a galaxy may lead and still be asked for the PSF, lest narrow stars alone are
+_ALONE = 0.03  # of a star's light, that of others where it shines
 _FARTHEST = 2.0  # semi-major axis of half a needle's light, in half sizes of its patch
 _THINNEST = 0.1  # axis ratio of discs seen edge-on
-_ALONE = 0.03  # of a star's light, that of others where it shines
 _SKY_CELL = 128  # [px]
 _RESIDUAL_ERROR = 0.2  # of modelled light, in the search for companions
 _RESIDUAL_SNR = 5.0
@@ -119,10 +120,10 @@ class Sweeps(Modes):
         """
         state = self.state
         scale = np.sqrt(np.abs(np.linalg.det(self.sources.jacobian[:, rows]))).min(0)  # px per arcsec
-        log_radius, eta1, eta2 = state.mode["galaxy"][rows, 2:5].unbind(-1)
-        flattening = torch.hypot(eta1, eta2)  # -ln(axis ratio)
-        semi_major = scale * torch.exp(log_radius + 0.5 * flattening).numpy()  # px
-        thin = torch.exp(-flattening).numpy() < _THINNEST
+        shape = state.mode["galaxy"][rows, 2:5]
+        axis_ratio, _ = axis_ratio_and_angle(shape[:, 1:])
+        semi_major = scale * (shape[:, 0].exp() / axis_ratio.sqrt()).numpy()  # px
+        thin = axis_ratio.numpy() < _THINNEST
         out = rows[thin & (semi_major > _FARTHEST * self.sources.half[rows])]
         star = state.mode["star"][out]
         typical = star.new_tensor((self.prior.log_radius_mean, 0.0, 0.0, 0.0)).expand(len(out), 4)
