@@ -13,29 +13,17 @@ from typing import Any
 
 import pyro
 import torch
-from jaxtyping import Float
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import (
-    AffineTransform,
-    ComposeTransform,
-    ExpTransform,
-    IndependentTransform,
-    SigmoidTransform,
-    Transform,
-    biject_to,
-    constraints,
-    lowrank_multivariate_normal,
-    multivariate_normal,
-    normal,
-)
+from torch.distributions import lowrank_multivariate_normal, multivariate_normal, normal
 
 from astrozoo._enumerate import Discrete, Plan, find_discrete, make_plan, total
+from astrozoo._layout import Layout, Site, bijection, grouped
 from astrozoo.errors import CaptureError
 
-__all__ = ["Layout", "Model", "Scope", "Site", "Tape", "run_guide"]
+__all__ = ["Model", "Scope", "Tape", "is_discrete", "latent_sites", "run_guide"]
 
 
 @dataclass(frozen=True)
@@ -74,116 +62,6 @@ class Scope:
     def generator_state(self) -> Tensor:
         """Of the global generator that distributions draw from."""
         return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
-
-
-@dataclass(frozen=True)
-class Site:
-    """A continuous latent site of one problem, and its slice of the unconstrained vector."""
-
-    name: str
-    shape: torch.Size
-    support: Any
-    transform: Any
-    start: int
-    stop: int
-
-    @property
-    def unconstrained_shape(self) -> torch.Size:
-        """Shape of the site's unconstrained value."""
-        return torch.Size(self.transform.inverse_shape(self.shape))
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the continuous latent sites of one problem lie in one unconstrained vector.
-
-    Args:
-        together: sites that transforms of the same kind constrain element by element, and one transform of
-            each such group: a graph has a tenth of the operations that site after site would take.
-    """
-
-    sites: tuple[Site, ...]
-    together: tuple[tuple[tuple[Site, ...], Transform], ...] = ()
-
-    @property
-    def dim(self) -> int:
-        """Length of the vector."""
-        return self.sites[-1].stop if self.sites else 0
-
-    def constrain(self, z: Float[Tensor, "*b dim"]) -> dict[str, Tensor]:
-        """Constrained values, each ``[*b, *shape]``."""
-        return {s.name: s.transform(self._part(z, s)) for s in self.sites}
-
-    def unconstrain(self, values: Mapping[str, Tensor]) -> Float[Tensor, "*b dim"]:
-        """The inverse of :meth:`constrain`."""
-        parts = []
-        for s in self.sites:
-            value = values[s.name]
-            lead = value.shape[: value.ndim - len(s.shape)]
-            parts.append(s.transform.inv(value).reshape(*lead, s.stop - s.start))
-        return torch.cat(parts, -1)
-
-    def constrain_with_jacobian(self, z: Float[Tensor, "dim"]) -> tuple[dict[str, Tensor], Tensor]:
-        """Constrained values and the log of the Jacobian's determinant, of one vector."""
-        lengths = [s.stop - s.start for s in self.sites]
-        names = [s.name for s in self.sites]
-        parts = dict(zip(names, z.split(lengths), strict=True)) if lengths else {}
-        values: dict[str, Tensor] = {}
-        total = z.new_zeros(())
-        for sites, transform in self.together:
-            x = torch.cat([parts.pop(s.name) for s in sites])
-            y = transform(x)
-            total = total + transform.log_abs_det_jacobian(x, y).sum()
-            pieces = y.split([s.stop - s.start for s in sites])
-            values |= {s.name: piece.view(s.shape) for s, piece in zip(sites, pieces, strict=True)}
-        for s in self.sites:
-            if s.name in parts:
-                x = parts[s.name].view(s.unconstrained_shape)
-                values[s.name] = s.transform(x)
-                if _elementwise(s.transform) != []:  # it is not the identity
-                    total = total + s.transform.log_abs_det_jacobian(x, values[s.name]).sum()
-        return {name: values[name] for name in names}, total
-
-    @staticmethod
-    def _part(z: Tensor, site: Site) -> Tensor:
-        return z[..., site.start : site.stop].reshape(z.shape[:-1] + site.unconstrained_shape)
-
-
-def _grouped(sites: list[Site]) -> tuple[tuple[tuple[Site, ...], Transform], ...]:
-    """``together`` of a :class:`Layout`."""
-    groups: dict[tuple[type, ...], list[Site]] = {}
-    for s in sites:
-        steps = _elementwise(s.transform)
-        if steps:
-            groups.setdefault(tuple(map(type, steps)), []).append(s)
-    return tuple((tuple(group), _joined(group)) for group in groups.values())
-
-
-def _elementwise(transform: Any) -> list[Transform] | None:
-    """The exponentials, sigmoids and affine maps that a transform consists of, or None."""
-    if isinstance(transform, IndependentTransform):
-        return _elementwise(transform.base_transform)
-    if isinstance(transform, ComposeTransform):
-        parts = [_elementwise(part) for part in transform.parts]
-        return None if None in parts else [step for part in parts for step in part or ()]
-    single = type(transform) in (ExpTransform, SigmoidTransform, AffineTransform)
-    return [transform] if single and transform.event_dim == 0 else None
-
-
-def _joined(sites: list[Site]) -> Transform:
-    """The transform of the concatenation of sites whose transforms are of one kind."""
-
-    def whole(numbers: list[Any]) -> Tensor:
-        each = [torch.as_tensor(number, dtype=torch.get_default_dtype()) for number in numbers]
-        return torch.cat([x.expand(s.shape).reshape(-1) for x, s in zip(each, sites, strict=True)])
-
-    def joined(steps: tuple[Any, ...]) -> Transform:
-        if isinstance(steps[0], AffineTransform):
-            return AffineTransform(whole([t.loc for t in steps]), whole([t.scale for t in steps]))
-        return steps[0]
-
-    every = [_elementwise(s.transform) or [] for s in sites]
-    return ComposeTransform([joined(steps) for steps in zip(*every, strict=True)])
 
 
 class Tape:
@@ -305,7 +183,7 @@ class Model:
                 return discrete[-1].first()
             shape = fn.batch_shape + fn.event_shape
             try:
-                support, transform = _bijection(fn)
+                support, transform = bijection(fn)
                 unconstrained = torch.Size(transform.inverse_shape(shape))
             except NotImplementedError as error:
                 raise CaptureError(f"site {name!r}: no bijection from a vector to {fn.support}") from error
@@ -315,7 +193,7 @@ class Model:
 
         with self.scope.drawing(seed), torch.no_grad():
             trace(self.model, args, give)
-            layout = Layout(tuple(sites), _grouped(sites))
+            layout = Layout(tuple(sites), grouped(sites))
         return layout, tuple(discrete)
 
     def _check_supports(self, rows: list[tuple[Any, ...]]) -> None:
@@ -350,47 +228,6 @@ class Model:
         given = self.plan.given_values(z[self.layout.dim :])
         values = self.layout.constrain(z[: self.layout.dim]) | given
         return given | self.plan.draw(lambda assigned: self.run({**values, **assigned}, args), uniform)
-
-
-class _LowerCholesky(Transform):
-    """Vectors onto Cholesky factors: the strict lower triangle, then the logarithms of the diagonal."""
-
-    domain = constraints.real_vector
-    codomain = constraints.lower_cholesky
-    bijective = True
-
-    def inverse_shape(self, shape: Any) -> torch.Size:
-        n = shape[-1]
-        return torch.Size((*shape[:-2], n * (n + 1) // 2))
-
-    def forward_shape(self, shape: Any) -> torch.Size:
-        n = math.isqrt(2 * shape[-1])
-        return torch.Size((*shape[:-1], n, n))
-
-    def _call(self, x: Tensor) -> Tensor:
-        n = math.isqrt(2 * x.shape[-1])
-        row, column = torch.tril_indices(n, n, -1, device=x.device)
-        place = (row * n + column)[:, None] == torch.arange(n * n, device=x.device)  # vmap forbids writes
-        below = (x[..., : len(row)] @ place.to(x)).unflatten(-1, (n, n))
-        return below + torch.diag_embed(x[..., len(row) :].exp())
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        n = y.shape[-1]
-        row, column = torch.tril_indices(n, n, -1, device=y.device)
-        return torch.cat((y[..., row, column], y.diagonal(dim1=-2, dim2=-1).log()), -1)
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return x[..., -y.shape[-1] :].sum(-1)
-
-
-def _bijection(fn: Any) -> tuple[Any, Any]:
-    """The support of a distribution, and a bijection onto it from vectors that have its dimension."""
-    support = fn.support
-    if hasattr(fn, "mixture_distribution"):  # its support only wraps that of its components
-        support = getattr(support, "base_constraint", support)
-    if support is constraints.lower_cholesky:
-        return support, _LowerCholesky()
-    return support, biject_to(support)
 
 
 def run_guide(

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
-from astrozoo._capture import Layout, Model, Scope, Site, Tape, is_discrete, latent_sites, run_guide
+from astrozoo._capture import Model, Scope, Tape, is_discrete, latent_sites, run_guide
 from astrozoo._enumerate import Discrete, find_discrete, inverted, make_plan, total
 from astrozoo._graph import PureFunction, rows_of
+from astrozoo._layout import Layout, Site
 from astrozoo.errors import CaptureError, InputError
 from astrozoo.types import Problem
 
