@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import operator
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -56,14 +58,30 @@ _DISCRETE = 101
 """The stream of draws of discrete sites."""
 _RATIOS = 100
 """Draws whose density ratios are computed at once."""
+_MERSENNE_WORDS = slice(3, 3 + 624)
+"""Where the 624 words of the Mersenne Twister lie in the state of a CPU generator, in units of 8 bytes."""
 _SAVE_EVERY = 30.0
 """Seconds between two checkpoints."""
 
 
 def generator_for(seed: int, *stream: int) -> torch.Generator:
-    """A generator of its own for each stream (iteration, chain, purpose ...) of a seed, on the CPU."""
-    state = np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state) >> 1)
+    """A CPU generator for one stream (iteration, chain, purpose ...) of a seed.
+
+    Different tuples ``(seed, *stream)`` give different streams, of whatever length and size they are.
+    The whole state of the generator is set, because ``manual_seed`` of a CPU generator uses 32 bits only.
+
+    Raises:
+        InputError: if a number is negative or not whole.
+    """
+    for number in (seed, *stream):
+        if not hasattr(number, "__index__") or operator.index(number) < 0:
+            raise InputError("seed or stream", repr(number), "whole numbers that are not negative")
+    label = ",".join(str(operator.index(number)) for number in (seed, *stream))
+    entropy = np.random.SeedSequence(int.from_bytes(hashlib.sha256(label.encode()).digest(), "little"))
+    generator = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
+    state = generator.get_state()
+    state.view(torch.int64)[_MERSENNE_WORDS] = torch.from_numpy(entropy.generate_state(624).astype(np.int64))
+    return generator.set_state(state)
 
 
 def noise_for(

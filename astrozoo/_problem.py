@@ -1,0 +1,158 @@
+"""A model with its data: :class:`Problem`, and :func:`stack`, which joins several into a batch."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from astrozoo._provenance import hash_into
+from astrozoo.errors import InputError, UnknownNameError
+
+__all__ = ["Problem", "stack"]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A Pyro model with its data: all that a backend needs to know.
+
+    Args:
+        model: a Pyro model, called as ``model(*args)``. Data come in as arguments, never by closure.
+        args: its arguments; tensors, or (named) tuples, lists and dicts of them.
+        name: shown in reports.
+        batch: None, or the number of independent problems that every tensor of ``args`` holds along
+            its leading axis. The model is written for one of them.
+        data_plates: plates over conditionally independent data (what may be minibatched or sharded).
+        start: constrained starting values of some or all latent sites (with the leading axis if batched).
+        dims: names of the axes of each site, for labelled results (an axis called as a site is gets a ``_``).
+        coords: values along those named axes.
+        guides: guides made for this model: name -> factory(problem) -> Pyro guide module.
+        objectives: objectives in place of the Monte-Carlo ELBO: name -> factory(problem, guide) -> pure
+            function of (flat guide parameters, ``*args``) returning a scalar to be maximised. It may carry
+            an attribute ``derivatives``, a function of the same arguments returning that scalar, its
+            gradient and its Hessian, which then takes the place of automatic second derivatives.
+            Factories may be given as "module:attribute", imported when asked for.
+
+    Raises:
+        InputError: if tensors are of several floating dtypes or devices, or not ``batch`` long.
+    """
+
+    model: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+    name: str = "model"
+    batch: int | None = None
+    data_plates: tuple[str, ...] = ()
+    start: Mapping[str, Tensor] = field(default_factory=dict)
+    dims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    coords: Mapping[str, Any] = field(default_factory=dict)
+    guides: Mapping[str, Callable[[Problem], Any] | str] = field(default_factory=dict)
+    objectives: Mapping[str, Callable[..., Callable[..., Tensor]] | str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not callable(self.model):
+            raise InputError("model", type(self.model).__name__, "a Pyro model (a callable)")
+        floats = {t.dtype for t in self.tensors if t.is_floating_point()}
+        if len(floats) > 1:
+            raise InputError("args", f"dtypes {sorted(map(str, floats))}", "one floating dtype")
+        devices = {t.device for t in self.tensors}
+        if len(devices) > 1:
+            raise InputError("args", f"devices {sorted(map(str, devices))}", "one device")
+        if self.batch is not None:
+            for t in self.tensors:
+                if t.ndim == 0 or t.shape[0] != self.batch:
+                    raise InputError(
+                        "args", f"a tensor of shape {tuple(t.shape)}", f"a leading axis of {self.batch}"
+                    )
+
+    def factory(self, kind: str, name: str) -> Callable[..., Any]:
+        """The factory of one of this problem's "guides" or "objectives".
+
+        Raises:
+            UnknownNameError: if it has none of that name.
+        """
+        known = getattr(self, kind)
+        if name not in known:
+            raise UnknownNameError(kind.removesuffix("s"), name, known)
+        found = known[name]
+        if isinstance(found, str):
+            module, _, attribute = found.partition(":")
+            found = getattr(importlib.import_module(module), attribute)
+        return found
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors of ``args``, in pytree order."""
+        return [leaf for leaf in pytree.tree_leaves(self.args) if isinstance(leaf, Tensor)]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the data; float64 where there are none."""
+        return next((t.dtype for t in self.tensors if t.is_floating_point()), torch.float64)
+
+    @property
+    def device(self) -> torch.device:
+        """That of the data; the CPU where there are none."""
+        return next((t.device for t in self.tensors), torch.device("cpu"))
+
+    @property
+    def digest(self) -> str:
+        """A hash of the model, its settings and all data: what a checkpoint is checked against."""
+        h = hashlib.sha256()
+        for value in (self.name, self.batch, self.data_plates, self.model, self.args):
+            hash_into(h, value)
+        return h.hexdigest()[:16]
+
+    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Problem:
+        """The same problem with its data in another floating dtype or on another device."""
+
+        def move(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None)
+
+        start = {name: move(value) for name, value in self.start.items()}
+        return replace(self, args=pytree.tree_map(move, self.args), start=start)
+
+
+def stack(problems: Sequence[Problem]) -> Problem:
+    """Independent problems of one model as one batched problem, which a single call infers.
+
+    Args:
+        problems: with the same model and settings, and data of the same shapes; names of axes, coordinates,
+            guides and objectives are those of the first.
+
+    Raises:
+        InputError: if there are none, if one is a batch already, or if they are not alike.
+    """
+    if not problems:
+        raise InputError("problems", "none", "at least one")
+    if any(problem.batch is not None for problem in problems):
+        raise InputError("problems", "one that is a batch", "problems with batch=None")
+
+    def kind(problem: Problem) -> tuple[Any, ...]:
+        leaves, tree = pytree.tree_flatten((problem.args, dict(problem.start)))
+        model = hashlib.sha256()
+        hash_into(model, (problem.name, problem.model))
+        told = [(tuple(x.shape), x.dtype) if isinstance(x, Tensor) else x for x in leaves]
+        return told, str(tree), model.hexdigest()
+
+    first = kind(problems[0])
+    for i, problem in enumerate(problems):
+        here = kind(problem)
+        if here != first:
+            names = ("data", "tree of data", "model or its settings")
+            at = next(k for k in range(3) if here[k] != first[k])
+            raise InputError(f"problems[{i}]", f"{names[at]} {here[at]}", f"those of the first, {first[at]}")
+
+    def join(*leaves: Any) -> Any:
+        return torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
+
+    args = pytree.tree_map(join, *(problem.args for problem in problems))
+    start = {name: torch.stack([problem.start[name] for problem in problems]) for name in problems[0].start}
+    return replace(problems[0], args=args, start=start, batch=len(problems))

@@ -1,0 +1,243 @@
+"""What a run returns: :class:`Result`, its :class:`Status`, and its file format."""
+
+from __future__ import annotations
+
+import enum
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from astrozoo._files import replacing
+from astrozoo._provenance import environment
+from astrozoo.errors import DataError, InputError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["Result", "Status", "load"]
+
+
+class Status(enum.StrEnum):
+    """How a run ended. A value, never an exception (unless the caller asks for ``throw=True``)."""
+
+    CONVERGED = "converged"
+    BUDGET_SPENT = "budget spent"
+    DIVERGED = "diverged"
+    INTERRUPTED = "interrupted"
+
+    @property
+    def ok(self) -> bool:
+        """True where the result may be used as it is."""
+        return self is Status.CONVERGED
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What every backend returns.
+
+    Args:
+        draws: posterior draws, constrained: ``{site: [chain, draw, ...]}``; in a batched problem
+            ``[chain, draw, problem, ...]``.
+        sample_stats: per draw: ``{name: [chain, draw, ...]}`` (diverging, energy, acceptance_rate ...).
+        trace: per iteration: ``{name: [iteration, problem or start]}`` (elbo, radius, gradient norm ...);
+            NaN where that problem had already finished.
+        stats: scalars and short strings: counts of evaluations, compile and run seconds, notes.
+        status: of the run; of a batched run, the worst.
+        statuses: one status per independent problem.
+        location: mean or mode in unconstrained space, ``[problem, dim]``.
+        covariance: in unconstrained space, ``[problem, dim, dim]``, or None.
+        observed: the data, by observed site.
+        log_likelihood, log_prior: per draw, of the elements of observed and of latent sites.
+        predictive: replicated data, by observed site. These, and ``observed``, are filled in by
+            :func:`astrozoo.predictive`; their draws may be fewer (evenly chosen).
+    """
+
+    draws: dict[str, np.ndarray]
+    status: Status
+    seed: int
+    model: str
+    method: str
+    guide: str = ""
+    digest: str = ""
+    sample_stats: dict[str, np.ndarray] = field(default_factory=dict)
+    trace: dict[str, np.ndarray] = field(default_factory=dict)
+    stats: dict[str, Any] = field(default_factory=dict)
+    statuses: tuple[Status, ...] = ()
+    location: np.ndarray | None = None
+    covariance: np.ndarray | None = None
+    observed: dict[str, np.ndarray] = field(default_factory=dict)
+    log_likelihood: dict[str, np.ndarray] = field(default_factory=dict)
+    log_prior: dict[str, np.ndarray] = field(default_factory=dict)
+    predictive: dict[str, np.ndarray] = field(default_factory=dict)
+    dims: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    coords: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=environment)
+
+    def groups(self) -> dict[str, xr.Dataset]:
+        """The result as labelled data sets by ArviZ group name, plus ``trace`` and ``approximation``."""
+        import xarray as xr
+
+        sampled = ("chain", "draw") if not self.statuses else ("chain", "draw", "problem")
+        out = {
+            "posterior": self._dataset(self.draws, sampled),
+            "sample_stats": self._dataset(self.sample_stats, sampled),
+            "log_likelihood": self._dataset(self.log_likelihood, sampled),
+            "log_prior": self._dataset(self.log_prior, sampled),
+            "posterior_predictive": self._dataset(self.predictive, sampled),
+            "observed_data": self._dataset(self.observed, sampled[2:]),
+            "trace": self._dataset(self.trace, ("iteration", "problem" if self.statuses else "start")),
+        }
+        if self.location is not None:
+            held: dict[str, Any] = {"location": (("problem", "coordinate"), self.location)}
+            if self.covariance is not None:
+                held["covariance"] = (("problem", "coordinate", "coordinate_"), self.covariance)
+            out["approximation"] = xr.Dataset(held)
+        return {name: data for name, data in out.items() if data.data_vars}
+
+    def take(self, problem: int) -> Result:
+        """The result of one problem of a batch; counts and seconds in ``stats`` stay those of the batch.
+
+        Raises:
+            InputError: if the result is not of a batch, or the batch has no such problem.
+        """
+        if not 0 <= problem < len(self.statuses):
+            raise InputError(
+                "problem", problem, f"0 to {len(self.statuses) - 1}" if self.statuses else "a batch"
+            )
+
+        def sampled(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {name: x[:, :, problem] if x.ndim > 2 else x for name, x in arrays.items()}
+
+        one = slice(problem, problem + 1)
+        return replace(
+            self,
+            draws=sampled(self.draws),
+            status=self.statuses[problem],
+            statuses=(),
+            sample_stats=sampled(self.sample_stats),
+            trace={name: x[:, one] if x.ndim > 1 else x for name, x in self.trace.items()},
+            location=None if self.location is None else self.location[one],
+            covariance=None if self.covariance is None else self.covariance[one],
+            observed={name: x[problem] for name, x in self.observed.items()},
+            log_likelihood=sampled(self.log_likelihood),
+            log_prior=sampled(self.log_prior),
+            predictive=sampled(self.predictive),
+        )
+
+    def _dataset(self, arrays: Mapping[str, np.ndarray], leading: tuple[str, ...]) -> xr.Dataset:
+        import xarray as xr
+
+        held = {}
+        for name, array in arrays.items():
+            lead = leading[: array.ndim]
+            rest = array.ndim - len(lead)
+            named = tuple(self.dims.get(name, ()))[:rest]
+            named += tuple(f"{name}_dim_{i}" for i in range(len(named), rest))
+            # a site may be called as its axis is; xarray would take one for the other
+            named = tuple(f"{axis}_" if axis in arrays else axis for axis in named)
+            held[name] = (lead + named, array)
+        data = xr.Dataset(held)
+        coords = {f"{axis}_" if axis in arrays else axis: ticks for axis, ticks in self.coords.items()}
+        used = {k: v for k, v in coords.items() if k in data.dims and len(v) == data.sizes[k]}
+        for axis in ("chain", "draw", "problem", "iteration", "start"):
+            if axis in data.dims and axis not in used:
+                used[axis] = np.arange(data.sizes[axis])
+        return data.assign_coords(used)
+
+    def to_arviz(self) -> Any:
+        """As ``arviz.InferenceData`` (ArviZ 0.x) or ``xarray.DataTree`` (ArviZ 1.x)."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # 0.23 announces 1.0, once a day
+            import arviz
+
+        groups = self.groups()
+        if arviz.__version__.startswith("0."):
+            known = {k: v for k, v in groups.items() if k not in ("trace", "approximation")}
+            return arviz.InferenceData(**known)  # type: ignore[arg-type]
+        import xarray as xr
+
+        return xr.DataTree.from_dict(groups)
+
+    def save(self, path: str | Path) -> Path:
+        """Write NetCDF-4, to a temporary name first.
+
+        Raises:
+            OutputError: if it cannot be written; what stood at ``path`` is then untouched.
+        """
+        import xarray as xr
+
+        path = Path(path)
+        header = {
+            name: getattr(self, name)
+            for name in ("seed", "model", "method", "guide", "digest", "stats", "dims", "environment")
+        }
+        header |= {
+            "status": self.status.value,
+            "statuses": [s.value for s in self.statuses],
+            "coords": {k: np.asarray(v).tolist() for k, v in self.coords.items()},
+        }
+        tree = xr.DataTree.from_dict(self.groups())
+        tree.attrs["astrozoo"] = json.dumps(header, default=_plain)
+        with replacing(path) as partial:
+            tree.to_netcdf(partial, engine="h5netcdf")
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Result:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            DataError: if the file is missing or is not a saved result.
+        """
+        import xarray as xr
+
+        path = Path(path)
+        if not path.is_file():
+            raise DataError(str(path), "no such file", "a result saved by astrozoo")
+        try:
+            tree = xr.load_datatree(path, engine="h5netcdf")
+            header = json.loads(tree.attrs["astrozoo"])
+        except (OSError, KeyError, ValueError) as error:
+            raise DataError(
+                str(path), f"an unreadable file ({error})", "a result saved by astrozoo"
+            ) from error
+
+        def arrays(group: str) -> dict[str, np.ndarray]:
+            held = tree[group].data_vars if group in tree.children else {}
+            return {str(name): variable.to_numpy() for name, variable in held.items()}
+
+        held = arrays("approximation")
+        return cls(
+            draws=arrays("posterior"),
+            sample_stats=arrays("sample_stats"),
+            observed=arrays("observed_data"),
+            log_likelihood=arrays("log_likelihood"),
+            log_prior=arrays("log_prior"),
+            predictive=arrays("posterior_predictive"),
+            trace=arrays("trace"),
+            location=held.get("location"),
+            covariance=held.get("covariance"),
+            status=Status(header.pop("status")),
+            statuses=tuple(Status(s) for s in header.pop("statuses")),
+            dims={k: tuple(v) for k, v in header.pop("dims").items()},
+            **header,
+        )
+
+
+def load(path: str | Path) -> Result:
+    """Read a saved result; see :meth:`Result.load`."""
+    return Result.load(path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Tensor):
+        return value.detach().cpu().tolist()
+    raise TypeError(f"{type(value).__name__} cannot be stored in a result's stats")
