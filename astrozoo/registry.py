@@ -152,7 +152,7 @@ _ENTRIES = (
             "dev_logit": "logit of the de Vaucouleurs fraction",
         },
         data_sets=("sdss-2583-2-136",),
-        job="astrozoo.survey.job:run",
+        job="astrozoo.survey.celeste.job:run",
     ),
     Entry(
         name="strong_lens",

@@ -24,9 +24,9 @@ from astrozoo.data.simulate import load_priors, simulate_field
 from astrozoo.diagnostics.scoring import PUBLISHED, coverage, paired_differences, score
 from astrozoo.errors import AstrozooError, DataError
 from astrozoo.models.celeste import PRIORS, load_prior
-from astrozoo.survey.catalogue import catalogue
+from astrozoo.survey.celeste.catalogue import catalogue
+from astrozoo.survey.celeste.fit import fit_field
 from astrozoo.survey.detect import detect
-from astrozoo.survey.fit import fit_field
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt

@@ -21,8 +21,8 @@ import torch
 from astropy.table import Table
 
 from astrozoo.data.simulate import draw_sources, simulate_field
-from astrozoo.survey.catalogue import catalogue
-from astrozoo.survey.fit import fit_field
+from astrozoo.survey.celeste.catalogue import catalogue
+from astrozoo.survey.celeste.fit import fit_field
 
 R_RANGE = (17.0, 21.0)
 APART = 40

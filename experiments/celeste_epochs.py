@@ -34,8 +34,8 @@ from astrozoo.data.images import Field
 from astrozoo.data.sdss import read_stamps
 from astrozoo.errors import AstrozooError
 from astrozoo.models.celeste import log_band_flux
+from astrozoo.survey.celeste.fit import FieldFit, fit_field
 from astrozoo.survey.detect import detect
-from astrozoo.survey.fit import FieldFit, fit_field
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt

@@ -20,7 +20,8 @@ from astropy.table import Table
 from astrozoo import cli
 from astrozoo.data.images import Field
 from astrozoo.errors import InputError
-from astrozoo.survey import catalogue, fit, job
+from astrozoo.survey import catalogue, fields
+from astrozoo.survey.celeste import fit, job
 from astrozoo.survey.checkpoint import Checkpoint
 from astrozoo.survey.partition import Sources, colouring, half_sizes, neighbours
 from astrozoo.types import load
@@ -116,7 +117,7 @@ def test_valid_pixels_without_numbers(run: Run, simulated_field: Field, name: st
 
 def test_masked_pixels_may_hold_anything(simulated_field: Field) -> None:
     spoilt = _spoilt(simulated_field, 1, counts=_corner(np.nan), sky=_corner(-1.0), valid=_corner(0))
-    job.check_pixels(spoilt)
+    fields.check_pixels(spoilt)
     Sources.locate(spoilt, np.array([150.0]), np.array([2.0]), np.array([8]))
 
 

@@ -1,263 +1,68 @@
-"""A catalogue of a fitted field: medians and standard deviations of every source's posterior.
-
-Medians, because those of a flux, of its logarithm and of its magnitude are one and the same source, because
-posteriors of faint fluxes and of shapes are skewed, and because no other estimate has a smaller expected
-absolute error, which is what catalogues are scored by.
-
-Fluxes are in nanomaggies (1 nMgy = 3.631 microjansky), a unit that FITS cannot name: in ``catalog.fits`` the
-flux columns have no unit, and their comments (``TCOMM``) say so. Everything else has a unit of the standard.
-
-References:
-    Regier et al. 2019, Annals of Applied Statistics 13, 1884 (what is estimated).
-    Lupton, Gunn & Szalay 1999, AJ 118, 1406 (asinh magnitudes).
-    Mardia & Jupp 2000, Directional Statistics, eq. 2.3.11 (circular standard deviation).
-"""
+"""Catalogues as files: positions of sources are read, and finished catalogues written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from astropy import units
 from astropy.io import fits
-from astropy.table import Column, Table
+from astropy.io.registry import IORegistryError
+from astropy.table import Table
 from jaxtyping import Bool, Float
-from scipy.spatial import cKDTree
 
 from astrozoo._files import replacing
-from astrozoo.diagnostics.scoring import asinh_magnitude
-from astrozoo.errors import OutputError
-from astrozoo.models.celeste import band_matrix
+from astrozoo.data.images import Field, Image, reference_image
+from astrozoo.errors import DataError, InputError, OutputError
 
-if TYPE_CHECKING:
-    from astrozoo.survey.fit import FieldFit
-
-__all__ = ["FLAGS", "catalogue", "measured_bands", "write_catalogue"]
-
-FLAGS = {
-    "saturated": "a saturated pixel within 3 px, or in the detected footprint",
-    "edge": "at the edge of the images or of a hole in them",
-    "blended": "detected in one piece with another source, or less than 4 arcsec from one",
-    "not_converged": "the fit spent its budget before it met its stopping rule",
-    "poor_posterior": "k-hat above 0.7: means and errors are not to be trusted",
-}
-"""Meaning of each flag; the k-th, from 0, is bit 2**k of the column ``flags``."""
-
-_POOR = 0.7
-_NEAR = 3  # [px]
-_BLEND = 4.0  # [arcsec]
-_POGSON = 2.5 / np.log(10)
-_SOFTENED = "ugriz"
-_FLAT_ANGLE = 180 / np.sqrt(12)  # SD of an angle of which nothing is known
+__all__ = ["read_sources", "write_catalogue"]
 
 
-def catalogue(fit: FieldFit) -> Table:
-    """One row per source: medians (and ``_sd``, standard deviations) of its posterior draws.
-
-    Args:
-        fit: a fitted field.
+def read_sources(path: Path, images: Field) -> Table:
+    """Positions of a catalogue (FITS, Parquet, CSV, VOTable ...) that lie on the reference image.
 
     Returns:
-        ``id`` (that of ``fit.detections``, or 1, 2 ...); ``ra``, ``dec`` [deg] (means); ``ra_sd`` (of ra cos
-        dec), ``dec_sd`` [mas], ``ra_dec_cov`` [mas^2]; ``p_star``; for each band b of the images ``flux_b``
-        [nMgy], ``log_flux_b`` [ln nMgy], ``mag_b`` (SDSS's asinh magnitude; of any other band a Pogson one);
-        for each two adjacent ones ``colour_ab`` [mag]; given a galaxy, ``dev_fraction``, ``radius`` [arcsec],
-        ``axis_ratio``, ``angle`` [deg, north through east; an axial mean], see
-        :mod:`astrozoo.physics.profiles` (NaN where no draw is a galaxy); ``chi2_b``: mean squared residual,
-        in sigma, of the pixels around the source;
-        ``k_hat``; a column for each of :data:`FLAGS`, and ``flags``, all of them as bits.
+        ``id`` (the file's own if it has one of integers, else its row number from 1), ``ra``, ``dec`` [deg].
+
+    Raises:
+        DataError: no such file, or no table with ra and dec.
+        InputError: none of its sources is on the field.
     """
-    draws, found = fit.draws, fit.detections
-    n = len(found)
-    table = Table(meta={"FIELD": fit.field.name, "FLUXUNIT": "nanomaggy, 3.631 microjansky"})
-    ids = np.asarray(found["id"]) if "id" in found.colnames else np.arange(1, n + 1)
-    table["id"] = Column(ids, description="number of the source")
-    _add_position(table, np.asarray(found["ra"], float), np.asarray(found["dec"], float), draws["offset"])
-    table["p_star"] = Column(fit.p_star, description="probability of a star (else a galaxy)")
-    _add_photometry(table, fit)
-    _add_shape(table, fit)
-    for band, chi2 in zip(fit.field.bands, np.asarray(fit.chi2, float).T, strict=True):
-        table[f"chi2_{band}"] = Column(
-            chi2, description=f"mean squared residual of the patch in {band} [sigma^2]"
+    try:
+        table = Table.read(path)
+    except (OSError, IORegistryError, ValueError) as error:
+        raise DataError(
+            str(path), f"{type(error).__name__}: {error}", "a table that astropy can read"
+        ) from error
+    names = {name.lower(): name for name in table.colnames}
+    if not {"ra", "dec"} <= names.keys():
+        raise DataError(str(path), f"columns {', '.join(table.colnames[:8])}", "ra and dec [deg] among them")
+    ra, dec = (_numbers(table, names[name]) for name in ("ra", "dec"))
+    own = np.asarray(table[names["id"]]) if "id" in names else np.zeros(0)
+    ids = own if own.dtype.kind in "iu" and len(own) == len(ra) else np.arange(1, len(ra) + 1)
+    reference = reference_image(images)
+    known = np.isfinite(ra) & np.isfinite(dec) & (np.abs(dec) <= 90)
+    inside = np.zeros(len(ra), bool)
+    inside[known] = _contains(reference, ra[known], dec[known])
+    if not inside.any():
+        raise InputError(
+            str(path), f"{len(ra)} sources, none on field {images.name!r}", "sources on the field"
         )
-    table["k_hat"] = Column(np.asarray(fit.k_hat, float), description="Pareto k-hat; above 0.7 is poor")
-    _add_flags(table, fit)
-    return table
+    return Table({"id": ids[inside], "ra": ra[inside], "dec": dec[inside]})
 
 
-def measured_bands(fit: FieldFit) -> list[str]:
-    """The bands of the field's images, in the prior's order (that of wavelength)."""
-    return [band for band in fit.prior.bands if band in fit.field.bands]
+def _numbers(table: Table, name: str) -> Float[np.ndarray, "s"]:
+    return np.asarray(np.ma.filled(np.ma.asarray(table[name], float), np.nan))
 
 
-def _add(
-    table: Table, name: str, draws: Float[np.ndarray, "s d"], unit: units.UnitBase | None, what: str
-) -> None:
-    """Median and standard deviation over the draws that are not NaN."""
-    median, sd = torch.nanmedian(torch.from_numpy(draws), 1).values.numpy(), _moments(draws)[1]
-    table[name] = Column(median, unit=unit, description=what)
-    table[f"{name}_sd"] = Column(sd, unit=unit, description=f"standard deviation of {name}")
-
-
-def _moments(draws: Float[np.ndarray, "s d"]) -> tuple[Float[np.ndarray, "s"], Float[np.ndarray, "s"]]:
-    known = np.isfinite(draws)
-    count = known.sum(1).astype(float)
-    count[count == 0] = np.nan
-    mean = np.where(known, draws, 0).sum(1) / count
-    square = np.where(known, draws - mean[:, None], 0) ** 2
-    return mean, np.sqrt(square.sum(1) / count)
-
-
-def _add_position(table: Table, ra: np.ndarray, dec: np.ndarray, offset: Float[np.ndarray, "s d 2"]) -> None:
-    mean = offset.mean(1)
-    centred = 1e3 * (offset - mean[:, None])  # mas
-    east, north = centred[..., 0], centred[..., 1]
-    table["ra"] = Column(
-        (ra + mean[:, 0] / 3600 / np.cos(np.deg2rad(dec))) % 360,
-        unit=units.deg,
-        description="right ascension",
-    )
-    table["dec"] = Column(dec + mean[:, 1] / 3600, unit=units.deg, description="declination")
-    table["ra_sd"] = Column(
-        east.std(1), unit=units.mas, description="standard deviation of right ascension times cos(dec)"
-    )
-    table["dec_sd"] = Column(north.std(1), unit=units.mas, description="standard deviation of declination")
-    table["ra_dec_cov"] = Column(
-        (east * north).mean(1), unit=units.mas**2, description="covariance of ra cos(dec) and dec"
-    )
-
-
-def _add_photometry(table: Table, fit: FieldFit) -> None:
-    bands = measured_bands(fit)
-    log_flux, colour = (torch.from_numpy(np.asarray(fit.draws[k], float)) for k in ("log_flux", "colour"))
-    matrix = band_matrix(len(fit.prior.bands), fit.prior.reference, log_flux)
-
-    def ln(band: str) -> Float[np.ndarray, "s d"]:  # one band at a time: all of a whole field's are gigabytes
-        row = matrix[fit.prior.bands.index(band)]
-        return (row[0] * log_flux + colour @ row[1:]).numpy()
-
-    for b in bands:
-        _add(
-            table,
-            f"flux_{b}",
-            np.exp(ln(b)),
-            units.Unit("nmgy"),
-            f"flux in {b} [nanomaggy = 3.631 microjansky]",
-        )
-    for b in bands:
-        _add(table, f"log_flux_{b}", ln(b), None, f"natural log of the flux in {b} [nanomaggy]")
-    for b in bands:
-        kind, mag = "asinh", asinh_magnitude(np.exp(ln(b)), b) if b in _SOFTENED else None
-        if mag is None:
-            kind, mag = "Pogson", 22.5 - _POGSON * ln(b)
-        _add(table, f"mag_{b}", mag, units.mag, f"{kind} AB magnitude in {b}")
-    for a, b in pairwise(bands):
-        _add(table, f"colour_{a}{b}", _POGSON * (ln(b) - ln(a)), units.mag, f"colour {a} - {b}")
-
-
-def _add_shape(table: Table, fit: FieldFit) -> None:
-    galaxy = fit.draws["is_star"] < 0.5
-
-    def of_galaxies(values: np.ndarray) -> np.ndarray:
-        return np.where(galaxy, values, np.nan)
-
-    eta1, eta2 = np.moveaxis(fit.draws["ellipticity"], -1, 0)
-    log_radius = of_galaxies(fit.draws["log_radius"])
-    fraction = of_galaxies(1 / (1 + np.exp(-fit.draws["dev_logit"])))
-    _add(table, "dev_fraction", fraction, None, "share of de Vaucouleurs light, if a galaxy")
-    _add(
-        table,
-        "radius",
-        np.exp(log_radius),
-        units.arcsec,
-        "half-light radius (circle of equal area), if a galaxy",
-    )
-    table["log_radius_sd"] = Column(
-        _moments(log_radius)[1], description="standard deviation of ln(radius / arcsec), if a galaxy"
-    )
-    ratio = of_galaxies(np.exp(-np.hypot(eta1, eta2)))
-    _add(table, "axis_ratio", ratio, None, "minor to major axis, if a galaxy")
-    angle, spread = _axial(of_galaxies(np.arctan2(eta2, eta1)))
-    table["angle"] = Column(
-        angle, unit=units.deg, description="position angle of the major axis, north through east, if a galaxy"
-    )
-    table["angle_sd"] = Column(
-        spread, unit=units.deg, description="circular standard deviation of angle, at most 52 (nothing known)"
-    )
-
-
-def _axial(twice: Float[np.ndarray, "s d"]) -> tuple[Float[np.ndarray, "s"], Float[np.ndarray, "s"]]:
-    """Circular mean and standard deviation [deg] of axes (180 degrees are none) from twice the angle."""
-    east, _ = _moments(np.cos(twice))
-    north, _ = _moments(np.sin(twice))
-    with np.errstate(divide="ignore"):
-        spread = np.rad2deg(0.5 * np.sqrt(-2 * np.log(np.clip(np.hypot(east, north), 0, 1))))
-    return np.rad2deg(0.5 * np.arctan2(north, east)) % 180, np.minimum(spread, _FLAT_ANGLE)
-
-
-def _add_flags(table: Table, fit: FieldFit) -> None:
-    held: dict[str, Callable[[FieldFit], np.ndarray]] = {
-        "saturated": _near_saturated,
-        "edge": _near_edge,
-        "blended": _near_another,
-    }
-    found = fit.detections
-    values = {
-        name: np.asarray(found[name], bool) if name in found.colnames else seek(fit)
-        for name, seek in held.items()
-    }
-    values["not_converged"] = ~np.asarray(fit.converged, bool)
-    # no k-hat at all is no reason to trust
-    values["poor_posterior"] = ~(np.asarray(fit.k_hat, float) <= _POOR)
-    bits = np.zeros(len(table), np.int32)
-    for k, (name, what) in enumerate(FLAGS.items()):
-        table[name] = Column(values[name], description=what)
-        bits |= np.where(values[name], 2**k, 0).astype(np.int32)
-    listed = ", ".join(f"{2**k} {name}" for k, name in enumerate(FLAGS))
-    table["flags"] = Column(bits, description=f"sum of {listed}")
-
-
-def _pixels(fit: FieldFit) -> list[Float[np.ndarray, "s 2"]]:
-    ra, dec = (np.asarray(fit.detections[k], float) for k in ("ra", "dec"))
-    return [np.stack(image.wcs.all_world2pix(ra, dec, 0), -1) for image in fit.field]
-
-
-def _near_saturated(fit: FieldFit) -> Bool[np.ndarray, "s"]:
-    places = zip(fit.field, _pixels(fit), strict=True)
-    return np.any([_any_near(image.saturated, xy, False) for image, xy in places], axis=0)
-
-
-def _near_edge(fit: FieldFit) -> Bool[np.ndarray, "s"]:
-    places = zip(fit.field, _pixels(fit), strict=True)
-    empty = [_any_near(~(image.valid | image.saturated), xy, True) for image, xy in places]
-    return np.any(empty, axis=0)
-
-
-def _any_near(
-    values: Bool[np.ndarray, "y x"], xy: Float[np.ndarray, "s 2"], outside: bool
-) -> Bool[np.ndarray, "s"]:
-    """Whether any pixel of the square about each position is set; those beyond the image are ``outside``."""
-    pad = _NEAR + 1
-    padded = np.pad(values, pad, constant_values=outside)
-    ny, nx = values.shape
-    near = np.zeros(len(xy), bool)
-    for i, (x, y) in enumerate(xy):
-        column, row = int(np.clip(round(x), -1, nx)) + pad, int(np.clip(round(y), -1, ny)) + pad
-        near[i] = padded[row - _NEAR : row + _NEAR + 1, column - _NEAR : column + _NEAR + 1].any()
-    return near
-
-
-def _near_another(fit: FieldFit) -> Bool[np.ndarray, "s"]:
-    ra, dec = (np.asarray(fit.detections[k], float) for k in ("ra", "dec"))
-    if len(ra) < 2:
-        return np.zeros(len(ra), bool)
-    east = ((ra - ra[0] + 180) % 360 - 180) * np.cos(np.deg2rad(dec))
-    sky = 3600 * np.stack((east, dec), -1)
-    return cKDTree(sky).query(sky, k=2)[0][:, 1] < _BLEND
+def _contains(image: Image, ra: Float[np.ndarray, "s"], dec: Float[np.ndarray, "s"]) -> Bool[np.ndarray, "s"]:
+    """Whether sky positions [deg] lie on an image."""
+    ny, nx = image.shape
+    ra_0, dec_0 = image.wcs.all_pix2world((nx - 1) / 2, (ny - 1) / 2, 0)
+    # near only: a projection onto a plane shows the far side of the sky too
+    far = np.abs(dec - dec_0) + np.abs((ra - ra_0 + 180) % 360 - 180) * np.cos(np.deg2rad(dec_0)) > 20
+    x, y = image.wcs.all_world2pix(np.where(far, ra_0, ra), np.where(far, dec_0, dec), 0)
+    return ~far & (x > -0.5) & (x < nx - 0.5) & (y > -0.5) & (y < ny - 0.5)
 
 
 def write_catalogue(table: Table, path: str | Path) -> Path:

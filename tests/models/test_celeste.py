@@ -28,7 +28,8 @@ from astrozoo.models.celeste import (
     star_images,
 )
 from astrozoo.models.celeste_density import TypedDensity
-from astrozoo.survey.partition import Canvas, Sources
+from astrozoo.survey.celeste.canvas import Canvas
+from astrozoo.survey.partition import Sources
 
 F64 = torch.float64
 EXACT = {"rtol": 1e-10, "atol": 1e-10}

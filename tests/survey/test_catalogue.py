@@ -1,152 +1,39 @@
-"""The catalogue of a fitted field."""
+"""Catalogues written and read back, and positions read from tables of any kind."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from astropy import units
 from astropy.io import fits
-from astropy.table import Table
+from astropy.table import Column, Table
 
 from astrozoo.data.images import Field
-from astrozoo.diagnostics.scoring import asinh_magnitude, coverage, score
-from astrozoo.errors import OutputError
-from astrozoo.survey.catalogue import FLAGS, catalogue, measured_bands, write_catalogue
-from astrozoo.survey.fit import FieldFit
+from astrozoo.data.simulate import simulate_field
+from astrozoo.errors import DataError, InputError, OutputError
+from astrozoo.survey.catalogue import read_sources, write_catalogue
 
-Fake = tuple[FieldFit, Table]
-
-
-def test_medians_and_deviations_are_those_of_the_draws(fake_fit: Fake) -> None:
-    fit, truth = fake_fit
-    table = catalogue(fit)
-    assert table["p_star"][0] == 0.75
-    flux = np.exp(fit.draws["log_flux"])
-    np.testing.assert_allclose(table["flux_r"], np.median(flux, 1), rtol=1e-3)
-    np.testing.assert_allclose(table["log_flux_r"], np.log(table["flux_r"]))
-    np.testing.assert_allclose(table["flux_r_sd"], flux.std(1))
-    r_minus_i = 2.5 / np.log(10) * fit.draws["colour"][..., 2]
-    np.testing.assert_allclose(table["colour_ri"], np.median(r_minus_i, 1), atol=1e-3)
-    np.testing.assert_allclose(table["colour_ri_sd"], r_minus_i.std(1))
-    # the upper of two middle fluxes is the lower of two magnitudes
-    np.testing.assert_allclose(table["mag_r"], asinh_magnitude(table["flux_r"], "r"), atol=1e-3)
-    np.testing.assert_allclose(table["mag_r"], 22.5 - 2.5 * np.log10(truth["flux_r"]), atol=0.01)
-    np.testing.assert_allclose(table["ra_sd"], 10, rtol=0.2)
-    np.testing.assert_allclose(table["dec_sd"], 20, rtol=0.2)
-    east = 1e3 * fit.draws["offset"][..., 0]
-    north = 1e3 * fit.draws["offset"][..., 1]
-    expected = [np.cov(e, n, bias=True)[0, 1] for e, n in zip(east, north, strict=True)]
-    np.testing.assert_allclose(table["ra_dec_cov"], expected)
+Scene = tuple[Field, Table]
 
 
-def test_positions_are_those_of_the_sky(fake_fit: Fake) -> None:
-    fit, _ = fake_fit
-    east = np.full_like(fit.draws["offset"], [3.6, 0.0])
-    high = fit.detections.copy()
-    high["dec"], high["ra"] = 60.0, 359.999
-    table = catalogue(replace(fit, detections=high, draws=fit.draws | {"offset": east}))
-    np.testing.assert_allclose(table["ra"], 0.001, atol=1e-9)  # 3.6 arcsec east are 7.2 in ra at a dec of 60
-    np.testing.assert_allclose(table["dec"], 60)
+@pytest.fixture(scope="module")
+def scene() -> Scene:
+    return simulate_field(n_sources=8, seed=3, shape=(96, 96), r_range=(16, 20), min_separation=12)
 
 
-def test_shapes_are_of_the_draws_that_are_galaxies(fake_fit: Fake) -> None:
-    fit, truth = fake_fit
-    table = catalogue(fit)
-    star = np.asarray(truth["is_star"], bool)
-    assert np.isnan(table["radius"][1:][star[1:]]).all()
-    assert np.isfinite(table["radius"][0])
-    assert np.isfinite(table["radius"][~star]).all()
-    galaxy = fit.draws["is_star"][0] < 0.5
-    radius = np.exp(fit.draws["log_radius"][0, galaxy])
-    assert table["radius"][0] == pytest.approx(np.median(radius), rel=0.02)
-    assert table["radius_sd"][0] == pytest.approx(radius.std())
-    assert table["log_radius_sd"][1] == pytest.approx(0.1, rel=0.2)
-    assert table["axis_ratio"][1] == pytest.approx(0.5, abs=0.01)
-
-
-def test_angles_are_averaged_on_the_circle(fake_fit: Fake) -> None:
-    fit, _ = fake_fit
-    table = catalogue(fit)
-    # about 179 degrees, with draws on both sides of 180; SD of the angle is .1 / |eta| / 2
-    assert abs((table["angle"][1] - 179 + 90) % 180 - 90) < 1
-    assert table["angle_sd"][1] == pytest.approx(np.rad2deg(0.1 / np.log(2) / 2), rel=0.15)
-    unknown = np.random.default_rng(0).standard_normal(fit.draws["ellipticity"].shape)
-    of_unknown = catalogue(replace(fit, draws=fit.draws | {"ellipticity": unknown}))
-    assert 45 < of_unknown["angle_sd"][1] <= 180 / np.sqrt(12)
-
-
-def test_flags_as_columns_and_bits(fake_fit: Fake) -> None:
-    fit, _ = fake_fit
-    table = catalogue(fit)
-    assert table["edge"][2]
-    assert table["flags"][2] == 2
-    assert table["flags"][3] == 8 + 16
-    for k, name in enumerate(FLAGS):
-        np.testing.assert_array_equal(table[name], table["flags"] & 2**k > 0)
-    unknown = replace(fit, k_hat=np.full(len(table), np.nan))
-    assert catalogue(unknown)["poor_posterior"].all()
-
-
-def test_flags_of_sources_that_were_not_detected_but_given(fake_fit: Fake) -> None:
-    fit, truth = fake_fit
-    given = Table({"ra": fit.detections["ra"], "dec": fit.detections["dec"]})
-    x, y = round(truth["x"][4]), round(truth["y"][4])
-    images = []
-    for image in fit.field:
-        saturated, valid = image.saturated.copy(), image.valid.copy()
-        if image.band == "r":
-            saturated[y, x + 2], valid[y, x + 2] = True, False
-        images.append(replace(image, saturated=saturated, valid=valid))
-    close = given.copy()
-    close["dec"][5], close["ra"][5] = close["dec"][6] + 3 / 3600, close["ra"][6]
-    table = catalogue(replace(fit, field=Field(tuple(images)), detections=close))
-    assert list(np.flatnonzero(table["saturated"])) == [4]
-    assert table["blended"][5]
-    assert table["blended"][6]
-
-
-def test_a_field_without_some_bands_has_no_columns_for_them(fake_fit: Fake) -> None:
-    fit, _ = fake_fit
-    some = Field(tuple(image for image in fit.field if image.band in "gi"))
-    part = replace(fit, field=some, chi2=fit.chi2[:, :2])
-    assert measured_bands(part) == ["g", "i"]
-    names = catalogue(part).colnames
-    assert {"flux_g", "flux_i", "colour_gi"} <= set(names)
-    assert not {"flux_r", "mag_u", "colour_gr", "chi2_r"} & set(names)
-
-
-def test_no_source_gives_no_rows(fake_fit: Fake) -> None:
-    fit, _ = fake_fit
-    empty = replace(
-        fit,
-        detections=fit.detections[:0],
-        draws={k: v[:0] for k, v in fit.draws.items()},
-        p_star=fit.p_star[:0],
-        k_hat=fit.k_hat[:0],
-        converged=fit.converged[:0],
-        chi2=fit.chi2[:0],
-        n_pixels=fit.n_pixels[:0],
+@pytest.fixture
+def table() -> Table:
+    """A few columns, with the units and descriptions that catalogues have."""
+    flux = Column(
+        [1.5, 20.0], unit=units.Unit("nmgy"), description="flux in r [nanomaggy = 3.631 microjansky]"
     )
-    table = catalogue(empty)
-    assert len(table) == 0
-    assert table.colnames == catalogue(fit).colnames
+    covariance = Column([0.1, np.nan], unit=units.mas**2, description="covariance of ra cos(dec) and dec")
+    return Table({"id": [1, 2], "flux_r": flux, "ra_dec_cov": covariance})
 
 
-def test_the_scoring_understands_it(fake_fit: Fake) -> None:
-    fit, truth = fake_fit
-    table = catalogue(fit)
-    scores = {row["quantity"]: row["error"] for row in score(truth, table)}
-    assert scores["position"] < 0.01
-    assert scores["r"] < 0.01
-    assert scores["star AUC"] == 1
-    assert set(coverage(truth, table)["n"]) == {len(truth), int((~truth["is_star"]).sum())}
-
-
-def test_written_and_read_back(fake_fit: Fake, tmp_path: Path) -> None:
-    table = catalogue(fake_fit[0])
+def test_written_and_read_back(table: Table, tmp_path: Path) -> None:
     path = write_catalogue(table, tmp_path / "catalog.fits")
     back = Table.read(path)
     assert back.colnames == table.colnames
@@ -165,22 +52,52 @@ def test_written_and_read_back(fake_fit: Fake, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["catalog.fits", "catalog.parquet"])
-def test_a_folder_that_is_not_there(fake_fit: Fake, tmp_path: Path, name: str) -> None:
+def test_a_folder_that_is_not_there(table: Table, tmp_path: Path, name: str) -> None:
     with pytest.raises(OutputError, match="cannot write"):
-        write_catalogue(catalogue(fake_fit[0]), tmp_path / "missing" / name)
+        write_catalogue(table, tmp_path / "missing" / name)
 
 
-def test_a_name_that_tells_no_format(fake_fit: Fake, tmp_path: Path) -> None:
+def test_a_name_that_tells_no_format(table: Table, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"must end in \.fits or \.parquet"):
-        write_catalogue(catalogue(fake_fit[0]), tmp_path / "catalog.txt")
+        write_catalogue(table, tmp_path / "catalog.txt")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
-def test_a_full_disk_leaves_what_was_there(fake_fit: Fake, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_what_was_there(table: Table, tmp_path: Path) -> None:
     path = tmp_path / "catalog.fits"
     path.write_text("of an earlier run")
     (tmp_path / ".catalog.partial.fits").symlink_to("/dev/full")
     with pytest.raises(OutputError, match="No space left"):
-        write_catalogue(catalogue(fake_fit[0]), path)
+        write_catalogue(table, path)
     assert [p.name for p in tmp_path.iterdir()] == ["catalog.fits"]
     assert path.read_text() == "of an earlier run"
+
+
+def test_given_sources_are_those_on_the_field(scene: Scene, tmp_path: Path) -> None:
+    images, truth = scene
+    rows = Table({"RA": truth["ra"], "DEC": truth["dec"], "mag": np.arange(len(truth))})
+    rows.add_row((190.0, -0.5, 1))  # the far side of the sky
+    rows.add_row((11.0, 0.5, 1))
+    rows.write(tmp_path / "given.csv")
+    found = read_sources(tmp_path / "given.csv", images)
+    assert list(found["id"]) == list(range(1, len(truth) + 1))
+    np.testing.assert_allclose(found["ra"], truth["ra"])
+    rows["ID"] = np.arange(100, 100 + len(rows))
+    rows[::-1].write(tmp_path / "given.fits")
+    assert found["id"][0] == 1
+    assert list(read_sources(tmp_path / "given.fits", images)["id"]) == list(range(99 + len(truth), 99, -1))
+
+
+def test_given_sources_that_cannot_be_used(scene: Scene, tmp_path: Path) -> None:
+    images, _ = scene
+    with pytest.raises(DataError, match=r"missing\.fits"):
+        read_sources(tmp_path / "missing.fits", images)
+    (tmp_path / "text.fits").write_text("no table")
+    with pytest.raises(DataError, match=r"text\.fits"):
+        read_sources(tmp_path / "text.fits", images)
+    Table({"x": [1.0]}).write(tmp_path / "pixels.csv")
+    with pytest.raises(DataError, match="ra and dec"):
+        read_sources(tmp_path / "pixels.csv", images)
+    Table({"ra": [200.0], "dec": [80.0]}).write(tmp_path / "elsewhere.csv")
+    with pytest.raises(InputError, match="none on field"):
+        read_sources(tmp_path / "elsewhere.csv", images)

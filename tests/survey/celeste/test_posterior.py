@@ -18,7 +18,7 @@ from astrozoo.models.celeste import (
     star_images,
 )
 from astrozoo.models.celeste_density import TypedDensity
-from astrozoo.survey.posterior import TypedDraws, draw_type, mix_types
+from astrozoo.survey.celeste.posterior import TypedDraws, draw_type, mix_types
 
 SIZE, R = 15, 2
 

@@ -19,11 +19,11 @@ from matplotlib.figure import Figure
 from scipy.ndimage import affine_transform
 
 from astrozoo.data.images import Image, reference_image
-from astrozoo.survey.catalogue import FLAGS, measured_bands
-from astrozoo.survey.goodness import good_pixels, nearest_pixels
+from astrozoo.survey.celeste.catalogue import FLAGS, measured_bands
+from astrozoo.survey.celeste.goodness import good_pixels, nearest_pixels
 
 if TYPE_CHECKING:
-    from astrozoo.survey.fit import FieldFit
+    from astrozoo.survey.celeste.fit import FieldFit
 
 __all__ = ["cutouts", "overview"]
 
@@ -42,7 +42,7 @@ def overview(fit: FieldFit, table: Table) -> Figure:
 
     Args:
         fit: a fitted field.
-        table: its :func:`~astrozoo.survey.catalogue.catalogue`.
+        table: its :func:`~astrozoo.survey.celeste.catalogue.catalogue`.
     """
     reference = reference_image(fit.field)
     ny, nx = reference.shape
@@ -252,7 +252,7 @@ def cutouts(fit: FieldFit, table: Table, rows: Int[np.ndarray, "n"]) -> list[Fig
 
     Args:
         fit: a fitted field.
-        table: its :func:`~astrozoo.survey.catalogue.catalogue`.
+        table: its :func:`~astrozoo.survey.celeste.catalogue.catalogue`.
         rows: of the table, in the order wanted.
     """
     bands = measured_bands(fit)

@@ -16,17 +16,10 @@ from astrozoo.data.images import Field
 from astrozoo.errors import DataError
 from astrozoo.models.celeste import Patch, Prior
 from astrozoo.models.celeste_density import TypedDensity
+from astrozoo.survey.celeste.canvas import Canvas, least_radius
+from astrozoo.survey.celeste.planes import Planes
 from astrozoo.survey.checkpoint import Checkpoint
-from astrozoo.survey.partition import (
-    Canvas,
-    Sources,
-    colouring,
-    half_sizes,
-    least_radius,
-    neighbours,
-    reach,
-)
-from astrozoo.survey.planes import Planes
+from astrozoo.survey.partition import Sources, colouring, half_sizes, neighbours, reach
 
 __all__ = ["BATCH", "KINDS", "Modes"]
 

@@ -11,11 +11,11 @@ from jaxtyping import Bool, Int
 from scipy.ndimage import binary_dilation
 
 from astrozoo.data.images import Image
-from astrozoo.survey.catalogue import measured_bands
-from astrozoo.survey.partition import dispersion
+from astrozoo.survey.celeste.canvas import dispersion
+from astrozoo.survey.celeste.catalogue import measured_bands
 
 if TYPE_CHECKING:
-    from astrozoo.survey.fit import FieldFit
+    from astrozoo.survey.celeste.fit import FieldFit
 
 __all__ = ["chi2_by_band", "good_pixels", "nearest_pixels", "patches"]
 
@@ -58,7 +58,7 @@ def chi2_by_band(fit: FieldFit) -> list[dict[str, object]]:
     """Mean squared residual, in sigma, of valid pixels outside saturated cores: near 1 where the model holds.
 
     A pixel's variance is the model's own: Poisson, and the PSF's error of the light
-    (:func:`astrozoo.survey.partition.dispersion`).
+    (:func:`astrozoo.survey.celeste.canvas.dispersion`).
 
     Returns:
         A row per band: over all such pixels, over those inside the sources' patches, over the rest (the sky

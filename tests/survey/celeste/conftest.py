@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 from astrozoo.data.images import Field
 from astrozoo.data.simulate import simulate_field
 from astrozoo.models.celeste import load_prior
-from astrozoo.survey.fit import FieldFit
+from astrozoo.survey.celeste.fit import FieldFit
 
 _BANDS = "ugriz"
 _DRAWS = 400

@@ -24,11 +24,11 @@ from astrozoo.data.images import Field
 from astrozoo.infer import _common
 from astrozoo.infer._maximise import maximise
 from astrozoo.physics.profiles import axis_ratio_and_angle
+from astrozoo.survey.celeste.canvas import dispersion
+from astrozoo.survey.celeste.joint import settle
+from astrozoo.survey.celeste.modes import BATCH, KINDS, Modes
+from astrozoo.survey.celeste.planes import fit_planes
 from astrozoo.survey.detect import detect
-from astrozoo.survey.joint import settle
-from astrozoo.survey.modes import BATCH, KINDS, Modes
-from astrozoo.survey.partition import dispersion
-from astrozoo.survey.planes import fit_planes
 from astrozoo.types import Status
 
 __all__ = ["Sweeps"]

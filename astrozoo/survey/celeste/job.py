@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,30 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy.io.registry import IORegistryError
 from astropy.table import Table
-from jaxtyping import Bool, Float
 from rich.console import Console
 from rich.markup import escape
 
 from astrozoo.data.fetch import fetch
-from astrozoo.data.images import Field, Image, crop, reference_image
+from astrozoo.data.images import Field, crop, reference_image
 from astrozoo.data.sdss import read_field
 from astrozoo.data.simulate import simulate_field
 from astrozoo.errors import DataError, InputError
-from astrozoo.survey.catalogue import FLAGS, catalogue, measured_bands, write_catalogue
-from astrozoo.survey.fit import FieldFit, fit_field
-from astrozoo.survey.goodness import chi2_by_band
-from astrozoo.survey.pictures import cutouts, overview
+from astrozoo.survey.catalogue import read_sources, write_catalogue
+from astrozoo.survey.celeste.catalogue import FLAGS, catalogue, measured_bands
+from astrozoo.survey.celeste.fit import FieldFit, fit_field
+from astrozoo.survey.celeste.goodness import chi2_by_band
+from astrozoo.survey.celeste.pictures import cutouts, overview
+from astrozoo.survey.fields import check_pixels, read_box
 from astrozoo.types import Outcome, Page, Result, Status
 
-__all__ = ["check_pixels", "read_box", "read_sources", "report_pages", "run", "to_result"]
+__all__ = ["report_pages", "run", "to_result"]
 
 _DEMO = "sdss-2583-2-136"
 _DEMO_BOX = "300:556,1400:1656"
 _METHOD = "trust_region"
 _GUIDE = "structured"
-_BOX = re.compile(r"(\d+):(\d+),(\d+):(\d+)")
 _ROWS = 200
 _LOOK = 5.0
 """chi2 per pixel above which a source is shown whatever its flux."""
@@ -169,91 +167,6 @@ def _field(path: Path | None, box: str | None, seed: int, say: Callable[[str], N
     say(f"reading {folder}")
     images = crop(read_field(folder), *read_box(box))
     return images, f"real: SDSS Stripe 82, run 2583 camcol 2 field 136, rows and columns {box}"
-
-
-def check_pixels(images: Field) -> None:
-    """Raise unless every valid pixel can be used.
-
-    Raises:
-        InputError: no pixel is valid, or a valid one has counts that are not finite, or a sky or calibration
-            that is not finite and positive.
-    """
-    if not any(image.valid.any() for image in images):
-        raise InputError(f"field {images.name!r}", "every pixel masked", "an image with valid pixels")
-    for image in images:
-        good = {"counts": np.isfinite(image.counts)}
-        for name in ("sky", "calibration"):
-            values = getattr(image, name)
-            good[name] = np.isfinite(values) & (values > 0)
-        for name, usable in good.items():
-            bad = int((image.valid & ~usable).sum())
-            if bad:
-                wrong = "not finite" if name == "counts" else "not finite or not positive"
-                raise InputError(
-                    f"image {image.name or image.band}",
-                    f"{bad} valid pixels with {name} {wrong}",
-                    "a mask over them",
-                )
-
-
-def read_box(text: str) -> tuple[slice, slice]:
-    """Rows and columns of "300:556,1400:1656".
-
-    Raises:
-        InputError: the text is not of that form, or the box is empty.
-    """
-    found = _BOX.fullmatch(text.replace(" ", ""))
-    y0, y1, x0, x1 = map(int, found.groups()) if found else (0, 0, 0, 0)
-    if not (y0 < y1 and x0 < x1):
-        raise InputError("box", repr(text), "'row:row,column:column', such as '300:556,1400:1656'")
-    return slice(y0, y1), slice(x0, x1)
-
-
-def read_sources(path: Path, images: Field) -> Table:
-    """Positions of a catalogue (FITS, Parquet, CSV, VOTable ...) that lie on the reference image.
-
-    Returns:
-        ``id`` (the file's own if it has one of integers, else its row number from 1), ``ra``, ``dec`` [deg].
-
-    Raises:
-        DataError: no such file, or no table with ra and dec.
-        InputError: none of its sources is on the field.
-    """
-    try:
-        table = Table.read(path)
-    except (OSError, IORegistryError, ValueError) as error:
-        raise DataError(
-            str(path), f"{type(error).__name__}: {error}", "a table that astropy can read"
-        ) from error
-    names = {name.lower(): name for name in table.colnames}
-    if not {"ra", "dec"} <= names.keys():
-        raise DataError(str(path), f"columns {', '.join(table.colnames[:8])}", "ra and dec [deg] among them")
-    ra, dec = (_numbers(table, names[name]) for name in ("ra", "dec"))
-    own = np.asarray(table[names["id"]]) if "id" in names else np.zeros(0)
-    ids = own if own.dtype.kind in "iu" and len(own) == len(ra) else np.arange(1, len(ra) + 1)
-    reference = reference_image(images)
-    known = np.isfinite(ra) & np.isfinite(dec) & (np.abs(dec) <= 90)
-    inside = np.zeros(len(ra), bool)
-    inside[known] = _contains(reference, ra[known], dec[known])
-    if not inside.any():
-        raise InputError(
-            str(path), f"{len(ra)} sources, none on field {images.name!r}", "sources on the field"
-        )
-    return Table({"id": ids[inside], "ra": ra[inside], "dec": dec[inside]})
-
-
-def _numbers(table: Table, name: str) -> Float[np.ndarray, "s"]:
-    return np.asarray(np.ma.filled(np.ma.asarray(table[name], float), np.nan))
-
-
-def _contains(image: Image, ra: Float[np.ndarray, "s"], dec: Float[np.ndarray, "s"]) -> Bool[np.ndarray, "s"]:
-    """Whether sky positions [deg] lie on an image."""
-    ny, nx = image.shape
-    ra_0, dec_0 = image.wcs.all_pix2world((nx - 1) / 2, (ny - 1) / 2, 0)
-    # near only: a projection onto a plane shows the far side of the sky too
-    far = np.abs(dec - dec_0) + np.abs((ra - ra_0 + 180) % 360 - 180) * np.cos(np.deg2rad(dec_0)) > 20
-    x, y = image.wcs.all_world2pix(np.where(far, ra_0, ra), np.where(far, dec_0, dec), 0)
-    return ~far & (x > -0.5) & (x < nx - 0.5) & (y > -0.5) & (y < ny - 0.5)
 
 
 def to_result(fit: FieldFit, table: Table, seed: int) -> Result:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from astrozoo.survey.planes import fit_planes
+from astrozoo.survey.celeste.planes import fit_planes
 
 
 def stars(rng, n, slopes, scatter, error):

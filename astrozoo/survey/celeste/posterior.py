@@ -25,7 +25,7 @@ from torch.quasirandom import SobolEngine
 
 from astrozoo.diagnostics.arviz import psis
 from astrozoo.models.celeste_density import TypedDensity
-from astrozoo.survey.response import Response
+from astrozoo.survey.celeste.response import Response
 
 __all__ = ["TypedDraws", "draw_type", "mix_types"]
 

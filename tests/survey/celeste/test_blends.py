@@ -7,11 +7,11 @@ from astropy.table import Table
 
 from astrozoo.data.simulate import simulate_field
 from astrozoo.models.celeste import load_prior, log_band_flux, star_images
-from astrozoo.survey import joint
+from astrozoo.survey.celeste import joint
+from astrozoo.survey.celeste.posterior import draw_type
+from astrozoo.survey.celeste.response import respond
+from astrozoo.survey.celeste.sweeps import Sweeps
 from astrozoo.survey.checkpoint import Checkpoint
-from astrozoo.survey.posterior import draw_type
-from astrozoo.survey.response import respond
-from astrozoo.survey.sweeps import Sweeps
 
 FLUX = np.array([20.0, 12.0])
 

@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from astrozoo.data.images import Field
 from astrozoo.diagnostics.report import report
 from astrozoo.errors import DataError, InputError
-from astrozoo.survey import fit as fitting
-from astrozoo.survey import job
-from astrozoo.survey.catalogue import catalogue
-from astrozoo.survey.fit import FieldFit
-from astrozoo.survey.goodness import chi2_by_band, patches
-from astrozoo.survey.pictures import cutouts, overview
+from astrozoo.survey.celeste import fit as fitting
+from astrozoo.survey.celeste import job
+from astrozoo.survey.celeste.catalogue import catalogue
+from astrozoo.survey.celeste.fit import FieldFit
+from astrozoo.survey.celeste.goodness import chi2_by_band, patches
+from astrozoo.survey.celeste.pictures import cutouts, overview
 from astrozoo.types import Result, Status
 
 Fake = tuple[FieldFit, Table]
@@ -174,45 +174,3 @@ def test_settings_are_checked_before_anything_is_read(tmp_path: Path) -> None:
         job.run(out=tmp_path, demo=True, device="cuda")
     with pytest.raises(InputError, match="one of them"):
         job.run(out=tmp_path, demo=True, path=tmp_path)
-
-
-@pytest.mark.parametrize("text", ["", "3:5", "5:3,0:9", "a:b,c:d", "0:10,5:5", "-3:5,0:9"])
-def test_a_box_is_rows_and_columns(text: str) -> None:
-    with pytest.raises(InputError, match="box"):
-        job.read_box(text)
-
-
-def test_a_box_is_read() -> None:
-    assert job.read_box("300:556, 1400:1656") == (slice(300, 556), slice(1400, 1656))
-
-
-def test_given_sources_are_those_on_the_field(fake_fit: Fake, tmp_path: Path) -> None:
-    fit, truth = fake_fit
-    rows = Table({"RA": truth["ra"], "DEC": truth["dec"], "mag": np.arange(len(truth))})
-    rows.add_row((190.0, -0.5, 1))  # the far side of the sky
-    rows.add_row((11.0, 0.5, 1))
-    rows.write(tmp_path / "given.csv")
-    found = job.read_sources(tmp_path / "given.csv", fit.field)
-    assert list(found["id"]) == list(range(1, len(truth) + 1))
-    np.testing.assert_allclose(found["ra"], truth["ra"])
-    rows["ID"] = np.arange(100, 100 + len(rows))
-    rows[::-1].write(tmp_path / "given.fits")
-    assert found["id"][0] == 1
-    assert list(job.read_sources(tmp_path / "given.fits", fit.field)["id"]) == list(
-        range(99 + len(truth), 99, -1)
-    )
-
-
-def test_given_sources_that_cannot_be_used(fake_fit: Fake, tmp_path: Path) -> None:
-    images = fake_fit[0].field
-    with pytest.raises(DataError, match=r"missing\.fits"):
-        job.read_sources(tmp_path / "missing.fits", images)
-    (tmp_path / "text.fits").write_text("no table")
-    with pytest.raises(DataError, match=r"text\.fits"):
-        job.read_sources(tmp_path / "text.fits", images)
-    Table({"x": [1.0]}).write(tmp_path / "pixels.csv")
-    with pytest.raises(DataError, match="ra and dec"):
-        job.read_sources(tmp_path / "pixels.csv", images)
-    Table({"ra": [200.0], "dec": [80.0]}).write(tmp_path / "elsewhere.csv")
-    with pytest.raises(InputError, match="none on field"):
-        job.read_sources(tmp_path / "elsewhere.csv", images)

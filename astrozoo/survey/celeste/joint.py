@@ -23,8 +23,8 @@ from torch import Tensor
 
 from astrozoo.infer._subproblem import subproblem_krylov
 from astrozoo.models.celeste_density import TypedDensity
-from astrozoo.survey.modes import BATCH, KINDS, Modes
-from astrozoo.survey.partition import Canvas
+from astrozoo.survey.celeste.canvas import Canvas
+from astrozoo.survey.celeste.modes import BATCH, KINDS, Modes
 
 __all__ = ["settle"]
 

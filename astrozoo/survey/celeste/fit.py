@@ -1,8 +1,8 @@
 """Celeste over a whole field: every source a posterior, overlapping neighbours modelled together.
 
-Sources are fitted as stars and as galaxies in sweeps (:mod:`astrozoo.survey.sweeps`); after the first few,
-companions that show only in the residuals join in; when all is settled, each source's posterior is drawn
-(:mod:`astrozoo.survey.posterior`).
+Sources are fitted as stars and as galaxies in sweeps (:mod:`astrozoo.survey.celeste.sweeps`). After the first,
+third and fifth sweep, companions that show only in the residuals are added. When no source changes any more,
+draws are made from each source's posterior (:mod:`astrozoo.survey.celeste.posterior`).
 
 References:
     Regier et al. 2019, Annals of Applied Statistics 13, 1884.
@@ -25,12 +25,12 @@ from astrozoo.data.images import Field
 from astrozoo.errors import InputError
 from astrozoo.infer import _common
 from astrozoo.models.celeste import Patch, Prior, load_prior
+from astrozoo.survey.celeste.modes import KINDS
+from astrozoo.survey.celeste.posterior import draw_type, mix_types
+from astrozoo.survey.celeste.response import respond
+from astrozoo.survey.celeste.sweeps import Sweeps
 from astrozoo.survey.checkpoint import Checkpoint, fingerprint
 from astrozoo.survey.detect import detect
-from astrozoo.survey.modes import KINDS
-from astrozoo.survey.posterior import draw_type, mix_types
-from astrozoo.survey.response import respond
-from astrozoo.survey.sweeps import Sweeps
 
 __all__ = ["FieldFit", "fit_field"]
 
@@ -53,7 +53,7 @@ class FieldFit:
         k_hat: of the importance weights; above 0.7 the posterior is not to be trusted.
         converged: whether the trust region converged for both types, and neighbours settled.
         chi2: of the pixels of each source's patch, per pixel and band (NaN: no pixels), with the error of the
-            PSF of :data:`astrozoo.survey.partition.PSF_ERROR`.
+            PSF of :data:`astrozoo.survey.celeste.canvas.PSF_ERROR`.
         half: half size of each source's patch [px].
         stats: sweeps, counts of evaluations, and seconds by stage: of all processes that worked on the fit
             and on the draws.

@@ -11,11 +11,11 @@ from astrozoo.data.simulate import simulate_field
 from astrozoo.diagnostics.scoring import match
 from astrozoo.errors import DataError, InputError
 from astrozoo.models.celeste import load_prior
-from astrozoo.survey import fit as fitting
-from astrozoo.survey.catalogue import catalogue
+from astrozoo.survey.celeste import fit as fitting
+from astrozoo.survey.celeste.catalogue import catalogue
+from astrozoo.survey.celeste.fit import Sweeps, fit_field
 from astrozoo.survey.checkpoint import Checkpoint
 from astrozoo.survey.detect import detect
-from astrozoo.survey.fit import Sweeps, fit_field
 
 SETTINGS = {"draws": 64, "progress": False, "max_sweeps": 3}
 

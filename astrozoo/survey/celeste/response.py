@@ -19,7 +19,7 @@ from torch import Tensor
 
 from astrozoo.models.celeste import Patch
 from astrozoo.models.celeste_density import TypedDensity
-from astrozoo.survey.modes import KINDS, Modes
+from astrozoo.survey.celeste.modes import KINDS, Modes
 
 __all__ = ["Response", "respond"]
 

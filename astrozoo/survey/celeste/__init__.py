@@ -1,0 +1,1 @@
+"""Celeste over a whole field: fitted sources, their posteriors, catalogue, report."""
