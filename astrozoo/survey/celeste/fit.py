@@ -1,8 +1,8 @@
 """Celeste over a whole field: every source a posterior, overlapping neighbours modelled together.
 
-Sources are fitted as stars and as galaxies in sweeps (:mod:`astrozoo.survey.celeste.sweeps`). After the first,
-third and fifth sweep, companions that show only in the residuals are added. When no source changes any more,
-draws are made from each source's posterior (:mod:`astrozoo.survey.celeste.posterior`).
+Every source is fitted as a star and as a galaxy, in sweeps (:mod:`astrozoo.survey.celeste.sweeps`). After the
+first, third and fifth sweep, companions that show only in the residuals are added. When no source changes any
+more, draws are made from each source's posterior (:mod:`astrozoo.survey.celeste.posterior`).
 
 References:
     Regier et al. 2019, Annals of Applied Statistics 13, 1884.
