@@ -119,7 +119,7 @@ def _result(**fields) -> Result:
         "model": "m",
         "method": "hmc",
         "sample_stats": {"diverging": np.zeros((2, 50), bool), "energy": rng.normal(size=(2, 50))},
-        "trace": {"elbo": np.array([[-3.0], [-1.0], [np.nan]])},
+        "trace": {"elbo_fresh_draws": np.array([[-3.0], [-1.0], [np.nan]])},
         "stats": {
             "counts": {"gradient": 7},
             "run_seconds": np.float64(1.5),
@@ -163,7 +163,7 @@ def test_a_batched_result_keeps_its_problems(tmp_path):
     batched = _result(
         draws=draws,
         sample_stats={},
-        trace={"elbo": np.zeros((4, 2))},
+        trace={"elbo_fresh_draws": np.zeros((4, 2))},
         statuses=(Status.CONVERGED, Status.DIVERGED),
         location=np.zeros((2, 4)),
         covariance=None,
@@ -171,7 +171,7 @@ def test_a_batched_result_keeps_its_problems(tmp_path):
     groups = batched.groups()
     assert groups["posterior"]["mu"].dims == ("chain", "draw", "problem")
     assert groups["posterior"]["colour"].dims == ("chain", "draw", "problem", "band")
-    assert groups["trace"]["elbo"].dims == ("iteration", "problem")
+    assert groups["trace"]["elbo_fresh_draws"].dims == ("iteration", "problem")
     assert "sample_stats" not in groups
     back = load(batched.save(tmp_path / "r.nc"))
     assert back.statuses == batched.statuses
@@ -194,7 +194,7 @@ def test_one_problem_of_a_batch_is_a_result_of_its_own(tmp_path):
         "m",
         "laplace",
         sample_stats={"lp": np.arange(12.0).reshape(2, 2, 3)},
-        trace={"elbo": np.arange(12.0).reshape(4, 3), "seconds": np.arange(4.0)},
+        trace={"elbo_fresh_draws": np.arange(12.0).reshape(4, 3), "seconds": np.arange(4.0)},
         statuses=(Status.CONVERGED, Status.DIVERGED, Status.CONVERGED),
         location=np.arange(6.0).reshape(3, 2),
         covariance=np.arange(12.0).reshape(3, 2, 2),
@@ -203,7 +203,7 @@ def test_one_problem_of_a_batch_is_a_result_of_its_own(tmp_path):
     one = result.take(1)
     np.testing.assert_array_equal(one.draws["b"], result.draws["b"][:, :, 1])
     np.testing.assert_array_equal(one.sample_stats["lp"], result.sample_stats["lp"][:, :, 1])
-    np.testing.assert_array_equal(one.trace["elbo"][:, 0], result.trace["elbo"][:, 1])
+    np.testing.assert_array_equal(one.trace["elbo_fresh_draws"][:, 0], result.trace["elbo_fresh_draws"][:, 1])
     np.testing.assert_array_equal(one.covariance[0], result.covariance[1])
     assert (one.status, one.statuses, one.observed["y"]) == (Status.DIVERGED, (), 1.0)
     assert one.groups()["posterior"]["b"].dims == ("chain", "draw", "b_dim_0")

@@ -153,7 +153,8 @@ def elbo(traces: Mapping[str, Float[np.ndarray, "iteration row"]]) -> Figure:
         values = values.reshape(len(values), -1)
         if values.shape[1] <= 6:
             for column, colour in zip(values.T, _COLOURS, strict=False):
-                ax.plot(column, color=colour, linewidth=1)
+                isolated = np.isfinite(column).sum() < 8
+                ax.plot(column, color=colour, linewidth=1, marker="." if isolated else "")
         else:
             seen = ~np.isnan(values).all(1)
             low, middle, high = np.nanquantile(values[seen], (0.05, 0.5, 0.95), axis=1)
@@ -228,12 +229,14 @@ def convergence(
     traces: Mapping[str, Float[np.ndarray, "iteration row"]],
     totals: Mapping[str, tuple[float, float]],
     clocks: Mapping[str, Float[np.ndarray, "iteration row"]],
+    labels: Mapping[str, str],
 ) -> Figure:
     """The objective (summed over independent problems, each kept at its last value) against cost.
 
     Args:
         totals: gradient-equivalents and seconds of each whole run, over which its curve is spread evenly.
         clocks: seconds at each iteration, of the runs that have kept them.
+        labels: of the curves.
     """
     figure, axes = _grid(2, 2, 4.5, 3)
     for (name, values), colour in zip(traces.items(), _COLOURS * (1 + len(traces) // 6), strict=False):
@@ -246,7 +249,7 @@ def convergence(
             clock = clocks[name].reshape(len(clocks[name]), -1)
             spread[1] = np.maximum.accumulate(np.nanmax(clock, 1, initial=0.0))
         for ax, at in zip(axes, spread, strict=True):
-            ax.plot(at, filled.sum(1), color=colour, label=name, linewidth=1)
+            ax.plot(at, filled.sum(1), color=colour, label=labels[name], linewidth=1)
     for ax, label in zip(axes, ("gradient-equivalents", "seconds"), strict=True):
         ax.set(xlabel=label, xscale="log")
         ax.tick_params(labelsize=7)

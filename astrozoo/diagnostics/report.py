@@ -130,11 +130,17 @@ def _chain_pages(result: Result) -> list[Page]:
     return [Page("Chains", parts)]
 
 
+_MAXIMISED = ("elbo_fixed_draws", "elbo_fresh_draws", "objective")
+"""Names in a trace of what the variational methods maximise, or estimates of it."""
+
+
 def _progress_page(result: Result) -> Page:
-    first = {name: values for name, values in result.trace.items() if name == "elbo"}
-    rest = {name: values for name, values in result.trace.items() if name != "elbo" and values.size}
+    first = {name: result.trace[name] for name in _MAXIMISED if name in result.trace}
+    rest = {name: values for name, values in result.trace.items() if name not in first and values.size}
     caption = "The run, iteration by iteration"
     caption += "; of independent problems, the median and the middle 90%." if result.statuses else "."
+    if "elbo_fixed_draws" in first:
+        caption += " The mean over fixed draws is what the run maximises; it exceeds the ELBO on fresh draws."
     return Page("Progress", [(plots.elbo({**first, **rest}), caption)])
 
 
@@ -338,7 +344,12 @@ _SCORES = (
 
 def _curves(results: Mapping[str, Result]) -> list[Any]:
     """Convergence of the objective, where there is a trace of it."""
-    traces = {name: r.trace["elbo"] for name, r in results.items() if r.trace.get("elbo", np.zeros(0)).size}
+    traces, labels = {}, {}
+    for name, result in results.items():
+        maximised = next((key for key in _MAXIMISED if result.trace.get(key, np.zeros(0)).size), None)
+        if maximised is not None:
+            traces[name] = result.trace[maximised]
+            labels[name] = f"{name}: {maximised.replace('_', ' ')}"
     if not traces:
         return []
     caption = (
@@ -348,7 +359,7 @@ def _curves(results: Mapping[str, Result]) -> list[Any]:
     )
     clocks = {name: results[name].trace["seconds"] for name in traces if "seconds" in results[name].trace}
     totals = {name: _work(results[name]) for name in traces}
-    return [(plots.convergence(traces, totals, clocks), caption)]
+    return [(plots.convergence(traces, totals, clocks, labels), caption)]
 
 
 def _work(result: Result) -> tuple[float, float]:

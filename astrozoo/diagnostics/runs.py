@@ -55,6 +55,7 @@ def runs(
             "k-hat": math.nan,
             "el2o value": math.nan,
             "elbo": math.nan,
+            "elbo se": math.nan,
             "elpd": math.nan,
             "elpd se": math.nan,
         }
@@ -66,6 +67,7 @@ def runs(
             row[key] = found.get(key, math.nan)
         if "elbo" in result.stats:
             row["elbo"] = float(np.sum(result.stats["elbo"]))
+            row["elbo se"] = float(np.linalg.norm(result.stats["elbo_se"]))
         known = [result.log_likelihood[n] for n in result.log_likelihood if n in result.observed]
         if known:
             parts = [loo(x) for x in known]

@@ -311,6 +311,20 @@ def guide_draws(elbo: Any, w: Float[Tensor, "b p"], seed: int, chains: int, draw
     return {"draws": shaped, "sample_stats": told, "location": moments[0], "covariance": moments[1]}
 
 
+def elbo_of_draws(fitted: Mapping[str, Any]) -> dict[str, Any]:
+    """ELBO of each problem and its standard error, from the draws of :func:`guide_draws`.
+
+    The draws are independent of each other and of those that the fit used. Empty for a guide without density.
+    """
+    ratio = fitted["sample_stats"].get("log_ratio")
+    if ratio is None:
+        return {}
+    ratio = ratio.reshape(ratio.shape[0] * ratio.shape[1], -1)
+    n = len(ratio)
+    error = ratio.std(0, ddof=1) / n**0.5 if n > 1 else np.full(ratio.shape[1], np.nan)
+    return {"elbo": ratio.mean(0).tolist(), "elbo_se": error.tolist()}
+
+
 def normal_draws(
     density: Any,
     mean: Float[Tensor, "b d"],

@@ -71,6 +71,10 @@ class Response:
         """``J (-H)^-1 J'``."""
         return self.J @ self.moves
 
+    def posterior_sd(self) -> Float[Tensor, "b d"]:
+        """SDs of the latents by :meth:`covariance`."""
+        return self.covariance().diagonal(dim1=1, dim2=2).sqrt()
+
     def sd(
         self, of: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda sites: sites
     ) -> dict[str, Float[Tensor, "b ..."]]:
@@ -102,19 +106,6 @@ class Response:
             bent = torch.einsum("b...p,bpq,b...q->b...", J, self.inverse, J)
             found[name] = bent.clamp_min(0.0).sqrt()
         return found
-
-    def sampling_ratio(self, noise: Float[Tensor, "m e"]) -> Float[Tensor, "b"]:
-        """Largest ratio of a centre's frequentist SD, over choices of the draws, to its posterior SD.
-
-        Args:
-            noise: the draws that the objective was maximised on, in antithetic pairs.
-        """
-        half = len(noise) // 2
-        gradients = [self.target.value_and_grad(self.w, noise[[k, half + k]])[1] for k in range(half)]
-        moved = torch.einsum("bpd,kbp->kbd", self.moves, torch.stack(gradients))
-        frequentist = moved.std(0) / half**0.5 if half > 1 else torch.full_like(moved[0], torch.inf)
-        posterior = self.covariance().diagonal(dim1=1, dim2=2).sqrt()
-        return (frequentist / posterior).amax(1)
 
 
 def _unit(target: Any, w: Tensor) -> Float[Tensor, "e e"]:

@@ -17,7 +17,7 @@ from astrozoo.infer._sampled import Sampled
 from astrozoo.infer._secant import Secant
 from astrozoo.types import Objective, Status
 
-__all__ = ["Solution", "TrustRegionState", "maximise"]
+__all__ = ["SPENT", "Solution", "TrustRegionState", "maximise"]
 
 ETA = 0.1
 """Least ratio of observed to predicted gain of an accepted step."""
@@ -33,7 +33,7 @@ PATIENCE = 3
 """Unresolved steps in a row, at the greatest number of draws, after which a row has converged."""
 
 _STATUSES = {1: Status.CONVERGED, 2: Status.DIVERGED, 3: Status.BUDGET_SPENT, 4: Status.INTERRUPTED}
-_CONVERGED, _DIVERGED, _SPENT, _INTERRUPTED = _STATUSES
+_CONVERGED, _DIVERGED, SPENT, _INTERRUPTED = _STATUSES  # values of TrustRegionState.end
 _TRACED = (
     "value", "radius", "step", "predicted", "gain", "draws", "hessian draws", "test draws", "seconds",
 )  # fmt: skip
@@ -68,6 +68,11 @@ class TrustRegionState:
     def active(self) -> Int[Tensor, "a"]:
         """Indices of the rows still running."""
         return torch.nonzero(self.end == 0)[:, 0]
+
+    @property
+    def statuses(self) -> tuple[Status, ...]:
+        """Of each row; all must have ended."""
+        return tuple(_STATUSES[int(end)] for end in self.end)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """For a checkpoint."""
@@ -193,21 +198,22 @@ def maximise(
         run = Sampled(*options)
     clock = Clock(objective, state.trace["seconds"])
     if state.iteration < max_iterations:
-        state.end[state.end >= _SPENT] = 0
+        state.end[state.end >= SPENT] = 0
     hessian = None
     try:
         while len(state.active) and state.iteration < max_iterations:
             _iterate(run, state, clock, tolerance, min_radius, max_radius)
             if callback is not None:
                 callback(state)
-        state.end[state.active] = _SPENT
+        state.end[state.active] = SPENT
         if objective.dim <= dense_limit:
             hessian = run.hessian(state)
     except KeyboardInterrupt:
         state.end[state.active] = _INTERRUPTED
-    statuses = tuple(_STATUSES[int(end)] for end in state.end)
     trace = {name.removesuffix("_trace"): a for name, a in _stack(state.trace).items()}
-    return Solution(state.w, state.value, statuses, state.radius, hessian, state.iteration, trace, state)
+    return Solution(
+        state.w, state.value, state.statuses, state.radius, hessian, state.iteration, trace, state
+    )
 
 
 def _first(w0: Tensor, radius: float, curvature: Tensor | None, whole: bool) -> TrustRegionState:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from astrozoo.infer._common import noise_for
@@ -16,7 +16,7 @@ from astrozoo.types import Objective
 if TYPE_CHECKING:
     from astrozoo.infer._maximise import TrustRegionState
 
-__all__ = ["Sampled"]
+__all__ = ["Sampled", "antithetic_parts", "mean_of_parts", "part_size"]
 
 GRADIENT, CURVATURE = 0.5, 0.25
 """Draws double where noise is more than this part of ``|g|^2``, of the promised gain; halved at a 16th."""
@@ -69,15 +69,12 @@ class Sampled:
         for one in streams:
             e = noise_for(self.seed, *one, draws=n, like=self.objective, matched=True)
             assert e is not None
-            found += [part.flatten(0, 1) for part in e.unflatten(0, (2, -1)).split((size + 1) // 2, 1)]
+            found += antithetic_parts(e, size)
         return found
 
     def _part(self, level: int) -> int:
         """Fixed mode: draws that are evaluated at once; few of a batch, whose rows fill the cache already."""
-        if level == 0 or self.objective.batch is not None:
-            return self.coarse
-        pairs, most = (self.draws + 1) // 2, max(PART // 2, (self.coarse + 1) // 2)
-        return 2 * max(n for n in range(1, most + 1) if pairs % n == 0)
+        return self.coarse if level == 0 else part_size(self.draws, self.coarse, self.objective)
 
     def grouped(self, levels: Tensor, of: Callable[[Tensor, int], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """``of(indices, level)`` for the rows of each level, put together again."""
@@ -150,15 +147,15 @@ class Sampled:
 
     def _exact(self, w: Tensor, rows: Tensor, level: int) -> tuple[Tensor, ...]:
         objective, noise = self.objective.take(rows), self.pieces(level, 0)
-        return _means([objective.value_grad_hessian(w, e) for e in noise])
+        return mean_of_parts([objective.value_grad_hessian(w, e) for e in noise])
 
     def _gradient(self, w: Tensor, rows: Tensor, level: int, iteration: int) -> tuple[Tensor, Tensor, Tensor]:
         """Value, gradient, and the squared error of this gradient (by the difference of its halves)."""
         objective = self.objective.take(rows)
         found = [objective.value_and_grad(w, e) for e in self.pieces(level, iteration, 0)]
-        value, g = _means(found)
+        value, g = mean_of_parts(found)
         half = (len(found) + 1) // 2
-        error = (_means(found[:half])[1] - _means(found[-half:])[1]).square().sum(1) / 4
+        error = (mean_of_parts(found[:half])[1] - mean_of_parts(found[-half:])[1]).square().sum(1) / 4
         return value, g, error
 
     def _hessian(self, state: TrustRegionState, rows: Tensor, level: int) -> tuple[Tensor, Tensor]:
@@ -175,9 +172,9 @@ class Sampled:
         objective, w = self.objective.take(rows), state.w[rows]
         found = [(objective.hvp(w, e, v),) for e in self.pieces(level, state.iteration, 1)]
         if self.fixed:
-            return _means(found) * 2
+            return mean_of_parts(found) * 2
         half = len(found) // 2
-        return _means(found[:half]) + _means(found[half:])
+        return mean_of_parts(found[:half]) + mean_of_parts(found[half:])
 
     @staticmethod
     def _solve(g: Tensor, H: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,7 +217,7 @@ class Sampled:
         if self.objective.noise_dim and not self.dense:
             return self._gradient(w, rows, level, 0)
         objective, noise = self.objective.take(rows), self.pieces(level, 0)
-        return _means([(objective.values(w, e).mean(1),) for e in noise])
+        return mean_of_parts([(objective.values(w, e).mean(1),) for e in noise])
 
     def accept(self, state: TrustRegionState, rows: Tensor, accepted: Tensor, changed: Tensor) -> None:
         """Forget what was known of the rows that moved, or keep what the test has told already."""
@@ -253,6 +250,22 @@ class Sampled:
         return (first + second) / 2
 
 
-def _means(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """Of each column."""
+def part_size(draws: int, coarse: int, objective: Objective) -> int:
+    """Fixed draws that are evaluated at once: at most :data:`PART` (or ``coarse``), and a divisor of them.
+
+    The rows of a batch fill the cache already: there it is ``coarse``.
+    """
+    if objective.batch is not None:
+        return coarse
+    pairs, most = (draws + 1) // 2, max(PART // 2, (coarse + 1) // 2)
+    return 2 * max(n for n in range(1, most + 1) if pairs % n == 0)
+
+
+def antithetic_parts(noise: Float[Tensor, "m e"], size: int) -> list[Tensor]:
+    """Split draws whose second half is the first half negated into parts of ``size`` with that property."""
+    return [part.flatten(0, 1) for part in noise.unflatten(0, (2, -1)).split((size + 1) // 2, 1)]
+
+
+def mean_of_parts(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """The mean of each column over parts of equal size."""
     return tuple(sum(column) / len(parts) for column in zip(*parts, strict=True))

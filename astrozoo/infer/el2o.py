@@ -20,6 +20,7 @@ from astrozoo.density import LogDensity, log_density
 from astrozoo.errors import InputError
 from astrozoo.infer._common import (
     Checkpoint,
+    elbo_of_draws,
     finish,
     generator_for,
     normal_draws,
@@ -280,8 +281,8 @@ def el2o(
             "iterations": iteration,
             "log_evidence": q.log_evidence.tolist(),
             "el2o": ratio.var(1).tolist(),
-            "elbo": ratio.mean(1).tolist(),
-        },
+        }
+        | elbo_of_draws(drawn),
         location=q.mean,
         covariance=q.root @ q.root.mT,
         **drawn,

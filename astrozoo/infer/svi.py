@@ -19,6 +19,7 @@ from astrozoo.errors import InputError
 from astrozoo.infer._common import (
     Checkpoint,
     Clock,
+    elbo_of_draws,
     finish,
     generator_for,
     guide_draws,
@@ -81,7 +82,7 @@ class AdamState:
     end: Int[Tensor, "b"]
     iteration: int = 0
     trace: dict[str, list[np.ndarray]] = field(
-        default_factory=lambda: {"elbo": [], "rate": [], "seconds": []}
+        default_factory=lambda: {"value": [], "rate": [], "seconds": []}
     )
 
     @classmethod
@@ -115,7 +116,7 @@ class AdamState:
     def restored(cls, arrays: Mapping[str, np.ndarray], device: torch.device) -> AdamState:
         """From a checkpoint."""
         rows = {name: torch.as_tensor(arrays[name], device=device) for name in _ROWS}
-        trace = {name: list(arrays[f"{name}_trace"]) for name in ("elbo", "rate", "seconds")}
+        trace = {name: list(arrays[f"{name}_trace"]) for name in ("value", "rate", "seconds")}
         return cls(**rows, iteration=int(arrays["iteration"]), trace=trace)
 
 
@@ -195,7 +196,7 @@ def _look(
 ) -> None:
     """At the end of a block; for some rows it is the end of a window too."""
     told = {name: torch.full_like(state.value, torch.nan) for name in state.trace}
-    told["elbo"][rows], told["rate"][rows] = state.total[rows] / BLOCK, state.rate[rows]
+    told["value"][rows], told["rate"][rows] = state.total[rows] / BLOCK, state.rate[rows]
     told["seconds"][rows] = clock()
     for name, column in told.items():
         state.trace[name].append(column.cpu().numpy())
@@ -269,6 +270,11 @@ def svi(
         minibatch: elements of the one plate in ``problem.data_plates`` that each gradient is of, drawn
             afresh without replacement; the others are made up for by a weight. None: all of them.
 
+    Returns:
+        a Result. ``stats["elbo"]`` and ``stats["elbo_se"]`` are the ELBO of the fitted guide and its standard
+        error on draws that the fit did not use; ``trace["elbo_fresh_draws"]`` is the mean over each block of
+        iterations, every one of which had new draws.
+
     Raises:
         InputError: for a start of the wrong shape, a checkpoint of another run, or a minibatch of a problem
             without one data plate.
@@ -307,7 +313,11 @@ def svi(
             callback=after_each,
         )
     saved.save(state.arrays, now=True)
-    stats = {"iterations": state.iteration, "elbo": state.value.tolist(), "parameters": state.answer.tolist()}
+    fitted = guide_draws(target, state.answer, seed, chains, draws)
+    stats = {"iterations": state.iteration, "parameters": state.answer.tolist()} | elbo_of_draws(fitted)
+    maximised = "elbo_fresh_draws" if target.noise_dim else "objective"
+    if not target.noise_dim:
+        stats["objective"] = state.value.tolist()
     if parts is not None:
         stats["minibatch_counts"] = dict(parts.counts)
     return finish(
@@ -319,7 +329,7 @@ def svi(
         statuses=state.statuses,
         began=began,
         throw=throw,
-        trace={name: np.asarray(rows) for name, rows in state.trace.items()},
+        trace={(maximised if name == "value" else name): np.asarray(x) for name, x in state.trace.items()},
         stats=stats,
-        **guide_draws(target, state.answer, seed, chains, draws),
+        **fitted,
     )

@@ -15,6 +15,7 @@ from astrozoo.density import elbo, log_density
 from astrozoo.errors import InferenceError, InputError
 from astrozoo.infer._common import (
     Checkpoint,
+    elbo_of_draws,
     finish,
     generator_for,
     guide_draws,
@@ -25,21 +26,25 @@ from astrozoo.infer._common import (
     progress_bar,
     variational_start,
 )
+from astrozoo.infer._fresh_draws import on_fresh_draws
 from astrozoo.infer._linear_response import Response
-from astrozoo.infer._maximise import Solution, TrustRegionState, maximise
+from astrozoo.infer._maximise import SPENT, Solution, TrustRegionState, maximise
 from astrozoo.infer._mode_start import mode_start
+from astrozoo.infer._sampled import part_size
 from astrozoo.types import Problem, Result
 
 __all__ = ["Solution", "TrustRegionState", "maximise", "trust_region"]
 
-ENOUGH = 0.5
-"""Frequentist over posterior SD of the latents' centres, below which the fixed draws are enough."""
-MOST = 32
-"""How many times as many draws as at first the fixed mode uses at most."""
+MEAN_ERROR = 0.5
+"""The fixed mode doubles its draws while their choice gives the mean of a latent a larger SD [posterior SDs].
+It is DADVI's threshold."""
+WIDTH_ERROR = 0.05
+"""The fixed mode doubles its draws while their choice gives the SD of a latent a larger relative SD. It is
+the error that 200 independent draws from the posterior would leave."""
 FEW = 4
 """Draws of the fixed mode while a mean field is far from its optimum."""
 TOP = 1024
-"""Draws that the stochastic mode uses at most (or twice ``particles``)."""
+"""Most draws of either mode, unless ``particles`` is larger (stochastic mode: than half of it)."""
 DENSE = 200
 """Parameters up to which Hessians are dense: of the linear response, of an objective without noise, and the
 model of one that a mean field keeps."""
@@ -76,8 +81,9 @@ def trust_region(
         objective: "monte_carlo", or a name from ``problem.objectives``.
         start: unconstrained latents or flat guide parameters, ``[dim]`` or ``[problem, dim]``, or a Result.
         mode: "stochastic" (fresh draws in each iteration) or "fixed" (draws made once, their number doubled,
-            at most to ``MOST`` times ``particles``, until the errors of the means that come from their choice
-            are less than ``ENOUGH`` posterior SDs). "auto": fixed for a mean field, of which few draws say
+            at most to ``TOP``, until their choice changes the means by less than
+            ``MEAN_ERROR`` and the widths by less than ``WIDTH_ERROR``; a problem for which that number is not
+            enough ends with its budget spent). "auto": fixed for a mean field, of which few draws say
             enough, and stochastic for any other guide, which could fit itself to the draws.
         particles: Monte-Carlo draws of the ELBO, in antithetic pairs, at first (the fixed mode begins with
             ``FEW`` of a mean field, and rounds up to a multiple of that). None: twice as many as the guide
@@ -88,6 +94,12 @@ def trust_region(
             ``stats["linear-response sd"]`` holds the SD of every element of every site by the response of
             its own mean (up to ``DENSE`` parameters): no normal in between, which in the logarithm of a scale
             has too heavy a tail.
+
+    Returns:
+        a Result. ``stats["elbo"]`` and ``stats["elbo_se"]`` are the ELBO of the fitted guide and its standard
+        error on draws that the fit did not use. The trace names the draws: ``elbo_fixed_draws`` is the mean
+        over the fixed draws, which the fit makes greater than the ELBO is; ``elbo_fresh_draws`` is on other
+        draws (fixed mode: at the ends of its rounds); ``objective`` is one that takes no draws.
 
     Raises:
         InputError: for a full-rank guide in fixed mode with fewer antithetic pairs than latents (or a
@@ -107,6 +119,7 @@ def trust_region(
         raise InputError("covariance", repr(covariance), "'guide' or 'linear_response'")
     if covariance == "linear_response" and not fixed:
         raise InputError("covariance", "'linear_response' in stochastic mode", "it with mode='fixed'")
+    maximised = "objective" if target.noise_dim == 0 else f"elbo_{'fixed' if fixed else 'fresh'}_draws"
     particles = min(max(2 * target.noise_dim, 16), 64) if particles is None else particles
     if fixed and 1 < shared > particles // 2:
         raise InputError(
@@ -129,6 +142,7 @@ def trust_region(
         w0, curvature = mode_start(target, searched, w0, seed=seed, draws=coarse)
         for name, n in searched.counts.items():  # a gradient of log p costs what one draw of the ELBO's does
             target.counts[name] += n
+    fresh_elbos: dict[int, Tensor] = {}
     with progress_bar("trust region", budget, progress) as report:
         while True:
 
@@ -153,7 +167,7 @@ def trust_region(
                 state=state,
             )
             state = found.state
-            response, ratio = None, None
+            response, fresh = None, None
             noise = noise_for(seed, 0, draws=used, like=target, matched=True)
             if (fixed and shared) or covariance == "linear_response":
                 hessian = found.hessian
@@ -161,19 +175,39 @@ def trust_region(
                     hessian = target.value_grad_hessian(found.w, noise)[2]
                 if hessian is not None or covariance == "linear_response":
                     response = Response(target, found.w, hessian, noise)
-                ratio = response.sampling_ratio(noise) if response and noise is not None else None
-            again = torch.zeros_like(state.end, dtype=torch.bool) if ratio is None else ratio > ENOUGH
-            again &= state.end == 1  # those that have converged
-            if not again.any() or used >= particles * MOST or state.iteration >= budget:
+            if fixed and noise is not None:
+                fresh = on_fresh_draws(
+                    target,
+                    found.w,
+                    noise,
+                    seed=seed,
+                    part=part_size(used, coarse or used, target),
+                    inverse=None if response is None else response.inverse,
+                    posterior_sd=None if response is None else response.posterior_sd(),
+                )
+                fresh_elbos[state.iteration] = fresh.elbo
+            enough = fresh is None or (fresh.mean_error <= MEAN_ERROR) & (fresh.width_error <= WIDTH_ERROR)
+            again = (state.end == 1) & ~torch.as_tensor(enough)  # of those that have converged
+            if not again.any():
+                break
+            if used * 2 > TOP or state.iteration >= budget:
+                state.end[again] = SPENT
                 break
             used *= 2
             state.end[again], state.radius[again] = 0, radius
     saved.save(lambda: found.state.arrays() | {"particles": np.asarray(used)}, now=True)
     fitted = guide_draws(target, found.w, seed, chains, draws)
-    stats: dict[str, Any] = {"iterations": found.iterations, "elbo": found.value.tolist()}
+    stats: dict[str, Any] = {"iterations": found.iterations} | elbo_of_draws(fitted)
+    stats |= {maximised: found.value.tolist()} if maximised != "elbo_fresh_draws" else {}
     stats |= {"parameters": found.w.tolist(), "particles": used, "mode": mode}
-    if ratio is not None:
-        stats["frequentist / posterior sd"] = ratio.tolist()
+    if fresh is not None:
+        stats["error of means by choice of draws [sd]"] = fresh.mean_error.tolist()
+        stats["relative error of sds by choice of draws"] = fresh.width_error.tolist()
+    trace = {(maximised if name == "value" else name): array for name, array in found.trace.items()}
+    if fresh_elbos:
+        trace["elbo_fresh_draws"] = np.full_like(trace[maximised], np.nan)
+        for iteration, value in fresh_elbos.items():
+            trace["elbo_fresh_draws"][iteration - 1] = value.cpu().numpy()
     if covariance == "linear_response":
         assert response is not None
         if response.inverse is not None:
@@ -185,10 +219,10 @@ def trust_region(
         method="trust_region",
         guide=guide_name(guide),
         seed=seed,
-        statuses=found.statuses,
+        statuses=state.statuses,
         began=began,
         throw=throw,
-        trace={("elbo" if name == "value" else name): array for name, array in found.trace.items()},
+        trace=trace,
         stats=stats,
         **fitted,
     )

@@ -41,7 +41,7 @@ def variational(problems=300) -> Result:
         model="m",
         method="svi",
         guide="mean_field",
-        trace={"elbo": elbo, "radius": np.abs(elbo)},
+        trace={"elbo_fresh_draws": elbo, "radius": np.abs(elbo)},
         location=np.zeros((problems, 5)),
         stats={"counts": {"gradient": 5}, "run_seconds": 2.0},
     )

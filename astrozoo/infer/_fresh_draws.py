@@ -1,0 +1,108 @@
+"""How far an optimum on fixed draws is from the optimum on other draws."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from astrozoo.density import Elbo
+from astrozoo.infer._common import noise_for
+from astrozoo.infer._sampled import antithetic_parts, mean_of_parts
+from astrozoo.infer._subproblem import subproblem_krylov
+
+__all__ = ["FreshDraws", "on_fresh_draws"]
+
+SETS = 3
+"""Sets of fresh draws: an SD estimated from three independent values is good to two fifths."""
+LEAST = 128
+"""Fewest draws of a fresh set. Sets that are matched to the moments of a normal share a bias of the order of
+one over their size; a set much larger than the fixed one shows the bias of the fixed one."""
+LONGEST = 1e3
+"""Longest Newton step that is considered: the largest radius of the trust region [parameter units]."""
+MOMENT_ELEMENTS = 10_000_000
+"""Draws times latents from which the guide's moments are computed, at most: 80 MB in float64."""
+_STREAM = 8
+
+
+@dataclass(frozen=True)
+class FreshDraws:
+    """What draws that were not used by the fit say of it.
+
+    Args:
+        elbo: mean of the objective over the fresh draws [nat].
+        mean_error: SD, over choices of the fixed draws, of a latent's mean, in posterior SDs; the largest.
+        width_error: SD, over choices of the fixed draws, of the logarithm of a latent's SD; the largest.
+    """
+
+    elbo: Float[Tensor, "b"]
+    mean_error: Float[Tensor, "b"]
+    width_error: Float[Tensor, "b"]
+
+
+def on_fresh_draws(
+    target: Elbo,
+    w: Float[Tensor, "b p"],
+    fixed: Float[Tensor, "m e"],
+    *,
+    seed: int,
+    part: int,
+    inverse: Float[Tensor, "b p p"] | None,
+    posterior_sd: Float[Tensor, "b d"] | None,
+) -> FreshDraws:
+    """Estimate how much an optimum on fixed draws depends on their choice, from other draws.
+
+    The gradient on a fresh set of draws, multiplied by the inverse Hessian, is the distance from this optimum
+    to that of the fresh set, to first order. The variance of an optimum is inversely proportional to the
+    number of its draws, so the mean square of the distances is the variance of this optimum times
+    ``1 + n / m``, for ``n`` fixed draws and fresh sets of ``m``.
+
+    Args:
+        w: maximises the mean of the objective over ``fixed``.
+        fixed: the fixed draws, in antithetic pairs.
+        part: draws that are evaluated at once.
+        inverse: of the negative Hessian at ``w``; None: Newton's steps are found from products with it.
+        posterior_sd: SDs in units of which the means are compared; None: those of the guide.
+
+    References:
+        Giordano, Ingram & Broderick 2023, section 3 (errors that come from the choice of fixed draws).
+    """
+    fixed_parts = antithetic_parts(fixed, part)
+
+    def product(v: Tensor, rows: Tensor) -> Tensor:
+        objective = target.take(rows)
+        return mean_of_parts([(objective.hvp(w[rows], e, v),) for e in fixed_parts])[0]
+
+    n = len(fixed)
+    m = n * math.ceil(LEAST / n)
+    values, mean_shifts, log_ratios = [], [], []
+    mean, sd = _moments(target, w, seed)
+    for k in range(SETS):
+        noise = noise_for(seed, _STREAM, m, k, draws=m, like=target, matched=True)
+        assert noise is not None
+        value, g = mean_of_parts([target.value_and_grad(w, e) for e in antithetic_parts(noise, part)])
+        if inverse is not None:
+            step = (inverse @ g[..., None])[..., 0]
+        else:
+            finite = g.isfinite().all(1, keepdim=True)
+            step, _ = subproblem_krylov(product, g.where(finite, 0.0), torch.full_like(g[:, 0], LONGEST))
+            step = step.where(finite, torch.nan)
+        there = _moments(target, w + step, seed)
+        values.append(value)
+        mean_shifts.append((there[0] - mean) / (sd if posterior_sd is None else posterior_sd))
+        log_ratios.append((there[1] / sd).log())
+
+    def largest(shifts: list[Float[Tensor, "b d"]]) -> Float[Tensor, "b"]:
+        return (torch.stack(shifts).square().mean(0) / (1 + n / m)).sqrt().amax(1)
+
+    return FreshDraws(torch.stack(values).mean(0), largest(mean_shifts), largest(log_ratios))
+
+
+def _moments(target: Elbo, w: Float[Tensor, "b p"], seed: int) -> tuple[Tensor, Tensor]:
+    """Mean and SD of each latent under the guide, ``[b, d]``, on draws that are the same for all ``w``."""
+    draws = max(16, min(1000, MOMENT_ELEMENTS // max(1, w.shape[0] * target.layout.dim)))
+    z = target.unconstrained(w, noise_for(seed, _STREAM, draws=draws, like=target, matched=True))
+    return z.mean(1), z.std(1)
