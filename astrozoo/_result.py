@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -20,7 +20,14 @@ from astrozoo.errors import DataError, InputError
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Result", "Status", "load"]
+__all__ = ["DENSE_COVARIANCE", "Result", "Status", "load"]
+
+DENSE_COVARIANCE = 2000
+"""[dimensions] The most latents for which a result has a dense covariance; above, it has variances only.
+
+At 2,000 a matrix takes 32 MB in double precision and its Cholesky factor 0.2 s; at 10,000 they take 800 MB
+and 15 s, and at 130,000 the matrix alone would take 135 GB.
+"""
 
 
 class Status(enum.StrEnum):
@@ -37,6 +44,15 @@ class Status(enum.StrEnum):
         return self is Status.CONVERGED
 
 
+_APPROXIMATION = {
+    "location": ("problem", "coordinate"),
+    "covariance": ("problem", "coordinate", "coordinate_"),
+    "variance": ("problem", "coordinate"),
+    "guide_parameters": ("problem", "parameter"),
+}
+"""Fields of a result that make up its group "approximation", and their axes."""
+
+
 @dataclass(frozen=True, eq=False)
 class Result:
     """What every backend returns.
@@ -51,7 +67,10 @@ class Result:
         status: of the run; of a batched run, the worst.
         statuses: one status per independent problem.
         location: mean or mode in unconstrained space, ``[problem, dim]``.
-        covariance: in unconstrained space, ``[problem, dim, dim]``, or None.
+        covariance: in unconstrained space, ``[problem, dim, dim]``; None above :data:`DENSE_COVARIANCE`
+            latents.
+        variance: its diagonal, ``[problem, dim]``, for any number of latents.
+        guide_parameters: flat parameters of a fitted guide, ``[problem, parameter]``.
         observed: the data, by observed site.
         log_likelihood, log_prior: per draw, of the elements of observed and of latent sites.
         predictive: replicated data, by observed site. These, and ``observed``, are filled in by
@@ -71,6 +90,8 @@ class Result:
     statuses: tuple[Status, ...] = ()
     location: np.ndarray | None = None
     covariance: np.ndarray | None = None
+    variance: np.ndarray | None = None
+    guide_parameters: np.ndarray | None = None
     observed: dict[str, np.ndarray] = field(default_factory=dict)
     log_likelihood: dict[str, np.ndarray] = field(default_factory=dict)
     log_prior: dict[str, np.ndarray] = field(default_factory=dict)
@@ -93,11 +114,8 @@ class Result:
             "observed_data": self._dataset(self.observed, sampled[2:]),
             "trace": self._dataset(self.trace, ("iteration", "problem" if self.statuses else "start")),
         }
-        if self.location is not None:
-            held: dict[str, Any] = {"location": (("problem", "coordinate"), self.location)}
-            if self.covariance is not None:
-                held["covariance"] = (("problem", "coordinate", "coordinate_"), self.covariance)
-            out["approximation"] = xr.Dataset(held)
+        approximation = {n: (_APPROXIMATION[n], x) for n, x in self._approximation().items() if x is not None}
+        out["approximation"] = xr.Dataset(approximation)
         return {name: data for name, data in out.items() if data.data_vars}
 
     def take(self, problem: int) -> Result:
@@ -115,6 +133,9 @@ class Result:
             return {name: x[:, :, problem] if x.ndim > 2 else x for name, x in arrays.items()}
 
         one = slice(problem, problem + 1)
+        approximation: dict[str, Any] = {
+            name: None if x is None else x[one] for name, x in self._approximation().items()
+        }
         return replace(
             self,
             draws=sampled(self.draws),
@@ -122,13 +143,15 @@ class Result:
             statuses=(),
             sample_stats=sampled(self.sample_stats),
             trace={name: x[:, one] if x.ndim > 1 else x for name, x in self.trace.items()},
-            location=None if self.location is None else self.location[one],
-            covariance=None if self.covariance is None else self.covariance[one],
             observed={name: x[problem] for name, x in self.observed.items()},
             log_likelihood=sampled(self.log_likelihood),
             log_prior=sampled(self.log_prior),
             predictive=sampled(self.predictive),
+            **approximation,
         )
+
+    def _approximation(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _APPROXIMATION}
 
     def _dataset(self, arrays: Mapping[str, np.ndarray], leading: tuple[str, ...]) -> xr.Dataset:
         import xarray as xr
@@ -212,7 +235,6 @@ class Result:
             held = tree[group].data_vars if group in tree.children else {}
             return {str(name): variable.to_numpy() for name, variable in held.items()}
 
-        held = arrays("approximation")
         return cls(
             draws=arrays("posterior"),
             sample_stats=arrays("sample_stats"),
@@ -221,8 +243,7 @@ class Result:
             log_prior=arrays("log_prior"),
             predictive=arrays("posterior_predictive"),
             trace=arrays("trace"),
-            location=held.get("location"),
-            covariance=held.get("covariance"),
+            **cast(dict[str, Any], arrays("approximation")),
             status=Status(header.pop("status")),
             statuses=tuple(Status(s) for s in header.pop("statuses")),
             dims={k: tuple(v) for k, v in header.pop("dims").items()},

@@ -12,9 +12,20 @@ from torch import Tensor
 
 from astrozoo._problem import Problem, stack
 from astrozoo._provenance import environment
-from astrozoo._result import Result, Status, load
+from astrozoo._result import DENSE_COVARIANCE, Result, Status, load
 
-__all__ = ["Objective", "Outcome", "Page", "Problem", "Result", "Status", "environment", "load", "stack"]
+__all__ = [
+    "DENSE_COVARIANCE",
+    "Objective",
+    "Outcome",
+    "Page",
+    "Problem",
+    "Result",
+    "Status",
+    "environment",
+    "load",
+    "stack",
+]
 
 
 class Objective(Protocol):

@@ -21,7 +21,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from astrozoo.errors import InputError
-from astrozoo.types import Problem, Result
+from astrozoo.types import DENSE_COVARIANCE, Problem, Result
 
 __all__ = ["full_rank", "iaf", "low_rank", "mean_field", "nsf", "point"]
 
@@ -58,6 +58,20 @@ class _Whitened(autoguide.AutoContinuous):
     def __init__(self, model: Any, around: Result | None, **settings: Any) -> None:
         self._around = around
         super().__init__(model, **settings)
+
+    def _init_loc(self) -> Float[Tensor, "dim"]:
+        """The start; Pyro asks for it before it makes any matrix over the latents.
+
+        Raises:
+            InputError: if there are more latents than a dense covariance may have.
+        """
+        if self.latent_dim > DENSE_COVARIANCE:
+            raise InputError(
+                "guide",
+                f"one with matrices over {self.latent_dim} latents",
+                f"at most {DENSE_COVARIANCE} latents, or mean_field or low_rank",
+            )
+        return super()._init_loc()
 
     def _whiten(self, start: Float[Tensor, "dim"]) -> tuple[Float[Tensor, "dim"], float]:
         """Keep the coordinates; the start in them, and its width."""

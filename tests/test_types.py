@@ -128,6 +128,8 @@ def _result(**fields) -> Result:
         },
         "location": np.zeros((1, 4)),
         "covariance": np.eye(4)[None],
+        "variance": np.ones((1, 4)),
+        "guide_parameters": np.arange(20_000.0)[None],
         "observed": {"y": np.arange(5)},
         "dims": {"colour": ("band",)},
         "coords": {"band": ["g", "r", "i"]},
@@ -146,7 +148,8 @@ def test_a_saved_result_comes_back_whole(tmp_path):
             np.testing.assert_array_equal(held[name], found[name])
             assert held[name].dtype == found[name].dtype
     np.testing.assert_array_equal(back.location, result.location)
-    np.testing.assert_array_equal(back.covariance, result.covariance)
+    for name in ("covariance", "variance", "guide_parameters"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(result, name))
     assert back.status is Status.CONVERGED
     assert back.statuses == ()
     assert back.dims == result.dims
@@ -167,6 +170,8 @@ def test_a_batched_result_keeps_its_problems(tmp_path):
         statuses=(Status.CONVERGED, Status.DIVERGED),
         location=np.zeros((2, 4)),
         covariance=None,
+        variance=np.arange(8.0).reshape(2, 4),
+        guide_parameters=None,
     )
     groups = batched.groups()
     assert groups["posterior"]["mu"].dims == ("chain", "draw", "problem")
@@ -176,6 +181,7 @@ def test_a_batched_result_keeps_its_problems(tmp_path):
     back = load(batched.save(tmp_path / "r.nc"))
     assert back.statuses == batched.statuses
     assert back.covariance is None
+    np.testing.assert_array_equal(back.take(1).variance, [[4.0, 5.0, 6.0, 7.0]])
 
 
 def test_a_site_may_be_called_as_its_axis_is(tmp_path):
@@ -198,6 +204,8 @@ def test_one_problem_of_a_batch_is_a_result_of_its_own(tmp_path):
         statuses=(Status.CONVERGED, Status.DIVERGED, Status.CONVERGED),
         location=np.arange(6.0).reshape(3, 2),
         covariance=np.arange(12.0).reshape(3, 2, 2),
+        variance=None,
+        guide_parameters=None,
         observed={"y": np.arange(3.0)},
     )
     one = result.take(1)

@@ -364,7 +364,7 @@ def _curves(results: Mapping[str, Result]) -> list[Any]:
 
 def _work(result: Result) -> tuple[float, float]:
     counts = result.stats.get("counts", {})
-    parameters = np.shape(result.stats.get("parameters", [[0.0]]))[-1]
+    parameters = np.shape([[0.0]] if result.guide_parameters is None else result.guide_parameters)[-1]
     return gradient_equivalents(counts, parameters), float(result.stats.get("run_seconds", math.nan))
 
 

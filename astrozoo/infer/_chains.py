@@ -24,7 +24,8 @@ from astrozoo.infer._common import (
     start_points,
     typed,
 )
-from astrozoo.infer._metric import checked_root
+from astrozoo.infer._metric import Metric, of_result
+from astrozoo.infer._moments import Moments
 from astrozoo.types import Objective, Problem, Result, Status
 
 __all__ = ["BudgetSpent", "Chain", "one_by_one"]
@@ -65,7 +66,11 @@ def one_by_one(
     began = time.monotonic()
     target = log_density(problem, compile=compile)
     problems = problem.batch or 1
-    root = _root(precondition, problems, target)
+    metric = None
+    if precondition is not None:
+        metric = of_result(
+            precondition, problems, target.dim, {"dtype": target.dtype, "device": target.device}
+        )
     if start is None and precondition is None:
         z0 = chain_starts(target, chains, seed)
     else:
@@ -82,10 +87,12 @@ def one_by_one(
                         continue
                     density = target.take(torch.tensor([row], device=target.device))
                     before = (chain * problems + row) * (warmup + draws)
-                    whitened = _Whitened(density, z0[row, chain], root[row], budget, target)
+                    whitened = _Whitened(
+                        density, z0[row, chain], metric and metric.take([row]), budget, target
+                    )
                     own = int(generator_for(seed, 2, chain).initial_seed() % 2**31)
                     u, stats = run(whitened, target.dim, own, _teller(report, before))
-                    z = z0[row, chain] + torch.as_tensor(u).to(z0) @ root[row].mT
+                    z = z0[row, chain] + whitened.velocity(torch.as_tensor(u).to(z0))
                     done |= {f"{name}_{chain}_{row}": column for name, column in stats.items()}
                     done[f"z_{chain}_{row}"] = z.cpu().numpy()
                     saved.save(done.copy, now=True)
@@ -98,16 +105,26 @@ def one_by_one(
 
 class _Whitened:
     def __init__(
-        self, density: Objective, z0: Tensor, root: Tensor, budget: int | None, target: Objective
+        self,
+        density: Objective,
+        z0: Float[Tensor, "d"],
+        metric: Metric | None,
+        budget: int | None,
+        target: Objective,
     ) -> None:
-        self.density, self.z0, self.root, self.budget, self.target = density, z0, root, budget, target
+        self.density, self.z0, self.metric, self.budget, self.target = density, z0, metric, budget, target
+
+    def velocity(self, u: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Displacements in the model's coordinates."""
+        return u if self.metric is None else self.metric.velocity(u[None])[0]
 
     def __call__(self, u: np.ndarray) -> tuple[float, np.ndarray]:
         if self.budget is not None and self.target.counts["gradient"] >= self.budget:
             raise BudgetSpent
-        z = self.z0 + self.root @ torch.as_tensor(u).to(self.z0)
-        value, gradient = self.density.value_and_grad(z[None])
-        return float(value), (gradient[0] @ self.root).cpu().numpy()
+        z = self.z0 + self.velocity(torch.as_tensor(u).to(self.z0)[None])
+        value, gradient = self.density.value_and_grad(z)
+        force = gradient if self.metric is None else self.metric.force(gradient[None])[0]
+        return float(value), force[0].cpu().numpy()
 
 
 def _teller(report: Report, before: int) -> Callable[[str], None]:
@@ -119,13 +136,6 @@ def _teller(report: Report, before: int) -> Callable[[str], None]:
         report(before + told, stage)
 
     return tell
-
-
-def _root(precondition: Result | None, problems: int, target: Any) -> Float[Tensor, "b d d"]:
-    d = target.dim
-    if precondition is None:
-        return torch.eye(d, dtype=target.dtype, device=target.device).expand(problems, d, d)
-    return checked_root(precondition, problems, d, {"dtype": target.dtype, "device": target.device})
 
 
 def _result(
@@ -153,8 +163,8 @@ def _result(
         columns = {"z": z0.new_zeros(problems, 0, 0, target.dim).cpu()}
         columns["diverging"] = torch.zeros(problems, 0, 0, dtype=torch.bool)
     z = columns.pop("z")
-    flat = z.flatten(1, 2) if whole else z0.cpu()
-    centred = flat - flat.mean(1, keepdim=True)
+    moments = Moments(problems, target.dim, dtype=target.dtype)
+    moments.add(z.flatten(1, 2) if whole else z0.cpu())
     shape = z.shape[:3]
 
     def by_problem(x: Tensor) -> np.ndarray:
@@ -172,6 +182,5 @@ def _result(
         throw=throw,
         draws={name: by_problem(x) for name, x in sites.items()},
         sample_stats={name: by_problem(x.flatten(1, 2)) for name, x in columns.items()},
-        location=flat.mean(1),
-        covariance=centred.mT @ centred / max(1, flat.shape[1] - 1),
+        **moments.fields(),
     )

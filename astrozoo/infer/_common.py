@@ -20,7 +20,8 @@ from torch import Tensor
 
 from astrozoo._files import replacing
 from astrozoo.errors import DataError, InferenceError, InputError
-from astrozoo.types import Problem, Result, Status
+from astrozoo.infer._moments import Moments
+from astrozoo.types import DENSE_COVARIANCE, Problem, Result, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,6 +45,8 @@ __all__ = [
     "noise_per_latent",
     "normal_draws",
     "progress_bar",
+    "rows_at_once",
+    "second_moments",
     "start_points",
     "typed",
     "variational_start",
@@ -53,11 +56,16 @@ __all__ = [
 R_HAT = 1.05
 """Split R-hat below which chains are taken to agree."""
 _PROBED = 1000
-"""Noise coordinates of a guide up to which its shape is probed one by one."""
+"""Noise coordinates of a guide up to which its shape is probed one by one: the probes of 1,000 take 8 MB."""
+ELEMENTS_AT_ONCE = 2**22
+"""Numbers of noise or of draws that one call evaluates: 32 MiB in double precision, of which the intermediate
+results of a captured function take ten to thirty times as much."""
 _DISCRETE = 101
 """The stream of draws of discrete sites."""
 _RATIOS = 100
 """Draws whose density ratios are computed at once."""
+_RATIO = "(log ratio)"
+"""Key of the density ratios among the columns of :func:`guide_draws`; no site can have this name."""
 _MERSENNE_WORDS = slice(3, 3 + 624)
 """Where the 624 words of the Mersenne Twister lie in the state of a CPU generator, in units of 8 bytes."""
 _SAVE_EVERY = 30.0
@@ -254,61 +262,98 @@ def worst(statuses: Sequence[Status]) -> Status:
     return next(status for status in order if status in statuses)
 
 
-def exact_moments(elbo: Any, w: Float[Tensor, "b p"]) -> tuple[Tensor, Tensor] | None:
-    """Mean and covariance of a guide that is an affine map of its normal noise; None for any other."""
+def rows_at_once(elements: int) -> int:
+    """How many rows of so many elements one call evaluates (:data:`ELEMENTS_AT_ONCE`)."""
+    return max(1, ELEMENTS_AT_ONCE // max(1, elements))
+
+
+def exact_moments(elbo: Any, w: Float[Tensor, "b p"]) -> dict[str, Tensor] | None:
+    """Moments of a guide that is an affine map of its normal noise, as fields of a Result; else None.
+
+    They are location and covariance, or above ``_PROBED`` noise coordinates, where only mean fields are
+    recognised, location and variance.
+    """
     e = elbo.draw_dim
-    if e > _PROBED:
+    many = e > _PROBED
+    if many and noise_per_latent(elbo, w) > 1:
         return None
     like: dict[str, Any] = {"dtype": w.dtype, "device": w.device}
-    check = torch.linspace(-1.0, 1.5, e, **like)
-    probes = torch.cat((torch.zeros(1, e, **like), torch.eye(e, **like), check[None]))
-    z = elbo.unconstrained(w, probes)  # [b, e + 2, dim]
-    mean, A = z[:, 0], z[:, 1 : e + 1] - z[:, :1]
-    affine = mean + torch.einsum("bed,e->bd", A, check)
+    check = torch.full((e,), -1.5, **like) if many else torch.linspace(-1.0, 1.5, e, **like)
+    units = torch.ones(1, e, **like) if many else torch.eye(e, **like)
+    z = elbo.unconstrained(w, torch.cat((torch.zeros(1, e, **like), units, check[None])))
+    mean, A = z[:, 0], z[:, 1:-1] - z[:, :1]
+    affine = mean + (-1.5 * A[:, 0] if many else torch.einsum("bed,e->bd", A, check))
     # Loose, as values pass through the sites' transforms and back.
-    off = (z[:, -1] - affine).abs().max()
-    if not off <= torch.finfo(w.dtype).eps ** 0.4 * (1 + z.abs().max()):
+    error = (z[:, -1] - affine).abs().max()
+    if not error <= torch.finfo(w.dtype).eps ** 0.4 * (1 + z.abs().max()):
         return None
-    return mean, A.mT @ A
+    if many:
+        return {"location": mean, "variance": A[:, 0].square()}
+    return {"location": mean} | second_moments(A.mT @ A)
+
+
+def second_moments(covariance: Float[Tensor, "b d d"]) -> dict[str, Any]:
+    """The covariance (up to ``DENSE_COVARIANCE`` dimensions) and its diagonal, as fields of a Result."""
+    dense = covariance.shape[1] <= DENSE_COVARIANCE
+    return {"covariance": covariance if dense else None, "variance": covariance.diagonal(dim1=1, dim2=2)}
 
 
 def noise_per_latent(elbo: Any, w: Float[Tensor, "b p"]) -> int:
-    """The most noise coordinates that any one latent of a guide depends on: 1 mean field, dim full rank."""
+    """The most noise coordinates that any one latent of a guide depends on: 1 mean field, dim full rank.
+
+    Above ``_PROBED`` coordinates it is exact for a mean field; any other guide is taken to depend on all of
+    them.
+    """
     shift = torch.randn(w.shape, generator=generator_for(0), dtype=w.dtype).to(w.device)
     like: dict[str, Any] = {"dtype": w.dtype, "device": w.device}
-    e, moved = elbo.draw_dim, torch.zeros(1, 1, dtype=torch.int64, device=w.device)
-    for first in range(0, e, _PROBED):
-        some = torch.arange(first, min(first + _PROBED, e), device=w.device)
-        noise = torch.zeros(len(some) + 1, e, **like)
-        noise[1 + torch.arange(len(some)), some] = 1.0
-        z = elbo.unconstrained(w + 0.01 * shift, noise)
-        moved = moved + ((z[:, 1:] - z[:, :1]).abs() > torch.finfo(w.dtype).eps ** 0.5).sum(1)
-    return int(moved.max())
+    e, w = elbo.draw_dim, w + 0.01 * shift
+    origin = elbo.unconstrained(w, torch.zeros(1, e, **like))
+    least = torch.finfo(w.dtype).eps ** 0.5
+    if e <= _PROBED:
+        moved = (elbo.unconstrained(w, torch.eye(e, **like)) - origin).abs() > least
+        return int(moved.sum(1).max())
+    # Two coordinates differ in a bit of their index. A latent that depends on both therefore moves with the
+    # coordinates that have that bit, and with those that have it not.
+    index = torch.arange(e, device=w.device)
+    for bit in range((e - 1).bit_length()):
+        has_bit = (index >> bit & 1).to(w)
+        there = elbo.unconstrained(w, torch.stack((has_bit, 1 - has_bit)))
+        if ((there - origin).abs() > least).all(1).any():
+            return e
+    return 1
 
 
 def guide_draws(elbo: Any, w: Float[Tensor, "b p"], seed: int, chains: int, draws: int) -> dict[str, Any]:
-    """Draws of a fitted guide, as fields of a Result: draws, sample_stats, location and covariance.
+    """Draws of a fitted guide, as fields of a Result: draws, sample_stats, moments and guide parameters.
 
     ``sample_stats`` holds ``log_ratio``, log p - log q of each draw, for a guide that has a density. The
-    moments (unconstrained, ``[b, dim]`` and ``[b, dim, dim]``) are exact where the guide is Gaussian.
+    moments (in unconstrained space) are exact where the guide is Gaussian.
     """
-    shape = (chains * draws, elbo.draw_dim)
-    noise = torch.randn(shape, generator=generator_for(seed, 1, 1), dtype=elbo.dtype).to(elbo.device)
-    sites = elbo.sample(w, noise)
-    if elbo.model.discrete:
-        sites |= elbo.discrete(elbo.unconstrained(w, noise), generator_for(seed, _DISCRETE))
-    batched = elbo.batch is not None
-    shaped = {name: by_chain(x, chains, batched) for name, x in sites.items()}
-    told = {}
-    if elbo.draw_dim:
-        parts = [elbo.log_ratio(w, some) for some in noise.split(_RATIOS)]
-        told["log_ratio"] = by_chain(torch.cat(parts, 1), chains, batched)
-    moments = exact_moments(elbo, w)
-    if moments is None:
-        z = elbo.unconstrained(w, noise)
-        mean = z.mean(1)
-        moments = mean, (z - mean[:, None]).mT @ (z - mean[:, None]) / max(1, z.shape[1] - 1)
-    return {"draws": shaped, "sample_stats": told, "location": moments[0], "covariance": moments[1]}
+    total, batched = chains * draws, elbo.batch is not None
+    generator, discrete = generator_for(seed, 1, 1), generator_for(seed, _DISCRETE)
+    exact = exact_moments(elbo, w)
+    sampled = Moments(len(w), elbo.layout.dim, dtype=w.dtype)
+    at_once = total if exact and not elbo.draw_dim else rows_at_once(len(w) * max(elbo.draw_dim, w.shape[1]))
+    columns: dict[str, Tensor] = {}
+    for first in range(0, total, at_once):
+        rows = slice(first, min(first + at_once, total))
+        shape = (rows.stop - first, elbo.draw_dim)
+        noise = torch.randn(shape, generator=generator, dtype=elbo.dtype).to(elbo.device)
+        part = elbo.sample(w, noise)
+        if elbo.model.discrete:
+            part |= elbo.discrete(elbo.unconstrained(w, noise), discrete)
+        if elbo.draw_dim:
+            part[_RATIO] = torch.cat([elbo.log_ratio(w, few) for few in noise.split(_RATIOS)], 1)
+        if exact is None:
+            sampled.add(elbo.unconstrained(w, noise))
+        for name, x in part.items():
+            if name not in columns:
+                columns[name] = x.new_empty(len(x), total, *x.shape[2:])
+            columns[name][:, rows] = x
+    shaped = {name: by_chain(x, chains, batched) for name, x in columns.items()}
+    stats = {"log_ratio": shaped.pop(_RATIO)} if _RATIO in shaped else {}
+    moments = sampled.fields() if exact is None else exact
+    return {"draws": shaped, "sample_stats": stats, "guide_parameters": w.detach().cpu().numpy(), **moments}
 
 
 def elbo_of_draws(fitted: Mapping[str, Any]) -> dict[str, Any]:
@@ -413,12 +458,14 @@ def finish(
     throw: bool,
     stats: Mapping[str, Any] | None = None,
     location: Tensor,
-    covariance: Tensor | None,
+    covariance: Tensor | None = None,
+    variance: Tensor | None = None,
     **fields: Any,
 ) -> Result:
     """The Result of a run.
 
     Args:
+        variance: None: the diagonal of ``covariance``.
         began: ``time.monotonic()`` at its beginning.
         throw: raise instead of returning a result that did not converge.
 
@@ -434,6 +481,8 @@ def finish(
         "notes": list(getattr(objective, "notes", ())),
     }
     told |= stats or {}
+    if variance is None and covariance is not None:
+        variance = covariance.diagonal(dim1=1, dim2=2)
     if throw and not status.ok:
         raise InferenceError(f"{method} on {problem.name}: {status.value}; {told}")
     return Result(
@@ -446,6 +495,7 @@ def finish(
         stats=told,
         location=location.detach().cpu().numpy(),
         covariance=None if covariance is None else covariance.detach().cpu().numpy(),
+        variance=None if variance is None else variance.detach().cpu().numpy(),
         dims=dict(problem.dims),
         coords=dict(problem.coords),
         **fields,

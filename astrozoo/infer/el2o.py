@@ -28,7 +28,7 @@ from astrozoo.infer._common import (
     start_points,
 )
 from astrozoo.infer._maximise import maximise
-from astrozoo.types import Problem, Result, Status
+from astrozoo.types import DENSE_COVARIANCE, Problem, Result, Status
 
 __all__ = ["Gaussian", "el2o", "match"]
 
@@ -231,6 +231,10 @@ def el2o(
     if family is None:
         raise InputError("guide", getattr(guide, "__name__", repr(guide)), "'full_rank' or 'mean_field'")
     target = log_density(problem, compile=compile)
+    if target.dim > DENSE_COVARIANCE:
+        raise InputError(
+            "problem", f"{target.dim} latents", f"at most {DENSE_COVARIANCE}: el2o matches dense Hessians"
+        )
     rows, diagonal = problem.batch or 1, family == "mean_field"
     pairs = max(8, target.dim) if particles is None else (particles + 1) // 2
     if diagonal and pairs < target.dim:

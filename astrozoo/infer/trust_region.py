@@ -24,6 +24,7 @@ from astrozoo.infer._common import (
     noise_per_latent,
     normal_draws,
     progress_bar,
+    second_moments,
     variational_start,
 )
 from astrozoo.infer._fresh_draws import on_fresh_draws
@@ -31,7 +32,7 @@ from astrozoo.infer._linear_response import Response
 from astrozoo.infer._maximise import SPENT, Solution, TrustRegionState, maximise
 from astrozoo.infer._mode_start import mode_start
 from astrozoo.infer._sampled import part_size
-from astrozoo.types import Problem, Result
+from astrozoo.types import DENSE_COVARIANCE, Problem, Result
 
 __all__ = ["Solution", "TrustRegionState", "maximise", "trust_region"]
 
@@ -117,6 +118,12 @@ def trust_region(
     fixed = mode == "fixed" or target.noise_dim == 0
     if covariance not in ("guide", "linear_response"):
         raise InputError("covariance", repr(covariance), "'guide' or 'linear_response'")
+    if covariance == "linear_response" and target.layout.dim > DENSE_COVARIANCE:
+        raise InputError(
+            "covariance",
+            f"'linear_response' for {target.layout.dim} latents",
+            f"at most {DENSE_COVARIANCE} latents, or covariance='guide'",
+        )
     if covariance == "linear_response" and not fixed:
         raise InputError("covariance", "'linear_response' in stochastic mode", "it with mode='fixed'")
     maximised = "objective" if target.noise_dim == 0 else f"elbo_{'fixed' if fixed else 'fresh'}_draws"
@@ -199,7 +206,7 @@ def trust_region(
     fitted = guide_draws(target, found.w, seed, chains, draws)
     stats: dict[str, Any] = {"iterations": found.iterations} | elbo_of_draws(fitted)
     stats |= {maximised: found.value.tolist()} if maximised != "elbo_fresh_draws" else {}
-    stats |= {"parameters": found.w.tolist(), "particles": used, "mode": mode}
+    stats |= {"particles": used, "mode": mode}
     if fresh is not None:
         stats["error of means by choice of draws [sd]"] = fresh.mean_error.tolist()
         stats["relative error of sds by choice of draws"] = fresh.width_error.tolist()
@@ -246,4 +253,4 @@ def _corrected(
         )
     density = log_density(problem, compile=compile)
     drawn, _ = normal_draws(density, mean, root, generator_for(seed, 1, 1), seed, chains, draws)
-    return drawn | {"covariance": covariance}
+    return drawn | second_moments(covariance)

@@ -74,7 +74,7 @@ def accuracy(seeds: int, names: str = "") -> Iterator[Row]:
             target = elbo(reference.problem, mean_field)
             options: Row = {"seed": seed, "draws": 4000, "progress": False, "mode": "fixed"}
             fitted = astrozoo.infer(reference.problem, **options)
-            w = torch.as_tensor(fitted.stats["parameters"], dtype=target.dtype)
+            w = torch.as_tensor(fitted.guide_parameters, dtype=target.dtype)
             used = fitted.stats["particles"]
             noise = noise_for(seed, 0, draws=used, like=target, matched=True)
             response = Response(target, w, target.value_grad_hessian(w, noise)[2], noise)

@@ -139,7 +139,7 @@ def _elbo_of(problem, factory, parameters, draws=4000):
 def _fitted(problem, factory, seed=1):
     options = {"budget": 400, "learning_rate": 0.05, "progress": False, "compile": "never"}
     result = infer(problem, method="svi", guide=factory, seed=seed, **options)
-    return _elbo_of(problem, factory, result.stats["parameters"])
+    return _elbo_of(problem, factory, result.guide_parameters)
 
 
 @pytest.mark.parametrize("name", FLOWS)
@@ -155,9 +155,9 @@ def test_trust_region_with_fixed_noise_fits_a_banana():
     options = {"mode": "fixed", "seed": 2, "progress": False, "compile": "never"}
     small = partial(auto.iaf, transforms=1, hidden=6)
     result = infer(problem, method="trust_region", guide=small, particles=200, budget=40, **options)
-    value, error = _elbo_of(problem, small, result.stats["parameters"])
+    value, error = _elbo_of(problem, small, result.guide_parameters)
     normal = infer(problem, method="trust_region", guide="full_rank", particles=200, **options)
-    best, best_error = _elbo_of(problem, auto.full_rank, normal.stats["parameters"])
+    best, best_error = _elbo_of(problem, auto.full_rank, normal.guide_parameters)
     assert value - best > 5 * math.hypot(error, best_error)
     with pytest.raises(InputError, match="fixed draws"):
         infer(problem, method="trust_region", guide=small, particles=2, **options)
