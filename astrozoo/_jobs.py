@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from astrozoo._console import print_rows
 from astrozoo._files import write_json
 from astrozoo._predictive import predictive
 from astrozoo.diagnostics.metrics import compare as comparison_rows
@@ -19,39 +20,67 @@ from astrozoo.diagnostics.metrics import diagnose, z_scores
 from astrozoo.diagnostics.report import comparison_report, render, report, write_comparison, write_rows
 from astrozoo.diagnostics.runs import runs
 from astrozoo.diagnostics.sbc import RANKED, calibration, in_batches, ranks_of, sbc_figure
+from astrozoo.entry import Entry, resolve
 from astrozoo.errors import AstrozooError, CaptureError, InputError
 from astrozoo.infer import infer
 from astrozoo.infer._common import progress_bar
-from astrozoo.registry import Entry
 from astrozoo.types import Outcome, Page, Problem, Result, load, stack
 
-__all__ = ["CHECKPOINT", "compare", "sbc", "write"]
+__all__ = ["CHECKPOINT", "compare", "fit", "run", "sbc", "write"]
 
 CHECKPOINT = "checkpoint"
-"""Folder below that of the results where a job may keep work in progress; gone once all is written."""
-_HELD = 20_000_000
-"""Data times draws up to which log likelihoods and replicated data are computed."""
+"""Folder, below that of the results, for work in progress. It is removed when all results are written."""
+_MAX_REPLICATED = 20_000_000
+"""Largest number of data times draws for which log likelihoods and replicated data are computed.
+
+They are kept in memory: 20 million doubles are 160 MB, and three such arrays fit in any laptop."""
 
 
-def problem_of(entry: Entry, path: Path | None, seed: int, device: str) -> tuple[Problem, dict[str, Any]]:
-    """The problem on its device, and the truth where it was simulated."""
-    if path is None:
-        print(f"no --data: simulating {entry.name} with seed {seed}")
-        data, truth = entry.simulate(seed)
-    else:
-        data, truth = entry.read(path), {}
-    return entry.problem(data).to(device=device), truth
+def run(entry: Entry, **settings: Any) -> Outcome:
+    """Do what ``astrozoo run`` does for an entry: its own job, or :func:`fit`."""
+    job = entry.job("run")
+    return resolve(job.function)(**settings) if job.function else fit(entry, **settings)
+
+
+class _Case(NamedTuple):
+    """A problem, the truth if the data are simulated, and one line on where the data come from."""
+
+    problem: Problem
+    truth: dict[str, Any]
+    origin: str
+
+
+def _case(entry: Entry, path: Path | None, seed: int, device: str, options: Mapping[str, Any]) -> _Case:
+    """The problem of the data at a path or, without one, of the entry's demonstration.
+
+    Raises:
+        InputError: options on how to read data, and no data.
+    """
+    reading, settings = entry.split(options)
+    if path is not None:
+        data = entry.read(path, **reading)
+        return _Case(entry.problem(data, **settings).to(device=device), {}, str(path))
+    for option in entry.reading:
+        if option.name in reading:
+            raise InputError(option.flag, reading[option.name], f"{option.flag} with --data only")
+    print(f"demonstration: simulating {entry.name} with seed {seed}")
+    settings = {**entry.demo, **settings}
+    data, truth = entry.simulate(seed, **settings)
+    origin = f"simulated by the model itself, seed {seed}"
+    return _Case(entry.problem(data, **settings).to(device=device), truth, origin)
 
 
 def with_data(problem: Problem, result: Result) -> Result:
-    """With log likelihoods and replicated data, where these can be had and are not too many to hold.
+    """The result with log likelihoods and replicated data.
 
-    Why they are missing is told in the result's notes: a fit is not given up for want of them.
+    If these cannot be computed, or need too much memory, the result is returned without them, and its notes
+    say why: they are no reason to lose a fit.
     """
     elements = sum(t.numel() for t in problem.tensors)
     draws = max((x.shape[0] * x.shape[1] for x in result.draws.values()), default=0)
-    if elements * min(draws, 1000) > _HELD:
-        note = f"no replicated data: {elements} data times {min(draws, 1000)} draws are more than {_HELD}"
+    if elements * min(draws, 1000) > _MAX_REPLICATED:
+        size = f"{elements} data times {min(draws, 1000)} draws"
+        note = f"no replicated data: {size} are more than {_MAX_REPLICATED}"
     else:
         try:
             return predictive(problem, result)
@@ -60,13 +89,31 @@ def with_data(problem: Problem, result: Result) -> Result:
     return replace(result, stats={**result.stats, "notes": [*result.stats.get("notes", ()), note]})
 
 
-def plain(entry: Entry, path: Path | None, *, method: str, guide: str, seed: int, device: str) -> Outcome:
-    """Read or simulate, infer; with the distance from the truth where that is known."""
-    problem, truth = problem_of(entry, path, seed, device)
-    result = with_data(problem, infer(problem, method, guide, seed=seed, **entry.options.get(method, {})))
-    scores = z_scores(result, truth) if truth else {}
-    rows = [{"site": name, "largest |mean - truth| / SD": np.abs(z).max()} for name, z in scores.items()]
-    return Outcome(result, pages=[Page("Simulated truth", [rows])] if rows else [])
+def fit(
+    entry: Entry,
+    *,
+    out: Path,
+    path: Path | None,
+    demo: bool,
+    method: str,
+    guide: str,
+    seed: int,
+    device: str,
+    **options: Any,
+) -> Outcome:
+    """Read data and infer, for any model; without a path, fit the demonstration, simulated by the model.
+
+    The report of simulated data has the distance of the posterior from the truth.
+    """
+    case = _case(entry, path, seed, device, options)
+    settings = entry.options.get(method, {})
+    result = with_data(case.problem, infer(case.problem, method, guide, seed=seed, **settings))
+    pages = []
+    if case.truth:
+        scores = z_scores(result, case.truth)
+        rows = [{"site": name, "largest |mean - truth| / SD": np.abs(z).max()} for name, z in scores.items()]
+        pages.append(Page("Simulated truth", [f"The data are {case.origin}.", rows]))
+    return Outcome(result, pages, {"data": case.origin})
 
 
 def compare(
@@ -80,23 +127,25 @@ def compare(
     device: str,
     seeds: int = 1,
     reference: Path | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Result], dict[str, str]]:
     """Fit one problem with several methods; write tables, report.html and RUN.nc of each run.
 
     ``runs.csv`` and ``runs.parquet`` have a row per run, ``comparison.csv`` and ``.parquet`` one per run and
-    parameter. A run is called as its method; with several seeds, ``METHOD-SEED``.
+    parameter. The name of a run is its method; with several seeds, ``METHOD-SEED``.
 
     Args:
-        seed, seeds: the first seed, and how many.
-        reference: a saved result of the same problem to grade all runs against; it comes first.
+        seed, seeds: the first seed, and the number of seeds.
+        reference: a saved result of the same problem to grade all runs against. It is the first row.
+        options: values of the entry's own options.
 
     Returns:
-        The results by run, and what those said that failed.
+        The results by run, and the error messages of the runs that failed.
 
     Raises:
         InputError: the reference is of another problem.
     """
-    problem, truth = problem_of(entry, path, seed, device)
+    problem, truth, _ = _case(entry, path, seed, device, options or {})
     results: dict[str, Result] = {}
     if reference is not None:
         results["reference"] = load(reference)
@@ -108,7 +157,7 @@ def compare(
         try:
             result = infer(problem, name, guide, seed=at, **entry.options.get(name, {}))
             results[label] = with_data(problem, result)
-        except (AstrozooError, ArithmeticError, RuntimeError) as error:  # told by the exit code
+        except (AstrozooError, ArithmeticError, RuntimeError) as error:  # the exit code says so
             failures[label] = f"{type(error).__name__}: {error}"
             print(f"{label}: failed")
             continue
@@ -136,15 +185,17 @@ def sbc(
     batch: int,
     seed: int,
     device: str,
+    options: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Simulation-based calibration: simulate, fit, and rank the truth among draws, again and again.
+    """Simulation-based calibration: simulate data, fit them, rank the truth among the draws, many times.
 
-    Writes ``calibration.csv``, ``ranks.csv`` and ``report.html``. Each batch's ranks are kept in the
-    folder ``simulations``: the same command goes on from there. A fit that fails or does not converge counts:
-    leaving it out would flatter the method; its number is told.
+    Writes ``calibration.csv``, ``ranks.csv`` and ``report.html``. The ranks of each batch are saved in the
+    folder ``simulations``, from which the same command continues. Fits that did not converge are counted and
+    are not left out, which would flatter the method.
 
     Args:
-        batch: simulations that are fitted at once.
+        batch: number of simulations that are fitted at once.
+        options: values of the entry's own options.
 
     Returns:
         the rows of :func:`astrozoo.diagnostics.sbc.calibration`.
@@ -155,28 +206,29 @@ def sbc(
     """
     if simulations < 20:
         raise InputError("--simulations", simulations, "20 or more")
-    kept = out / "simulations"
-    kept.mkdir(exist_ok=True)
+    folder = out / "simulations"
+    folder.mkdir(exist_ok=True)
     rows: list[dict[str, Any]] = []
     with progress_bar("simulations", simulations, True) as report:
-        asked = {"entry": entry.name, "method": method, "guide": guide, "draws": RANKED}
-        fit = partial(_simulations, entry, method=method, guide=guide, device=device)
-        for held in in_batches(kept, range(seed, seed + simulations), batch, asked, fit):
-            rows += held["simulations"]
+        _, model = entry.split(options or {})
+        key = {"entry": entry.name, "method": method, "guide": guide, "draws": RANKED, **model}
+        fit = partial(_simulations, entry, method=method, guide=guide, device=device, options=model)
+        for part in in_batches(folder, range(seed, seed + simulations), batch, key, fit):
+            rows += part["simulations"]
             report(len(rows), f"{sum(row['status'] == 'converged' for row in rows)} converged")
     labels = list(rows[0]["ranks"])
-    found = np.asarray([[row["ranks"][label] for label in labels] for row in rows])
-    table = calibration(labels, found, RANKED)
+    ranks = np.asarray([[row["ranks"][label] for label in labels] for row in rows])
+    table = calibration(labels, ranks, RANKED)
     write_rows(table, out / "calibration.csv")
     write_rows([row["ranks"] for row in rows], out / "ranks.csv")
     statuses = [row["status"] for row in rows]
     ended = [{"status": name, "simulations": statuses.count(name)} for name in sorted(set(statuses))]
     worst = sorted(range(len(table)), key=lambda i: table[i]["p (ecdf)"])[:12]
-    figure = sbc_figure([labels[i] for i in worst], found[:, worst], RANKED)
-    caption = "Ranks of the truth, and their ECDF less that of uniform ones; grey: where 95% of calibrated "
-    caption += "runs lie. The parameters with the smallest p-values."
-    said = f"By chance alone the smallest of {len(table)} p-values is about {1 / (len(table) + 1):.2g}."
-    pages = [Page("Runs", [ended]), Page("Calibration", [table, said, (figure, caption)])]
+    figure = sbc_figure([labels[i] for i in worst], ranks[:, worst], RANKED)
+    caption = "Ranks of the truth, and their ECDF minus that of uniform ranks, for the parameters with the "
+    caption += "smallest p-values. 95% of calibrated runs lie in the grey band."
+    by_chance = f"By chance alone the smallest of {len(table)} p-values is about {1 / (len(table) + 1):.2g}."
+    pages = [Page("Runs", [ended]), Page("Calibration", [table, by_chance, (figure, caption)])]
     smallest = min(row["p (ecdf)"] for row in table)
     passed = smallest * len(table) > 0.05
     banner = {"kind": "good" if passed else "bad", "head": "Calibrated." if passed else "Not calibrated."}
@@ -187,14 +239,13 @@ def sbc(
 
 
 def _simulations(
-    entry: Entry, seeds: Sequence[int], *, method: str, guide: str, device: str
+    entry: Entry, seeds: Sequence[int], *, method: str, guide: str, device: str, options: Mapping[str, Any]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Simulate and fit, all at once; of each how it ended, and the ranks of its truth."""
-    data, truths = zip(*(entry.simulate(seed) for seed in seeds), strict=True)
-    problem = stack([entry.problem(one) for one in data]).to(device=device)
-    result = infer(
-        problem, method, guide, seed=seeds[0], **{"progress": False, **entry.options.get(method, {})}
-    )
+    """Simulate a batch and fit it at once. A row for each simulation has its status and the truth's ranks."""
+    data, truths = zip(*(entry.simulate(seed, **options) for seed in seeds), strict=True)
+    problem = stack([entry.problem(part, **options) for part in data]).to(device=device)
+    settings = {"progress": False, **entry.options.get(method, {})}
+    result = infer(problem, method, guide, seed=seeds[0], **settings)
     fits = zip(seeds, truths, (result.take(i) for i in range(len(seeds))), strict=True)
     rows = [
         {"seed": seed, "status": fit.status.value, "ranks": ranks_of(fit, truth, seed)}
@@ -204,7 +255,7 @@ def _simulations(
 
 
 def write(outcome: Outcome, out: Path) -> None:
-    """Write posterior.nc, report.html and summary.json; then the work in progress can go.
+    """Write posterior.nc, report.html and summary.json; then remove the work in progress.
 
     Raises:
         OutputError: a file cannot be written; the work in progress stays.
@@ -216,13 +267,13 @@ def write(outcome: Outcome, out: Path) -> None:
     summary = dict(outcome.summary)
     if "seconds" in summary:
         summary["seconds"] = {**summary["seconds"], "report": round(time.perf_counter() - started, 1)}
-    kept = ("run_seconds", "compile_seconds", "iterations", "counts", "notes")
-    told = {name: getattr(result, name) for name in ("model", "method", "guide", "seed", "digest")}
-    told |= {"status": result.status.value, **{k: v for k, v in result.stats.items() if k in kept}}
+    costs = ("run_seconds", "compile_seconds", "iterations", "counts", "notes")
+    record = {name: getattr(result, name) for name in ("model", "method", "guide", "seed", "digest")}
+    record |= {"status": result.status.value, **{k: v for k, v in result.stats.items() if k in costs}}
     if result.statuses:
-        told["statuses"] = {s.value: result.statuses.count(s) for s in sorted(set(result.statuses))}
-    told |= {"diagnostics": diagnose(result), **summary, "environment": result.environment}
-    write_json(told, out / "summary.json")
+        record["statuses"] = {s.value: result.statuses.count(s) for s in sorted(set(result.statuses))}
+    record |= {"diagnostics": diagnose(result), **summary, "environment": result.environment}
+    write_json(record, out / "summary.json")
     shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
     files = {
         **outcome.files,
@@ -230,14 +281,7 @@ def write(outcome: Outcome, out: Path) -> None:
         "summary.json": "status, cost and diagnostics",
         "report.html": "report",
     }
-    _table({"status": result.status.value, **summary})
-    _table({str(out / name): what for name, what in files.items()})
-
-
-def _table(rows: Mapping[str, Any]) -> None:
-    wide = max(map(len, rows))
     print()
-    for name, value in rows.items():
-        if isinstance(value, Mapping):
-            value = ", ".join(f"{k} {v}" for k, v in value.items())
-        print(f"{name:<{wide}}  {value}")
+    print_rows({"status": result.status.value, **summary})
+    print()
+    print_rows({str(out / name): what for name, what in files.items()})

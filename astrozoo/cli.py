@@ -1,4 +1,4 @@
-"""The ``astrozoo`` command: a thin layer over the library. What is heavy is imported inside each command.
+"""The ``astrozoo`` command: a thin layer over the library. Each command imports what it needs when it runs.
 
 Exit codes: 0 done; 1 something unexpected, or a method of ``compare`` failed; 2 bad input or usage; 3 data
 missing or unreadable; 4 output cannot be written; 5 not converged, with ``--strict``; 130 interrupted.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import inspect
 import sys
 import tempfile
 import traceback
@@ -17,11 +16,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 import astrozoo
 from astrozoo import registry
+from astrozoo._console import print_rows, print_table, say
+from astrozoo._model_command import ModelCommand, own_options
 from astrozoo.errors import (
     AstrozooError,
     CaptureError,
@@ -49,22 +48,23 @@ app = typer.Typer(
 data_app = typer.Typer(help="Survey data that models read.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-_BOX = "Fit this part of a field only: first and last + 1, as in 300:556,1400:1656."
-_CATALOG = "Table with ra and dec [deg] of the sources to fit, in place of detection."
-_REFERENCE = "A saved result of the same problem, say of a long run, to grade all methods against."
-_PICTURES = "How many of the brightest sources are shown one by one."
-_SWEEPS = "Passes over a field's sources, at most (20): crowded fields end by it."
+_REFERENCE = "A saved result of the same problem, such as that of a long run, to grade all methods against."
 _Model = Annotated[str, typer.Argument(help="A name that `astrozoo list` shows.")]
-_Out = Annotated[Path, typer.Option("--out", help="Folder for the results; made if need be.")]
-_Data = Annotated[Path | None, typer.Option("--data", help="Files to fit. Without: simulated ones.")]
-_Guide = Annotated[str | None, typer.Option("--guide", help="Of the variational methods.")]
-_Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the simulation and the inference.")]
+_Out = Annotated[Path, typer.Option("--out", help="Folder for the results. It is made if it does not exist.")]
+_Data = Annotated[
+    Path | None, typer.Option("--data", help="Files to fit. Without them, the demonstration is run.")
+]
+_Method = Annotated[
+    str | None, typer.Option("--method", help="Inference method. `astrozoo show MODEL` lists them.")
+]
+_Guide = Annotated[str | None, typer.Option("--guide", help="Guide of the variational methods.")]
+_Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the simulation and the inference.")]
 _Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 ...")]
-_Strict = Annotated[bool, typer.Option("--strict", help="Exit with 5 unless the run converged.")]
+_Strict = Annotated[bool, typer.Option("--strict", help="Exit with 5 if the run does not converge.")]
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"astrozoo {astrozoo.__version__}")
         raise typer.Exit
 
@@ -83,36 +83,41 @@ def _options(
 @app.command("list", epilog="Example: [bold]astrozoo list[/]")
 def list_models() -> None:
     """List the models of the zoo."""
-    table = _table("name", "summary", "methods")
+    rows = []
     for entry in registry.list_models():
-        table.add_row(entry.name, entry.summary, ", ".join(entry.methods))
-    Console().print(table)
+        job = entry.job("run")
+        rows.append((entry.name, entry.summary, job.method or ", ".join(entry.methods)))
+    print_table(rows, ("name", "summary", "methods of run"))
 
 
 @app.command(epilog="Example: [bold]astrozoo show celeste[/]")
 def show(model: _Model) -> None:
-    """Show what a model is, what it can be fitted with, and its units."""
+    """Show what a model is, what its commands take, and its units."""
     entry = registry.get(model)
-    table = _table("", "")
-    table.show_header = False
+    job = entry.job("run")
     rows = {
         "name": entry.name,
         "summary": entry.summary,
         "citation": entry.citation,
         "keywords": ", ".join(entry.keywords),
         "dimensions": entry.dimensions,
-        "guides": ", ".join(entry.guides) + f" (default {entry.default_guide})",
         "data sets": ", ".join(entry.data_sets),
         "code": entry.model,
     }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    for name in entry.methods:
-        default = " (default)" if name == entry.default_method else ""
-        table.add_row(f"method {name}", registry.METHODS[name] + default)
-    for site, unit in entry.units.items():
-        table.add_row(f"site {site}", unit)
-    Console().print(table)
+    methods = ", ".join(entry.methods)
+    guides = ", ".join(entry.guides)
+    if job.method:
+        rows[f"run: method {job.method}"] = f"{job.summary} (the only one)"
+    if "method" in job.takes:
+        for name in entry.methods:
+            default = " (default)" if name == entry.default_method else ""
+            rows[f"run --method {name}"] = registry.METHODS[name] + default
+    if "guide" in job.takes:
+        rows["run --guide"] = f"{guides} (default {entry.default_guide})"
+    for option in job.options:
+        rows[f"run {option.flag} {option.metavar}"] = option.help
+    rows["compare, sbc, astrozoo.infer"] = f"methods {methods}; guides {guides}"
+    print_rows(rows | {f"site {site}": unit for site, unit in entry.units.items()})
 
 
 @data_app.command("list", epilog="Example: [bold]astrozoo data list[/]")
@@ -120,10 +125,7 @@ def data_list() -> None:
     """List the data sets that can be fetched."""
     from astrozoo.data.fetch import datasets
 
-    table = _table("name", "summary")
-    for name, summary in datasets().items():
-        table.add_row(name, summary)
-    Console().print(table)
+    print_table(datasets().items(), ("name", "summary"))
 
 
 @data_app.command("fetch", epilog="Example: [bold]astrozoo data fetch sdss-2583-2-136[/]")
@@ -135,68 +137,59 @@ def data_fetch(name: Annotated[str, typer.Argument(help="A name that `astrozoo d
 
 
 @app.command(
+    cls=ModelCommand,
     epilog="Examples: [bold]astrozoo run celeste --demo --out demo[/]; "
-    "[bold]astrozoo run celeste --data FOLDER --box 300:556,1400:1656 --out results[/]"
+    "[bold]astrozoo run strong_lens --data FOLDER --out results[/]",
 )
 def run(
+    context: typer.Context,
     model: _Model,
     out: _Out,
     data: _Data = None,
-    method: Annotated[str | None, typer.Option("--method", help="See `astrozoo show MODEL`.")] = None,
+    method: _Method = None,
     guide: _Guide = None,
     seed: _Seed = 0,
     device: _Device = "cpu",
-    demo: Annotated[bool, typer.Option("--demo", help="The model's own small demonstration.")] = False,
+    demo: Annotated[bool, typer.Option("--demo", help="Fit the model's small demonstration.")] = False,
     strict: _Strict = False,
-    box: Annotated[str | None, typer.Option("--box", metavar="ROWS,COLS", help=_BOX)] = None,
-    catalog: Annotated[Path | None, typer.Option("--catalog", metavar="FILE", help=_CATALOG)] = None,
-    pictures: Annotated[int | None, typer.Option("--pictures", metavar="N", min=0, help=_PICTURES)] = None,
-    sweeps: Annotated[int | None, typer.Option("--sweeps", metavar="N", min=1, help=_SWEEPS)] = None,
 ) -> None:
     """Fit a model, and write posterior.nc, report.html and summary.json."""
     entry = registry.get(model)
-    method, guide = _method(entry, method), _guide(entry, guide)
+    job = entry.job("run")
+    common = {"method": _method(entry, method), "guide": _guide(entry, guide), "device": device}
     if demo and data is not None:
         raise InputError("--demo", "--data too", "one of them")
-    given = {"box": box, "catalog": catalog, "pictures": pictures, "sweeps": sweeps}
-    extra = {name: value for name, value in given.items() if value is not None}
-    job = registry.resolve(entry.job) if entry.job else None
-    taken = inspect.signature(job).parameters if job else {}
-    for name, value in extra.items():
-        if name not in taken:
-            raise InputError(f"--{name}", value, f"none: {entry.name} does not take it")
     _check_data(data)
-    _check_data(catalog, "--catalog")
     _check_out(out)
-    _check_device(device)
+    if "device" in job.takes:
+        _check_device(device)
     from astrozoo import _jobs
 
-    told: dict[str, Any] = {"method": method, "guide": guide, "seed": seed, "device": device}
+    settings = {name: common[name] for name in job.takes} | own_options(context)
     try:
         with _alone(out):
-            outcome = (
-                job(out=out, path=data, demo=demo, **told, **extra)
-                if job
-                else _jobs.plain(entry, data, **told)
-            )
+            outcome = _jobs.run(entry, out=out, path=data, demo=demo, seed=seed, **settings)
             _jobs.write(outcome, out)
     except KeyboardInterrupt:
         if any((out / _jobs.CHECKPOINT).glob("*")):
-            _say(f"the work so far is kept in {out / _jobs.CHECKPOINT}: the same command goes on from it")
+            say(f"the work so far is kept in {out / _jobs.CHECKPOINT}: the same command continues it")
         raise
     if strict and not outcome.result.status.ok:
         raise typer.Exit(5)
 
 
-@app.command(epilog="Example: [bold]astrozoo compare celeste --methods svi,hmc --out compared[/]")
+@app.command(
+    cls=ModelCommand, epilog="Example: [bold]astrozoo compare celeste --methods svi,hmc --out compared[/]"
+)
 def compare(
+    context: typer.Context,
     model: _Model,
-    methods: Annotated[str, typer.Option("--methods", help="Names, with commas between.")],
+    methods: Annotated[str, typer.Option("--methods", help="Names, separated by commas.")],
     out: _Out,
     data: _Data = None,
     guide: _Guide = None,
     seed: _Seed = 0,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many, from --seed on.")] = 1,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of seeds, from --seed on.")] = 1,
     reference: Annotated[
         Path | None, typer.Option("--reference", metavar="RESULT.nc", help=_REFERENCE)
     ] = None,
@@ -211,26 +204,32 @@ def compare(
     _check_data(reference, "--reference")
     _check_out(out)
     _check_device(device)
-    from astrozoo._jobs import compare as job
+    from astrozoo import _jobs
 
-    told: dict[str, Any] = {"guide": guide, "seed": seed, "seeds": seeds, "device": device}
+    settings: dict[str, Any] = {"guide": guide, "seed": seed, "seeds": seeds, "device": device}
     with _alone(out):
-        results, failures = job(entry, names, data, out, reference=reference, **told)
-    for name, said in failures.items():
-        _say(f"{name} failed: {said}")
+        results, failures = _jobs.compare(
+            entry, names, data, out, reference=reference, options=own_options(context), **settings
+        )
+    for name, message in failures.items():
+        say(f"{name} failed: {message}")
     if failures:
         raise typer.Exit(1)
     if strict and not all(result.status.ok for result in results.values()):
         raise typer.Exit(5)
 
 
-@app.command(epilog="Example: [bold]astrozoo sbc celeste --method laplace --simulations 100 --out sbc[/]")
+@app.command(
+    cls=ModelCommand,
+    epilog="Example: [bold]astrozoo sbc celeste --method laplace --simulations 100 --out sbc[/]",
+)
 def sbc(
+    context: typer.Context,
     model: _Model,
     out: _Out,
-    simulations: Annotated[int, typer.Option("--simulations", min=20, help="How many data sets.")] = 100,
+    simulations: Annotated[int, typer.Option("--simulations", min=20, help="Number of data sets.")] = 100,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Data sets that are fitted at once.")] = 20,
-    method: Annotated[str | None, typer.Option("--method", help="See `astrozoo show MODEL`.")] = None,
+    method: _Method = None,
     guide: _Guide = None,
     seed: _Seed = 0,
     device: _Device = "cpu",
@@ -240,11 +239,11 @@ def sbc(
     method, guide = _method(entry, method), _guide(entry, guide)
     _check_out(out)
     _check_device(device)
-    from astrozoo._jobs import sbc as job
+    from astrozoo import _jobs
 
-    told: dict[str, Any] = {"method": method, "guide": guide, "seed": seed, "device": device}
+    settings: dict[str, Any] = {"method": method, "guide": guide, "seed": seed, "device": device}
     with _alone(out):
-        job(entry, out, simulations=simulations, batch=batch, **told)
+        _jobs.sbc(entry, out, simulations=simulations, batch=batch, options=own_options(context), **settings)
 
 
 @app.command("report", epilog="Example: [bold]astrozoo report results/posterior.nc --out report.html[/]")
@@ -258,13 +257,6 @@ def report_command(
 
     _check_out(out.parent)
     typer.echo(f"written to {report(load(result), out)}")
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for i, name in enumerate(columns):
-        table.add_column(name, no_wrap=i == 0)
-    return table
 
 
 def _method(entry: registry.Entry, name: str | None) -> str:
@@ -289,7 +281,7 @@ def _check_data(path: Path | None, option: str = "--data") -> None:
 
 
 def _check_out(folder: Path) -> None:
-    """Made and written to before any work, so that no work is lost."""
+    """Make the folder and write to it before any work, so that no work is lost."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -300,7 +292,7 @@ def _check_out(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Let no second run write into the same folder, nor go on from the same checkpoint."""
+    """Lock the folder: a second run must not write into it, nor continue the same checkpoint."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / ".lock", timeout=0)
@@ -308,12 +300,12 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise OutputError(
-            f"another run is writing into {folder}: wait for it, or take another --out"
+            f"another run is writing into {folder}: wait for it, or give another --out"
         ) from error
     try:
         yield
     finally:
-        with contextlib.suppress(PermissionError):  # Windows keeps a file that is open
+        with contextlib.suppress(PermissionError):  # Windows does not remove a file that is open
             Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
@@ -324,12 +316,10 @@ def _check_device(name: str) -> None:
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        said = str(error).splitlines()[0]
-        raise InputError("--device", f"{name!r} ({said})", "a device of this machine, such as cpu") from error
-
-
-def _say(text: str) -> None:
-    print(f"astrozoo: {' '.join(text.split())}", file=sys.stderr)
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            "--device", f"{name!r} ({reason})", "a device of this machine, such as cpu"
+        ) from error
 
 
 def _exit_code(error: BaseException) -> int:
@@ -354,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = app(words, prog_name="astrozoo", standalone_mode=False) or 0
         if code == 130:  # the parser has caught Ctrl-C
             raise KeyboardInterrupt
-    except BrokenPipeError:  # the reader, such as `head`, has had enough
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         with contextlib.suppress(OSError):
             sys.stdout.close()
         code = 0
@@ -365,8 +355,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if debug:
             traceback.print_exc()
         code = _exit_code(error)
-        told = "interrupted" if code == 130 else str(error)
+        message = "interrupted" if code == 130 else str(error)
         if code == 1 and not isinstance(error, AstrozooError):
-            told = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
-        _say(told)
+            message = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
+        say(message)
     sys.exit(code)

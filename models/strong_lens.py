@@ -256,13 +256,16 @@ def problem(
     )
 
 
-def read(path: str | Path) -> LensImage:
+def read(path: str | Path, *, band: str = "VIS") -> LensImage:
     """A lens from a file or folder; see :func:`astrozoo.data.lenses.read`.
+
+    Args:
+        band: of a Euclid lens.
 
     Raises:
         DataError: there is nothing there, or no lens.
     """
-    return read_lens(path)
+    return read_lens(path, band=band)
 
 
 def simulate(

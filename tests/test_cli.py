@@ -5,6 +5,7 @@ import json
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet
@@ -39,7 +40,11 @@ def read(path):
 def problem(data):
     return Problem(Line(), data, name="line", data_plates=("data",))
 
-def job(*, out, path, demo, method, guide, seed, device, box="all"):
+def check_box(text):
+    if "," not in text:
+        raise DataError("box", text, "rows,columns")
+
+def job(*, out, path, demo, method, guide, seed, device, box):
     from astrozoo.infer import infer
     (out / "checkpoint").mkdir()
     (out / "extra.txt").write_text(f"{path} {demo} {device} {box}")
@@ -83,8 +88,9 @@ def _register(monkeypatch, entry):
 
 
 def _with_job(monkeypatch, entry, name):
-    fields = {f: getattr(entry, f) for f in entry.__dataclass_fields__} | {"job": f"line_model:{name}"}
-    return _register(monkeypatch, registry.Entry(**fields))
+    box = registry.Option("box", "A part.", metavar="ROWS,COLS", default="all", check="line_model:check_box")
+    job = registry.Job(f"line_model:{name}", options=(box,))
+    return _register(monkeypatch, replace(entry, jobs={"run": job}))
 
 
 def call(*words) -> int:
@@ -125,12 +131,75 @@ def test_an_entry_may_bring_its_own_job(line, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "checkpoint").exists()
 
 
-def test_a_job_takes_the_options_that_it_names_and_no_others(line, tmp_path, monkeypatch, capsys):
-    assert call("run", "line", "--box", "0:3,0:3", "--out", tmp_path / "o") == 2
-    assert "--box: got 0:3,0:3, expected none: line does not take it" in capsys.readouterr().err
+@pytest.mark.parametrize("words", [("line", "--box", "3"), ("--box", "3", "line")])
+def test_options_of_a_job_are_checked_before_any_work(line, tmp_path, monkeypatch, capsys, words):
     _with_job(monkeypatch, line, "job")
-    assert call("run", "line", "--pictures", 3, "--out", tmp_path / "o") == 2
+    assert call("run", *words, "--out", tmp_path / "o") == 3
+    assert "box: got 3, expected rows,columns" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("strong_lens", "--box", "0:3,0:3"),
+            "expected nothing: it is an option of celeste. strong_lens has --band, --setting",
+        ),
+        (
+            ("--subhalos", "1", "celeste", "--demo"),
+            "an option of strong_lens. celeste has --box, --catalog",
+        ),
+        (("celeste", "--demo", "--method", "svi"), "has one way, importance. `astrozoo compare`"),
+        (("celeste", "--demo", "--guide", "mean_field"), "--guide: got mean_field, expected nothing"),
+        (("celeste", "--demo", "--device", "cuda"), "--device: got cuda, expected nothing"),
+        (("celeste", "--demo", "--sweeps", "0"), "--sweeps: got 0, expected 1 or more"),
+        (("celeste", "--demo", "--sweeps", "many"), "--sweeps: got 'many', expected a value of type int"),
+        (("strong_lens", "--demo", "--setting", "gigalense"), "expected one of gigalens, compact, talk"),
+        (("celeste", "--demo", "--nonsense", "1"), "--nonsense"),
+    ],
+)
+def test_options_that_a_model_does_not_take_are_refused_with_those_that_it_takes(
+    tmp_path, capsys, words, message
+):
+    assert call("run", *words, "--out", tmp_path / "o") == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert message in shown
+    assert not (tmp_path / "o").exists()
+
+
+def test_compare_refuses_options_of_reading_without_data(tmp_path, capsys):
+    words = ("compare", "celeste", "--methods", "svi", "--box", "0:9,0:9", "--out", tmp_path)
+    assert call(*words) == 2
+    assert "--box: got 0:9,0:9, expected --box with --data only" in capsys.readouterr().err
+
+
+def test_help_on_a_model_shows_its_own_options_and_only_what_it_takes(capsys):
+    assert call("run", "celeste", "--help") == 0
+    shown = capsys.readouterr().out
+    assert "Options of celeste" in shown
+    assert "--sweeps" in shown
+    assert "[deg]" in shown
+    assert "astrozoo run celeste --demo --out demo" in shown
+    assert "--method" not in shown
+    assert call("run", "strong_lens", "--help") == 0
+    shown = capsys.readouterr().out
+    assert "--supersample" in shown
+    assert "--method" in shown
+    assert "--sweeps" not in shown
+
+
+def test_show_lists_only_what_run_takes(capsys):
+    assert call("show", "celeste") == 0
+    shown = capsys.readouterr().out
+    assert "run: method importance" in shown
+    assert "run --box ROWS,COLS" in shown
+    assert "run --method" not in shown
+    assert "run --guide" not in shown
+    assert call("show", "strong_lens") == 0
+    shown = capsys.readouterr().out
+    assert "run --method auto" in shown
+    assert "run --subhalos N" in shown
 
 
 def test_compare_writes_a_row_per_method_and_parameter(line, tmp_path):
@@ -146,7 +215,7 @@ def test_compare_writes_a_row_per_method_and_parameter(line, tmp_path):
 
 
 def test_a_fit_is_not_lost_for_want_of_replicated_data(line, tmp_path, monkeypatch):
-    monkeypatch.setattr(_jobs, "_HELD", 10)
+    monkeypatch.setattr(_jobs, "_MAX_REPLICATED", 10)
     assert call("run", "line", "--out", tmp_path) == 0
     assert "no replicated data: 80 data times 200 draws" in (tmp_path / "summary.json").read_text()
     assert not load(tmp_path / "posterior.nc").predictive
@@ -174,7 +243,7 @@ def test_compare_takes_seeds_and_a_saved_reference(line, tmp_path):
 
 
 def test_simulations_rank_each_truth_among_its_own_draws(line):
-    settings = {"method": "laplace", "guide": "mean_field", "device": "cpu"}
+    settings = {"method": "laplace", "guide": "mean_field", "device": "cpu", "options": {}}
     together = _jobs._simulations(line, [3, 4, 5], **settings)["simulations"]
     assert [row["seed"] for row in together] == [3, 4, 5]
     for row in together:
@@ -298,7 +367,7 @@ def test_the_unexpected_and_the_interrupted(line, tmp_path, monkeypatch, capsys)
     _with_job(monkeypatch, line, "interrupted")
     assert call("run", "line", "--out", tmp_path) == 130
     first, last = capsys.readouterr().err.strip().splitlines()
-    assert first.endswith(f"kept in {tmp_path / 'checkpoint'}: the same command goes on from it")
+    assert first.endswith(f"kept in {tmp_path / 'checkpoint'}: the same command continues it")
     assert last == "astrozoo: interrupted"
 
 

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import astrozoo
 from astrozoo import registry
-from astrozoo.errors import InputError, UnknownNameError
+from astrozoo.errors import DataError, InputError, UnknownNameError
 
 
 def test_listing_imports_neither_torch_nor_a_model():
@@ -50,10 +52,61 @@ def test_every_entry_is_whole(entry):
     assert entry.citation
     assert entry.module == f"astrozoo.models.{entry.name}"
     assert callable(entry.model_class)
-    for name in ("simulate", "problem") if entry.job else ("simulate", "read", "problem"):
+    for name in ("simulate", "problem"):
         assert callable(registry.resolve(f"{entry.module}:{name}"))
-    if entry.job:
-        assert callable(registry.resolve(entry.job))
+    reader = registry.resolve(entry.reader or f"{entry.module}:read")
+    assert {option.name for option in entry.reading} <= set(inspect.signature(reader).parameters)
+
+
+@pytest.mark.parametrize("entry", registry.list_models(), ids=lambda entry: entry.name)
+def test_jobs_take_their_options_with_the_same_defaults(entry):
+    for command, job in entry.jobs.items():
+        taken = inspect.signature(registry.resolve(job.function)).parameters
+        for option in job.options:
+            assert taken[option.name].default == option.default, (command, option.name)
+        assert set(job.takes) <= set(taken)
+
+
+@pytest.mark.parametrize("command", ["run", "compare", "sbc"])
+def test_options_of_entries_hide_none_of_the_command(command):
+    common = {
+        "model",
+        "out",
+        "data",
+        "method",
+        "methods",
+        "guide",
+        "seed",
+        "seeds",
+        "device",
+        "demo",
+        "strict",
+    }
+    common |= {"strict", "reference", "simulations", "batch", "help", "options", "entry", "path"}
+    for entry in registry.list_models():
+        names = [option.name for option in entry.job(command).options]
+        assert len(set(names)) == len(names)
+        assert not common & set(names)
+
+
+def test_options_are_parsed_and_checked(tmp_path):
+    number = registry.Option("most_sweeps", "", type=int, default=3, minimum=1)
+    assert number.flag == "--most-sweeps"
+    assert (number.parse(None), number.parse("5")) == (3, 5)
+    for text in ("0", "nan", "1.5"):
+        with pytest.raises(InputError, match="--most-sweeps"):
+            number.parse(text)
+    with pytest.raises(InputError, match=r"0\.5 or more"):
+        registry.Option("x", "", type=float, minimum=0.5).parse("nan")
+    with pytest.raises(InputError, match="one of a, b"):
+        registry.Option("x", "", choices=("a", "b")).parse("c")
+    with pytest.raises(DataError, match="nothing there"):
+        registry.Option("x", "", type=Path).parse(str(tmp_path / "missing"))
+
+
+def test_a_command_that_an_entry_does_not_have_is_named():
+    with pytest.raises(InputError, match="got survey, expected one of compare, run, sbc"):
+        registry.get("celeste").job("survey")
 
 
 @pytest.mark.parametrize("name", list(registry.GUIDES))

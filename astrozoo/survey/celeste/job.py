@@ -32,8 +32,7 @@ __all__ = ["report_pages", "run", "to_result"]
 
 _DEMO = "sdss-2583-2-136"
 _DEMO_BOX = "300:556,1400:1656"
-_METHOD = "trust_region"
-_GUIDE = "structured"
+_METHOD = "importance"
 _ROWS = 200
 _LOOK = 5.0
 """chi2 per pixel above which a source is shown whatever its flux."""
@@ -52,10 +51,7 @@ def run(
     out: Path,
     path: Path | None = None,
     demo: bool = False,
-    method: str = _METHOD,
-    guide: str = _GUIDE,
     seed: int = 0,
-    device: str = "cpu",
     box: str | None = None,
     catalog: Path | None = None,
     pictures: int | None = 24,
@@ -73,9 +69,7 @@ def run(
         path: folder of one SDSS field (:func:`astrozoo.data.sdss.read_field`). Without it, the demonstration.
         demo: the demonstration: 256x256 pixels of a Stripe-82 field, or, where that can be neither found nor
             downloaded, a field simulated by GalSim; which one it is, is said.
-        method, guide: "trust_region" and "structured", which is how fields are fitted.
         seed: of the draws (and of the simulation).
-        device: "cpu".
         box: "row:row,column:column", first and last + 1, of the r image (else the first): fit this part only.
         catalog: table with columns ra and dec [deg] of the sources to fit, in place of detection; those
             outside the field are left out.
@@ -91,7 +85,8 @@ def run(
         DataError: files that are missing or not what they should be.
         OutputError: the catalogue cannot be written.
     """
-    _check(method, guide, device, demo, path)
+    if demo and path is not None:
+        raise InputError("demo", f"data too ({path})", "one of them")
     if box is not None:
         read_box(box)  # a bad one is told before files are read
     console = Console(stderr=True, quiet=not progress, highlight=False, soft_wrap=True)
@@ -137,18 +132,6 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = time.perf_counter() - started
 
 
-def _check(method: str, guide: str, device: str, demo: bool, path: Path | None) -> None:
-    for what, got, known in (("method", method, _METHOD), ("guide", guide, _GUIDE)):
-        if got != known:
-            raise InputError(
-                f"{what} of a whole field", got, f"{known!r} (others: compare, or infer(), on a patch)"
-            )
-    if device != "cpu":
-        raise InputError("device of a whole field", device, "'cpu'")
-    if demo and path is not None:
-        raise InputError("demo", f"data too ({path})", "one of them")
-
-
 def _field(path: Path | None, box: str | None, seed: int, say: Callable[[str], None]) -> tuple[Field, str]:
     """The field, cut to its box, and a line on what it is."""
     if path is not None:
@@ -179,7 +162,6 @@ def to_result(fit: FieldFit, table: Table, seed: int) -> Result:
         seed=seed,
         model="celeste",
         method=_METHOD,
-        guide=_GUIDE,
         digest=_digest(fit),
         stats={**fit.stats, **_cost(fit.stats), "k_hat": np.asarray(fit.k_hat, float)},
         statuses=statuses,

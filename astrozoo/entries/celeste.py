@@ -1,0 +1,89 @@
+"""Celeste in the zoo's list."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from astrozoo.entry import Entry, Job, Option
+
+__all__ = ["ENTRY"]
+
+_BOX = Option(
+    "box",
+    "Fit only this part of the field: first and last + 1 row and column of the r image.",
+    metavar="ROWS,COLS",
+    check="astrozoo.survey.fields:read_box",
+)
+_RUN_OPTIONS = (
+    _BOX,
+    Option(
+        "catalog",
+        "A table with ra and dec [deg] of the sources to fit, in place of detected ones.",
+        type=Path,
+        metavar="FILE",
+    ),
+    Option(
+        "pictures",
+        "How many of the brightest sources the report shows one by one.",
+        type=int,
+        metavar="N",
+        default=24,
+        minimum=0,
+    ),
+    Option(
+        "sweeps",
+        "The most passes over the sources; crowded fields reach it.",
+        type=int,
+        metavar="N",
+        default=20,
+        minimum=1,
+    ),
+)
+
+ENTRY = Entry(
+    name="celeste",
+    summary="Stars and galaxies from multi-band survey images: type, flux, colours, position, shape, "
+    "each with its uncertainty",
+    citation="Regier et al. 2019, Annals of Applied Statistics 13, 1884",
+    keywords=("catalogue", "photometry", "star-galaxy separation", "SDSS", "Poisson"),
+    model="astrozoo.models.celeste:Celeste",
+    guides=("structured", "mean_field", "point"),
+    methods=("trust_region", "svi", "hmc"),
+    default_guide="structured",
+    default_method="trust_region",
+    options={"trust_region": {"objective": "delta"}, "svi": {"objective": "delta", "tolerance": 0.01}},
+    dimensions="a type and 11 continuous dimensions per source; a field holds hundreds of sources",
+    units={
+        "is_star": "1 or 0",
+        "log_flux": "ln nMgy",
+        "colour": "ln ratio of adjacent bands",
+        "offset": "arcsec (east, north)",
+        "log_radius": "ln arcsec",
+        "ellipticity": "1",
+        "dev_logit": "logit of the de Vaucouleurs fraction",
+    },
+    data_sets=("sdss-2583-2-136",),
+    reader="astrozoo.survey.celeste.patches:read",
+    reading=(replace(_BOX, help="The part of the field that is one problem: at most 81x81 pixels."),),
+    jobs={
+        "run": Job(
+            function="astrozoo.survey.celeste.job:run",
+            takes=(),
+            method="importance",
+            summary="modes of every source as a star and as a galaxy, then importance sampling",
+            options=_RUN_OPTIONS,
+        )
+    },
+    examples={
+        "run": (
+            "astrozoo run celeste --demo --out demo",
+            "astrozoo run celeste --data FOLDER --box 300:556,1400:1656 --out results",
+            "astrozoo run celeste --data FOLDER --catalog mine.csv --out results",
+        ),
+        "compare": (
+            "astrozoo compare celeste --methods svi,hmc --out compared",
+            "astrozoo compare celeste --data FOLDER --box 420:451,1500:1531 --methods svi,hmc --out compared",
+        ),
+    },
+)
