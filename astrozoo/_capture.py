@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
@@ -26,6 +26,18 @@ from astrozoo.errors import CaptureError
 __all__ = ["Model", "Scope", "Tape", "is_discrete", "latent_sites", "run_guide"]
 
 
+class _Weight(Messenger):
+    """Multiplies the log probabilities of all sites in plates, by a factor for each plate."""
+
+    def __init__(self, factors: Mapping[str, float]) -> None:
+        super().__init__()
+        self.factors = factors
+
+    def _pyro_sample(self, msg: Any) -> None:
+        for frame in msg["cond_indep_stack"]:
+            msg["scale"] = msg["scale"] * self.factors.get(frame.name, 1.0)
+
+
 @dataclass(frozen=True)
 class Scope:
     """What holds while a model runs: dtype and device of the problem, Pyro's validation off.
@@ -36,6 +48,8 @@ class Scope:
 
     dtype: torch.dtype
     device: torch.device
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Factors of the log probabilities of all sites in a plate, by plate."""
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -46,6 +60,7 @@ class Scope:
                 pyro.validation_enabled(False),
                 pyro.settings.context(module_local_params=True),
                 torch.device(self.device) if self.device.type != "cpu" else nullcontext(),
+                _Weight(self.weights) if self.weights else nullcontext(),
             ):
                 yield
         finally:

@@ -3,144 +3,282 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils.data import Dataset
 
 from astrozoo._capture import Model, Scope
+from astrozoo._graph import rows_of
+from astrozoo._plates import Cut
 from astrozoo.density import Elbo
 from astrozoo.errors import CaptureError, InputError
 from astrozoo.types import Problem
 
-__all__ = ["Minibatches"]
+__all__ = ["Minibatches", "checked_cut", "sizes_of"]
+
+_TRIED = 4
+"""Elements of each plate on which a cut is tried: the fewest whose halves have more than one element."""
 
 
-class _Weight(Messenger):
-    """Multiplies the log probabilities of all sites in a plate."""
+def sizes_of(problem: Problem, size: int | Mapping[str, int], what: str = "minibatch") -> dict[str, int]:
+    """Elements of each plate in one minibatch.
 
-    def __init__(self, plate: str, factor: float) -> None:
-        super().__init__()
-        self.plate, self.factor = plate, factor
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if any(frame.name == self.plate for frame in msg["cond_indep_stack"]):
-            msg["scale"] = msg["scale"] * self.factor
+    Raises:
+        InputError: if a number alone is given and the problem has not one data plate, or for a plate that
+            the problem does not declare.
+    """
+    declared = tuple(problem.data_plates)
+    if isinstance(size, Mapping):
+        for plate in size:
+            if plate not in declared:
+                raise InputError(what, f"plate {plate!r}", f"one of the data plates {declared}")
+        if not size:
+            raise InputError(what, "no plates", f"sizes of some of the data plates {declared}")
+        return dict(size)
+    if len(declared) != 1:
+        expected = f"sizes by plate, {{{', '.join(f'{plate!r}: ...' for plate in declared)}}}"
+        if not declared:
+            expected = 'a problem that declares data_plates, such as {"data": {"x": 0}}'
+        raise InputError(what, f"{size} for the data plates {declared}", expected)
+    return {declared[0]: size}
 
 
 @dataclass(frozen=True)
-class _Weighted:
-    model: Callable[..., Any]
-    plate: str
-    factor: float
+class CheckedCut:
+    """A cut that has been tried on the model.
 
-    def __call__(self, *args: Any) -> Any:
-        with _Weight(self.plate, self.factor):
-            return self.model(*args)
+    Args:
+        cut: of the problem's arguments.
+        local: latent sites inside the plates, whose values are cut with the data.
+        discrete: discrete latent sites, inside the plates or not.
+    """
+
+    cut: Cut
+    local: tuple[str, ...]
+    discrete: tuple[str, ...]
+
+
+def checked_cut(problem: Problem, plates: Sequence[str]) -> CheckedCut:
+    """The cut of a problem's data, tried on a few elements of each of these plates.
+
+    Halves of the data must have log probabilities that add up to the whole inside the plate, and leave
+    those outside it as they are.
+
+    Raises:
+        InputError: if the declaration leaves open which axes are cut.
+        CaptureError: if a plate holds no site, or the parts do not add up, because a tensor that is cut is
+            not data, data depend on one another, or the plate's size is fixed.
+    """
+    row = problem.args if problem.batch is None else rows_of(problem.args, 0)
+    scope = Scope(problem.dtype, problem.device)
+    named = isinstance(problem.data_plates, Mapping)
+    cut = problem.cut(None if named else _lengths(problem, row, scope))
+    few = {plate: torch.arange(min(_TRIED, length)) for plate, length in cut.lengths.items()}
+    few = {p: index for p, index in few.items() if p in plates or _reads(cut, p, row)}
+    args = cut.take(row, few)
+    generator = torch.Generator().manual_seed(0)
+    local: list[str] = []
+    with scope.drawing(), torch.no_grad():
+        try:
+            model = Model(problem.model, [args], scope)
+            z = torch.rand(model.layout.dim, generator=generator, dtype=problem.dtype) - 0.5
+            values = model.layout.constrain(z.to(problem.device))
+            values |= {d.name: d.first() for d in model.discrete}
+            whole = model.run(values, args)
+        except (RuntimeError, ValueError) as error:
+            raise CaptureError(
+                f"data plates {list(few)} cannot be cut: with {_TRIED} elements of each the model fails "
+                f"({error}): a size is fixed in the model, or another tensor must be cut with these"
+            ) from error
+        for plate in plates:
+            halves = [cut.take(row, few | {plate: rows}) for rows in few[plate].chunk(2)]
+            _try(plate, model, values, whole, halves, few[plate].chunk(2))
+            local += [n for n, s in whole.nodes.items() if n in values and _in_plate(s, plate)]
+    return CheckedCut(cut, tuple(dict.fromkeys(local)), tuple(d.name for d in model.discrete))
+
+
+def _reads(cut: Cut, plate: str, args: tuple[Any, ...]) -> bool:
+    """Whether the plate cuts a Dataset, which a model cannot take whole."""
+    leaves = pytree.tree_leaves(args)
+    return any(isinstance(leaves[at], Dataset) for at in cut.axes[plate])
+
+
+def _lengths(problem: Problem, row: tuple[Any, ...], scope: Scope) -> dict[str, int]:
+    """Lengths of the data plates by a run of the model (of a Dataset: its own)."""
+    if problem.datasets:
+        return {plate: len(problem.datasets[0]) for plate in problem.data_plates}  # type: ignore[arg-type]
+    with scope.drawing(), torch.no_grad():
+        nodes = poutine.trace(problem.model).get_trace(*row).nodes
+    frames = {f.name: f.size for site in nodes.values() for f in site.get("cond_indep_stack", ())}
+    for plate in problem.data_plates:
+        if plate not in frames:
+            raise CaptureError(f"there is no site in data plate {plate!r}; the model's are {sorted(frames)}")
+    return {plate: frames[plate] for plate in problem.data_plates}
+
+
+def _try(
+    plate: str,
+    model: Model,
+    values: Mapping[str, Tensor],
+    whole: poutine.Trace,
+    halves: Sequence[tuple[Any, ...]],
+    index: Sequence[Tensor],
+) -> None:
+    """Compare the halves of a plate with the whole; see the errors of :func:`checked_cut`.
+
+    Args:
+        halves: the arguments of each half.
+        index: the elements of each half.
+    """
+    inside = [s for s in whole.nodes.values() if _in_plate(s, plate)]
+    if not inside:
+        known = {f.name for s in whole.nodes.values() for f in s.get("cond_indep_stack", ())}
+        raise CaptureError(f"there is no site in data plate {plate!r}; the model's are {sorted(known)}")
+    size = next(f.size for f in inside[0]["cond_indep_stack"] if f.name == plate)
+    elements = sum(map(len, index))
+    if size != elements:
+        raise CaptureError(
+            f"data plate {plate!r} cannot be cut: its size in the model stays {size} when the data have "
+            f"{elements} elements; take it from the shape of the data"
+        )
+    axes = {n: _axis(s, plate) for n, s in whole.nodes.items() if n in values and _in_plate(s, plate)}
+    expected = _split(whole, plate)
+    parts = []
+    for rows, args in zip(index, halves, strict=True):
+        chosen = {
+            name: value.index_select(axes[name], rows.to(value.device)) if name in axes else value
+            for name, value in values.items()
+        }
+        try:
+            part = model.run(chosen, args)
+        except (RuntimeError, ValueError) as error:
+            raise CaptureError(f"data plate {plate!r} cannot be cut: {error}") from error
+        parts.append(_split(part, plate))
+    got = torch.stack([torch.stack([p[0] for p in parts]).sum(), *[p[1] for p in parts]])
+    wanted = torch.stack([expected[0], *[expected[1]] * len(parts)])
+    tolerance = 1e-6 if got.dtype == torch.float64 else 1e-4
+    if not torch.allclose(got, wanted, rtol=tolerance, atol=tolerance, equal_nan=True):
+        raise CaptureError(
+            f"data plate {plate!r} cannot be cut: the parts of the log likelihood do not add up to "
+            "the whole; a tensor that is not data is cut, one that is data is not, or data depend on one "
+            'another. Declare the axes that are cut, as in data_plates={"data": {"x": 0, "y": 0}}'
+        )
+
+
+def _axis(site: Any, plate: str) -> int:
+    """The axis of a site's value that lies along a plate."""
+    frame = next(f for f in site["cond_indep_stack"] if f.name == plate)
+    if frame.dim is None:
+        raise CaptureError(f"site {site['name']!r} lies in the sequential plate {plate!r}: vectorise it")
+    return site["value"].ndim - len(site["fn"].event_shape) + frame.dim
+
+
+def _split(of: poutine.Trace, plate: str) -> tuple[Tensor, Tensor]:
+    """Log probability inside the plate and outside it."""
+    zero = torch.zeros(())
+    sites = [s for s in of.nodes.values() if "log_prob_sum" in s]
+    inside = sum((s["log_prob_sum"] for s in sites if _in_plate(s, plate)), zero)
+    return inside, sum((s["log_prob_sum"] for s in sites if not _in_plate(s, plate)), zero)
+
+
+def _in_plate(site: Any, plate: str) -> bool:
+    return any(f.name == plate for f in site.get("cond_indep_stack", ())) and "log_prob_sum" in site
 
 
 class Minibatches:
-    """The ELBO on some elements of the data plate, their log likelihood weighted by ``plate / size``.
+    """The ELBO on random elements of data plates, their log probabilities weighted by ``length / size``.
 
-    One graph serves all parts: the data are its inputs. What is cut are the tensors of ``problem.args``
-    whose first axis (after that of the batch) is as long as the plate.
+    One graph serves all minibatches: the data are its inputs. Latent sites may lie in a plate if the guide
+    is amortised: it must make their distributions from the data of the minibatch.
 
     Args:
-        size: elements of a part.
+        size: elements of a minibatch, of the only data plate or by plate.
 
     Raises:
-        InputError: if the problem has not one data plate, or it has fewer elements.
-        CaptureError: if a latent site lies in the plate, or the parts of the log likelihood do not add up to
-            the whole, because a tensor that was cut is not data, or the plate's size is fixed.
+        InputError: if the problem declares no data plate or leaves open which, or a plate has fewer elements.
+        CaptureError: if the cut fails (see :func:`checked_cut`), the model has discrete sites, or the guide
+            has parameters for each element of a plate.
     """
 
     def __init__(
-        self, problem: Problem, guide: Callable[[Problem], Any], size: int, *, compile: str = "auto"
+        self,
+        problem: Problem,
+        guide: Callable[[Problem], Any],
+        size: int | Mapping[str, int],
+        *,
+        compile: str = "auto",
     ) -> None:
-        if len(problem.data_plates) != 1:
-            raise InputError("minibatch", f"data plates {problem.data_plates}", "a problem with one")
-        self.plate, self.axis = problem.data_plates[0], 0 if problem.batch is None else 1
+        self.sizes = sizes_of(problem, size)
+        checked = checked_cut(problem, tuple(self.sizes))
+        self.cut, self.local = checked.cut, checked.local
+        for plate, n in self.sizes.items():
+            if not 0 < n <= self.cut.lengths[plate]:
+                expected = f"1 to the {self.cut.lengths[plate]} elements of {plate!r}"
+                raise InputError("minibatch", n, expected)
         self.args, self.batch = problem.args, problem.batch
-        self.length = self._check(problem, size)
-        model = _Weighted(problem.model, self.plate, self.length / size)
-        first = self._cut(self.args, torch.arange(size, device=problem.device), self.axis)
-        self.size = size
-        self.target = Elbo(replace(problem, model=model, args=first), guide, compile=compile)
+        if checked.discrete:
+            raise CaptureError(
+                f"discrete latent sites {list(checked.discrete)}: minibatches need them summed out in the "
+                "model, for example by a mixture distribution: the sum is not linear in the log likelihood"
+            )
+        weights = {plate: self.cut.lengths[plate] / n for plate, n in self.sizes.items()}
+        first = self._part({plate: torch.arange(n) for plate, n in self.sizes.items()}, problem.args)
+        if self.local:
+            self._check_amortised(problem, guide)
+        self.target = Elbo(
+            replace(problem, args=first, data_plates=()), guide, compile=compile, weights=weights
+        )
 
     @property
     def counts(self) -> dict[str, int]:
-        """Evaluations so far, of one part each."""
+        """Evaluations so far, of one minibatch each."""
         return self.target.counts
 
-    def draw(self, rows: Tensor, generator: torch.Generator) -> Elbo:
-        """The ELBO of a random part (the same elements in each of the problems ``rows``)."""
-        index = torch.randperm(self.length, generator=generator)[: self.size].to(self.target.device)
+    @property
+    def disjoint(self) -> int:
+        """How many minibatches without a common element there are."""
+        return min(self.cut.lengths[plate] // n for plate, n in self.sizes.items())
+
+    def draw(self, rows: Tensor, generator: torch.Generator, part: int = 0) -> Elbo:
+        """The ELBO of a random minibatch (the same elements in each of the problems ``rows``).
+
+        Args:
+            part: which of the :attr:`disjoint` minibatches of one random order.
+        """
+        index = {
+            plate: torch.randperm(self.cut.lengths[plate], generator=generator)[part * n : (part + 1) * n]
+            for plate, n in self.sizes.items()
+        }
         args, batch = self.args, self.batch
         if batch is not None:
-            args, batch = self._cut(args, rows, 0, every=True), len(rows)
+            args, batch = rows_of(args, rows), len(rows)
         drawn = copy.copy(self.target)
-        drawn.args, drawn.batch, drawn._runs = self._cut(args, index, self.axis), batch, {}
+        drawn.args, drawn.batch, drawn._runs = self._part(index, args), batch, {}
         return drawn
 
-    def _cut(self, args: Any, index: Tensor, axis: int, *, every: bool = False) -> Any:
-        def cut(leaf: Any) -> Any:
-            if isinstance(leaf, Tensor) and (every or (leaf.ndim > axis and leaf.shape[axis] == self.length)):
-                return leaf.index_select(axis, index)
-            return leaf
+    def _part(self, index: Mapping[str, Tensor], args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return self.cut.take(args, index, batched=self.batch is not None)
 
-        return pytree.tree_map(cut, args)
-
-    def _check(self, problem: Problem, size: int) -> int:
-        """The plate's length; see the errors of the class."""
-        args = problem.args
-        if problem.batch is not None:
-            args = pytree.tree_map(lambda leaf: leaf[0] if isinstance(leaf, Tensor) else leaf, args)
-        scope = Scope(problem.dtype, problem.device)
-        model = Model(problem.model, [args], scope)
-        generator = torch.Generator().manual_seed(0)
-        z = (torch.rand(model.layout.dim, generator=generator, dtype=problem.dtype) - 0.5).to(problem.device)
-        with scope.drawing(), torch.no_grad():
-            values = model.layout.constrain(z) | {d.name: d.first() for d in model.discrete}
-            whole = model.run(values, args)
-            inside = [n for n, s in whole.nodes.items() if self._in_plate(s)]
-            latent = [n for n in inside if n in values]
-            if latent or not inside:
-                raise CaptureError(
-                    f"data plate {self.plate!r}: latent sites {latent} lie in it"
-                    if latent
-                    else f"there is no site in data plate {self.plate!r}"
-                )
-            frames = whole.nodes[inside[0]]["cond_indep_stack"]
-            self.length = next(f.size for f in frames if f.name == self.plate)
-            if not 0 < size <= self.length:
-                raise InputError("minibatch", size, f"1 to the {self.length} elements of {self.plate!r}")
-            expected = self._halves(whole)
-            parts = []
-            for index in torch.arange(self.length, device=problem.device).chunk(2):
-                try:
-                    part = model.run(values, self._cut(args, index, 0))
-                except (RuntimeError, ValueError) as error:
-                    raise CaptureError(f"data plate {self.plate!r} cannot be cut: {error}") from error
-                parts.append(self._halves(part))
-        found = torch.stack([torch.stack([p[0] for p in parts]).sum(), *[p[1] for p in parts]])
-        if not torch.allclose(found, torch.stack([expected[0], *[expected[1]] * len(parts)]), rtol=1e-6):
+    def _check_amortised(self, problem: Problem, guide: Callable[[Problem], Any]) -> None:
+        """Guides for minibatches of two sizes must have the same parameters."""
+        scope, shapes = Scope(problem.dtype, problem.device), []
+        for n in (min(_TRIED, *self.cut.lengths.values()), 1):
+            args = self._part({plate: torch.arange(n) for plate in self.sizes}, problem.args)
+            part = replace(problem, args=args, data_plates=())
+            with scope.drawing():
+                module = guide(part)
+                module(*(args if problem.batch is None else rows_of(args, 0)))
+            shapes.append({name: tuple(p.shape) for name, p in module.named_parameters()})
+        changed = sorted(name for name in shapes[0] if shapes[0][name] != shapes[1].get(name))
+        if changed:
             raise CaptureError(
-                f"data plate {self.plate!r} cannot be cut: the parts of the log likelihood do not add up to "
-                "the whole; a tensor that is not data is as long as the plate, or data depend on one another"
+                f"latent sites {list(self.local)} lie in the data plates {tuple(self.sizes)}, and the guide "
+                f"has parameters for each of their elements ({changed[0]!r}); minibatches need an amortised "
+                "guide: one that computes the sites' distributions from the data that it is called with"
             )
-        return self.length
-
-    def _halves(self, of: poutine.Trace) -> tuple[Tensor, Tensor]:
-        """Log probability inside the plate and outside it."""
-        zero = torch.zeros(())
-        sites = [s for s in of.nodes.values() if "log_prob_sum" in s]
-        inside = sum((s["log_prob_sum"] for s in sites if self._in_plate(s)), zero)
-        return inside, sum((s["log_prob_sum"] for s in sites if not self._in_plate(s)), zero)
-
-    def _in_plate(self, site: Any) -> bool:
-        return any(f.name == self.plate for f in site.get("cond_indep_stack", ())) and "log_prob_sum" in site

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils.data import Dataset
 
+from astrozoo._plates import Cut, Declaration, check_dataset, first_item, make_cut, sample
 from astrozoo._provenance import hash_into
 from astrozoo.errors import InputError, UnknownNameError
 
@@ -24,11 +26,17 @@ class Problem:
 
     Args:
         model: a Pyro model, called as ``model(*args)``. Data come in as arguments, never by closure.
-        args: its arguments; tensors, or (named) tuples, lists and dicts of them.
+        args: its arguments; tensors, or (named) tuples, lists and dicts of them. In place of data a
+            ``torch.utils.data.Dataset`` may stand, whose items are stacked along axis 0 as they are read:
+            for training, and for ``svi`` with minibatches.
         name: shown in reports.
         batch: None, or the number of independent problems that every tensor of ``args`` holds along
             its leading axis. The model is written for one of them.
-        data_plates: plates over conditionally independent data (what may be minibatched or sharded).
+        data_plates: plates over conditionally independent data, which may be cut into minibatches or
+            shards, with the axis that each plate cuts of each argument:
+            ``{"data": {"x": 0, "catalogue.flux": 1}}``. A dotted path names a part of an argument; the path
+            of a tuple or dict stands for all tensors in it. Plates may be nested or crossed. Names alone,
+            ``("data",)``, stand for the axes that are as long as the plate, if no tensor has two of these.
         start: constrained starting values of some or all latent sites (with the leading axis if batched).
         dims: names of the axes of each site, for labelled results (an axis called as a site is gets a ``_``).
         coords: values along those named axes.
@@ -40,14 +48,15 @@ class Problem:
             Factories may be given as "module:attribute", imported when asked for.
 
     Raises:
-        InputError: if tensors are of several floating dtypes or devices, or not ``batch`` long.
+        InputError: if tensors are of several floating dtypes or devices, or not ``batch`` long; if a data
+            plate cuts an axis that does not exist, or a Dataset has no items.
     """
 
     model: Callable[..., Any]
     args: tuple[Any, ...] = ()
     name: str = "model"
     batch: int | None = None
-    data_plates: tuple[str, ...] = ()
+    data_plates: Declaration = ()
     start: Mapping[str, Tensor] = field(default_factory=dict)
     dims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     coords: Mapping[str, Any] = field(default_factory=dict)
@@ -69,6 +78,14 @@ class Problem:
                     raise InputError(
                         "args", f"a tensor of shape {tuple(t.shape)}", f"a leading axis of {self.batch}"
                     )
+        for data in self.datasets:
+            check_dataset(data, "args")
+            if self.batch is not None:
+                raise InputError("args", "a Dataset in a batch of problems", "tensors, or batch=None")
+        if isinstance(self.data_plates, str):
+            raise InputError("data_plates", repr(self.data_plates), f"a tuple, ({self.data_plates!r},)")
+        if isinstance(self.data_plates, Mapping):
+            self.cut()
 
     def factory(self, kind: str, name: str) -> Callable[..., Any]:
         """The factory of one of this problem's "guides" or "objectives".
@@ -91,9 +108,28 @@ class Problem:
         return [leaf for leaf in pytree.tree_leaves(self.args) if isinstance(leaf, Tensor)]
 
     @property
+    def datasets(self) -> list[Dataset[Any]]:
+        """All Datasets of ``args``, in pytree order."""
+        return [leaf for leaf in pytree.tree_leaves(self.args) if isinstance(leaf, Dataset)]
+
+    def cut(self, lengths: Mapping[str, int] | None = None) -> Cut:
+        """How the data plates cut ``args``.
+
+        Args:
+            lengths: of the plates; needed where these are declared by name alone.
+
+        Raises:
+            InputError: if the declaration does not fit ``args``, or leaves open which axes are cut.
+        """
+        batched = self.batch is not None
+        return make_cut(self.model, self.args, self.data_plates, batched=batched, lengths=lengths)
+
+    @property
     def dtype(self) -> torch.dtype:
         """That of the data; float64 where there are none."""
-        return next((t.dtype for t in self.tensors if t.is_floating_point()), torch.float64)
+        items = pytree.tree_leaves([first_item(data) for data in self.datasets])
+        floats = [t.dtype for t in (*self.tensors, *items) if t.is_floating_point()]
+        return floats[0] if floats else torch.float64
 
     @property
     def device(self) -> torch.device:
@@ -102,9 +138,13 @@ class Problem:
 
     @property
     def digest(self) -> str:
-        """A hash of the model, its settings and all data: what a checkpoint is checked against."""
+        """A hash of the model, its settings and all data: what a checkpoint is checked against.
+
+        Of a Dataset, its length and its first, middle and last items are hashed.
+        """
+        args = pytree.tree_map(lambda leaf: sample(leaf) if isinstance(leaf, Dataset) else leaf, self.args)
         h = hashlib.sha256()
-        for value in (self.name, self.batch, self.data_plates, self.model, self.args):
+        for value in (self.name, self.batch, self.data_plates, self.model, args):
             hash_into(h, value)
         return h.hexdigest()[:16]
 

@@ -32,7 +32,15 @@ _CHUNK = 64  # draws whose discrete sites are drawn at once
 
 
 def some_rows(problem: Problem) -> list[tuple[Any, ...]]:
-    """Arguments of single problems: of the first, middle and last of a batch."""
+    """Arguments of single problems: of the first, middle and last of a batch.
+
+    Raises:
+        InputError: if a Dataset is among them.
+    """
+    if problem.datasets:
+        kind = type(problem.datasets[0]).__name__
+        expected = "tensors: only `train` and svi(minibatch=...) read a Dataset, in parts"
+        raise InputError("args", f"a Dataset ({kind})", expected)
     if problem.batch is None:
         return [problem.args]
     return [rows_of(problem.args, i) for i in (0, problem.batch // 2, problem.batch - 1)]
@@ -195,6 +203,7 @@ class Elbo(_OfProblem):
     Discrete sites of the guide are summed over under its own probabilities (exactly); those that it lacks
     are summed out of the model. ``layout`` is of the continuous latent sites; ``draw_dim`` is the length of
     the noise that one draw of the guide takes (``noise_dim``, but for objectives that need no noise).
+    ``weights`` multiply the log probabilities of all sites in a plate, of model and guide.
     """
 
     def __init__(
@@ -203,8 +212,9 @@ class Elbo(_OfProblem):
         guide: Callable[[Problem], Any],
         objective: str = "monte_carlo",
         compile: str = "auto",
+        weights: Mapping[str, float] | None = None,
     ) -> None:
-        scope = Scope(problem.dtype, problem.device)
+        scope = Scope(problem.dtype, problem.device, weights or {})
         rows = some_rows(problem)
         row = rows[0]
         self.scope, self.start = scope, dict(problem.start)

@@ -207,9 +207,8 @@ def linear_image(side: int = 8, seed: int = 0) -> Reference:
     y = blur @ root @ sky + 0.3 * noise
     covariance = torch.linalg.inv(torch.linalg.inv(prior) + blur.T @ blur / 0.3**2)
     mean = covariance @ blur.T @ y / 0.3**2
-    problem = Problem(
-        _image_model, (y, blur, root), name=f"linear-Gaussian image {side}x{side}", data_plates=("pixel",)
-    )
+    name = f"linear-Gaussian image {side}x{side}"
+    problem = Problem(_image_model, (y, blur, root), name=name)
     return Reference(problem, _elements("sky"), _named("sky", mean, covariance.diagonal().sqrt()))
 
 

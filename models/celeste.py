@@ -275,6 +275,15 @@ def galaxy_images(
     return render(patch.pixels, mu, q, amplitudes[..., None, :], variances, patch.psf)
 
 
+_OF_SOURCES = ("anchor",)
+_PIXEL_AXES = {"counts": 1, "background": 1, "mask": 1, "pixels": 2}
+_PLATES = {
+    "image": {f"patch.{name}": 0 for name in Patch._fields if name not in _OF_SOURCES},
+    "pixel": {f"patch.{name}": axis for name, axis in _PIXEL_AXES.items()},
+}
+"""Which axes of a patch its data plates cut."""
+
+
 def problem(patch: Patch, *, prior: Prior | None = None) -> Problem:
     """The Celeste problem of one patch, or of a batch of patches (a leading axis on every tensor).
 
@@ -300,7 +309,7 @@ def problem(patch: Patch, *, prior: Prior | None = None) -> Problem:
         (patch,),
         name="celeste",
         batch=batch,
-        data_plates=("image", "pixel"),
+        data_plates=_PLATES,
         start=start,
         dims={
             "is_star": ("source",),

@@ -248,7 +248,6 @@ def problem(
         (data,),
         name="strong_lens",
         batch=batch,
-        data_plates=("band", "y", "x"),
         start=start,
         dims={name: axis for name, axis in axes.items() if name in start},
         coords={"component": ["1", "2"], "axis": ["x", "y"]},

@@ -47,6 +47,14 @@ LATENT_TOLERANCE = 1e-4
 """[nat] What the tolerance grows by for each latent above ``DENSE_COVARIANCE``. An SD that is wrong by 1 %
 costs 1e-4 nat. With a fixed tolerance a guide of 1e5 latents would gain more than that in every window.
 """
+TEST_SHARE = 0.15
+"""Cost of a test of gain with minibatches, as a fraction of the cost of the gradients of its window."""
+VALUE_COST = 1 / 3
+"""Cost of a value, as a fraction of the cost of a gradient."""
+MIN_PASSES = 4
+"""Passes over the data in a test of gain from which their spread gives its standard error."""
+MIN_TESTED = 8
+"""Minibatches in a test of gain, at least: their spread gives its standard error."""
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 _STATUSES = {1: Status.CONVERGED, 2: Status.DIVERGED, 3: Status.BUDGET_SPENT, 4: Status.INTERRUPTED}
 _VECTORS = ("w", "m", "v", "block", "tail", "average", "reference")
@@ -144,11 +152,13 @@ def ascend(
     a gain. ``PATIENCE`` windows in a row without one quarter the row's learning rate; ``REDUCTIONS`` of these
     in a row, still without one, mean that it has converged. Progress however slow is seen: windows grow with
     the run, and as the average compared with stays until a gain, small rises add up until they are one.
-    Noise depends on seed and iteration alone, so rows do not influence one another.
+    Noise depends on seed and iteration alone, so rows do not influence one another. With minibatches, a
+    test of gain compares both averages on fresh minibatches, as many as cost ``TEST_SHARE`` of the window's
+    gradients.
 
     Args:
         tolerance: of the objective [nat].
-        minibatches: gradients are of these parts of the data; tests of gain are of all.
+        minibatches: gradients and tests of gain are of these parts of the data.
 
     References:
         Kingma & Ba 2015; Dhaka et al. 2020 and Welandawe et al. 2022 (averages at falling rates).
@@ -163,9 +173,9 @@ def ascend(
             target = running
             if minibatches is not None:
                 target = minibatches.draw(rows, generator_for(seed, state.iteration, 2))
-            _step(target, state, rows, noise_for(seed, state.iteration, draws=particles, like=objective))
+            _step(target, state, rows, noise_for(seed, state.iteration, draws=particles, like=target))
             if state.iteration % BLOCK == 0:
-                _look(objective, state, rows, seed, tolerance, clock)
+                _look(objective, state, rows, seed, tolerance, clock, minibatches, particles)
                 left = torch.nonzero(state.end == 0)[:, 0]
                 if len(left) < len(rows):
                     rows, running = left, objective.take(left)
@@ -197,7 +207,14 @@ def _step(objective: Objective, state: AdamState, rows: Tensor, noise: Tensor | 
 
 
 def _look(
-    objective: Objective, state: AdamState, rows: Tensor, seed: int, tolerance: float, clock: Clock
+    objective: Objective,
+    state: AdamState,
+    rows: Tensor,
+    seed: int,
+    tolerance: float,
+    clock: Clock,
+    minibatches: Minibatches | None = None,
+    particles: int = 0,
 ) -> None:
     """At the end of a block; for some rows it is the end of a window too."""
     told = {name: torch.full_like(state.value, torch.nan) for name in state.trace}
@@ -210,38 +227,92 @@ def _look(
     state.tail[late] += state.block[late] / BLOCK
     ended = rows[state.age[rows] >= state.window[rows]]
     if len(ended):
-        _window(objective, state, ended, seed, tolerance)
+        _window(objective, state, ended, seed, tolerance, minibatches, particles)
     unmeasured = rows[state.average[rows].isnan().any(1)]
     state.value[unmeasured] = state.total[unmeasured] / BLOCK
     state.end[rows[state.skipped[rows] > BLOCK // 2]] = 2
     state.block[rows], state.total[rows], state.skipped[rows] = 0.0, 0.0, 0
 
 
-def _window(objective: Objective, state: AdamState, rows: Tensor, seed: int, tolerance: float) -> None:
+def _window(
+    objective: Objective,
+    state: AdamState,
+    rows: Tensor,
+    seed: int,
+    tolerance: float,
+    minibatches: Minibatches | None,
+    particles: int,
+) -> None:
     length = state.window[rows]
     average = state.tail[rows] / (length - length // 2)[:, None]
     first = state.reference[rows].isnan().any(1)
     before = torch.where(first[:, None], average, state.reference[rows])
-    target, new, old = objective.take(rows), [], []
-    tested = min(TESTED, 2 * rows_at_once(2 * len(rows) * objective.noise_dim))
-    for part in range(TESTS if objective.noise_dim else 1):
-        noise = noise_for(seed, state.iteration, 1, part, draws=tested, like=objective)
-        new.append(target.values(average, noise))
-        old.append(target.values(before, noise))
-    value, rises = torch.cat(new, 1), torch.cat(new, 1) - torch.cat(old, 1)
-    error = torch.zeros_like(value[:, 0])
-    if objective.noise_dim:
-        pairs = rises.unflatten(1, (TESTS, 2, -1)).mean(2).flatten(1)  # antithetic: the pairs are independent
-        error = pairs.std(1) / pairs.shape[1] ** 0.5
-    gain = first | ~(rises.mean(1) <= torch.clamp(2 * error, min=tolerance))
+    if minibatches is None:
+        value, rises, error = _compared(objective.take(rows), average, before, seed, state.iteration)
+    else:
+        gradients = int(length.min()) * BLOCK
+        count = max(MIN_TESTED, int(TEST_SHARE * gradients / (2 * VALUE_COST)))
+        value, rises, error = _compared_on_minibatches(
+            minibatches, rows, average, before, seed, state.iteration, particles, count
+        )
+    gain = first | ~(rises <= torch.clamp(2 * error, min=tolerance))
     stale = torch.where(gain, 0, state.stale[rows] + 1)
     fall = (stale > 0) & (stale % PATIENCE == 0)
     state.rate[rows] = torch.where(fall, state.rate[rows] / 4, state.rate[rows])
     state.reference[rows] = torch.where(gain[:, None], average, before)
-    state.average[rows], state.value[rows], state.stale[rows] = average, value.mean(1), stale
+    state.average[rows], state.value[rows], state.stale[rows] = average, value, stale
     state.window[rows] = max(2, state.iteration // (GROWTH * BLOCK))
     state.age[rows], state.tail[rows] = 0, 0.0
     state.end[rows] = torch.where(stale >= PATIENCE * REDUCTIONS, 1, 0)
+
+
+def _compared(
+    target: Objective, new: Tensor, old: Tensor, seed: int, iteration: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The objective at ``new``, its rise from ``old`` on common draws, and the rise's standard error."""
+    after, before = [], []
+    tested = min(TESTED, 2 * rows_at_once(2 * len(new) * target.noise_dim))
+    for part in range(TESTS if target.noise_dim else 1):
+        noise = noise_for(seed, iteration, 1, part, draws=tested, like=target)
+        after.append(target.values(new, noise))
+        before.append(target.values(old, noise))
+    value, rises = torch.cat(after, 1), torch.cat(after, 1) - torch.cat(before, 1)
+    error = torch.zeros_like(value[:, 0])
+    if target.noise_dim:
+        pairs = rises.unflatten(1, (TESTS, 2, -1)).mean(2).flatten(1)  # antithetic: the pairs are independent
+        error = pairs.std(1) / pairs.shape[1] ** 0.5
+    return value.mean(1), rises.mean(1), error
+
+
+def _compared_on_minibatches(
+    minibatches: Minibatches,
+    rows: Tensor,
+    new: Tensor,
+    old: Tensor,
+    seed: int,
+    iteration: int,
+    particles: int,
+    count: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`_compared`, on about ``count`` minibatches; the error includes that of the choice of data.
+
+    Minibatches are taken from random orders of the data. The error comes from the spread of whole passes
+    where there are at least ``MIN_PASSES``, because the choice of data then cancels.
+    """
+    disjoint = minibatches.disjoint
+    whole = count >= MIN_PASSES * disjoint
+    values, rises = [], []
+    for k in range(count // disjoint * disjoint if whole else count):
+        order = generator_for(seed, iteration, 3, k // disjoint)
+        target = minibatches.draw(rows, order, k % disjoint)
+        noise = noise_for(seed, iteration, 4, k, draws=particles, like=target)
+        after, before = target.values(new, noise).mean(1), target.values(old, noise).mean(1)
+        values.append(after)
+        rises.append(after - before)
+    spread = torch.stack(rises)
+    if whole:
+        spread = spread.unflatten(0, (-1, disjoint)).mean(1)
+    return torch.stack(values).mean(0), spread.mean(0), spread.std(0) / len(spread) ** 0.5
 
 
 def svi(
@@ -261,7 +332,7 @@ def svi(
     particles: int = 8,
     learning_rate: float = 0.02,
     tolerance: float = 1e-3,
-    minibatch: int | None = None,
+    minibatch: int | Mapping[str, int] | None = None,
 ) -> Result:
     """Fit ``guide`` to the posterior by stochastic gradients; see :func:`ascend`.
 
@@ -274,8 +345,8 @@ def svi(
         learning_rate: of Adam, at first.
         tolerance: a rise of the ELBO by less is no progress [nat]; it grows by ``LATENT_TOLERANCE`` for each
             latent above ``DENSE_COVARIANCE``.
-        minibatch: elements of the one plate in ``problem.data_plates`` that each gradient is of, drawn
-            afresh without replacement; the others are made up for by a weight. None: all of them.
+        minibatch: elements of the data plate that each gradient is of, drawn afresh without replacement; the
+            others are made up for by a weight. Of several data plates: ``{plate: elements}``. None: all.
 
     Returns:
         a Result. ``stats["elbo"]`` and ``stats["elbo_se"]`` are the ELBO of the fitted guide and its standard
@@ -288,10 +359,16 @@ def svi(
         CaptureError: if the data plate cannot be cut into minibatches.
     """
     began = time.monotonic()
-    target = elbo(problem, guide, objective=objective, compile=compile)
     if minibatch is not None and objective != "monte_carlo":
         raise InputError("minibatch", f"one with objective={objective!r}", "the Monte-Carlo objective")
     parts = None if minibatch is None else Minibatches(problem, guide, minibatch, compile=compile)
+    if problem.datasets and parts is not None:
+        if parts.local:
+            expected = "a model with global latents only; `train` fits an amortised guide to a Dataset"
+            raise InputError("args", f"a Dataset and latents {list(parts.local)} of its items", expected)
+        target = parts.target
+    else:
+        target = elbo(problem, guide, objective=objective, compile=compile)
     settings: dict[str, Any] = {"guide": guide_name(guide), "objective": objective, "particles": particles}
     settings |= {"rate": learning_rate, "tolerance": tolerance, "minibatch": minibatch}
     saved = Checkpoint(checkpoint, problem, "svi", seed, **settings)
@@ -321,7 +398,11 @@ def svi(
         )
     saved.save(state.arrays, now=True)
     fitted = guide_draws(target, state.answer, seed, chains, draws)
-    stats = {"iterations": state.iteration} | elbo_of_draws(fitted)
+    if problem.datasets:  # ratios of densities are of one minibatch, which is not the posterior's
+        fitted["sample_stats"].pop("log_ratio", None)
+        stats = {"iterations": state.iteration, "elbo": state.value.tolist()}
+    else:
+        stats = {"iterations": state.iteration} | elbo_of_draws(fitted)
     maximised = "elbo_fresh_draws" if target.noise_dim else "objective"
     if not target.noise_dim:
         stats["objective"] = state.value.tolist()
