@@ -227,7 +227,7 @@ def _difference(got: Any, expected: Any) -> str | None:
 
 
 class PureFunction:
-    """A scalar function of a flat vector, to be maximised, as an :class:`astrozoo.types.Objective`.
+    """A scalar function of a flat vector, to be maximised, as an :class:`astrozoo.objective.Objective`.
 
     Args:
         f: pure torch function ``f(w [dim], noise [noise_dim], *args) -> scalar``; ``f(w, *args)`` where

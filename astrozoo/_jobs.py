@@ -23,7 +23,7 @@ from astrozoo.diagnostics.sbc import RANKED, calibration, in_batches, ranks_of, 
 from astrozoo.entry import Entry, resolve
 from astrozoo.errors import AstrozooError, CaptureError, InputError
 from astrozoo.infer import infer
-from astrozoo.infer._common import progress_bar
+from astrozoo.infer.progress import progress_bar
 from astrozoo.types import Outcome, Page, Problem, Result, load, stack
 
 __all__ = ["CHECKPOINT", "compare", "fit", "run", "sbc", "write"]

@@ -111,7 +111,7 @@ def show(model: _Model) -> None:
     if "method" in job.takes:
         for name in entry.methods:
             default = " (default)" if name == entry.default_method else ""
-            rows[f"run --method {name}"] = registry.METHODS[name] + default
+            rows[f"run --method {name}"] = registry.METHODS[name].summary + default
     if "guide" in job.takes:
         rows["run --guide"] = f"{guides} (default {entry.default_guide})"
     for option in job.options:

@@ -141,6 +141,16 @@ class LogDensity(_OfProblem):
         )
         self.check()
 
+    @property
+    def summed_out(self) -> list[str]:
+        """Names of the discrete sites that are summed out."""
+        return [site.name for site in (*self.model.plan.joint, *self.model.plan.local)]
+
+    @property
+    def in_vector(self) -> list[str]:
+        """Names of the discrete sites that are elements of the vector."""
+        return [site.name for site in self.model.plan.given]
+
     def initial(self, b: int, generator: torch.Generator | None = None) -> Float[Tensor, "b dim"]:
         """Starts of finite density and gradient: ``problem.start`` where given, elsewhere uniform(-2, 2).
 
@@ -165,7 +175,7 @@ class LogDensity(_OfProblem):
             bad = ~(value.isfinite() & grad.isfinite().all(-1))
             if not bad.any():
                 return z
-        raise self._blame(z, int(bad.nonzero()[0]))
+        raise self.undefined_at(z, int(bad.nonzero()[0]))
 
     def discrete(
         self, z: Float[Tensor, "b m dim"], generator: torch.Generator | None = None
@@ -182,7 +192,8 @@ class LogDensity(_OfProblem):
         """
         return draw_discrete(self.model, z, self.args, self.batch, generator)
 
-    def _blame(self, z: Tensor, row: int) -> InputError:
+    def undefined_at(self, z: Float[Tensor, "b dim"], row: int) -> InputError:
+        """The error for a start whose density or gradient is not finite; it names the site."""
         args = self.args if self.batch is None else rows_of(self.args, row)
         with self.model.scope():
             values = self.layout.constrain(z[row, : self.layout.dim])
@@ -248,6 +259,21 @@ class Elbo(_OfProblem):
             compile=compile,
         )
         self.check()
+
+    @property
+    def has_derivatives(self) -> bool:
+        """Whether the objective comes with a Hessian of its own."""
+        return self.derivatives is not None
+
+    @property
+    def has_normal(self) -> bool:
+        """Whether the guide has a method ``normal``, which :meth:`normal` calls."""
+        return hasattr(self.module, "normal")
+
+    @property
+    def recovers_discrete(self) -> bool:
+        """Whether :meth:`discrete` draws any site: the model has discrete sites that the guide lacks."""
+        return bool(self.model.discrete) and not self._discrete
 
     def value_grad_hessian(
         self, w: Float[Tensor, "b p"], noise: Tensor | None = None

@@ -11,15 +11,48 @@ A new model is one file ``models/<name>.py``, one ``guides/<name>.py`` where it 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from astrozoo.entries import ENTRIES
 from astrozoo.entry import Entry, Job, Option, resolve
 from astrozoo.errors import UnknownNameError
 
-__all__ = ["GUIDES", "METHODS", "Entry", "Job", "Option", "get", "guide", "list_models", "resolve"]
+__all__ = ["GUIDES", "METHODS", "Entry", "Job", "Method", "Option", "get", "guide", "list_models", "resolve"]
 
 _ENTRIES: tuple[Entry, ...] = ENTRIES
+
+
+@dataclass(frozen=True)
+class Method:
+    """One inference method. Its code is imported when it is first used.
+
+    Args:
+        summary: one line.
+        backend_address: of the function ``(problem, run, settings) -> Result``, or, of a method that takes a
+            guide, ``(problem, guide, run, settings) -> Result``.
+        settings_address: of the dataclass of the method's own settings (:mod:`astrozoo.infer.options`).
+        defaults: of the options of every method that differ between methods: draws, chains, budget.
+        takes_guide: whether it fits a guide.
+        fits_parameters: whether it optimises parameters of the model (``pyro.param``).
+    """
+
+    summary: str
+    backend_address: str
+    settings_address: str
+    defaults: Mapping[str, int]
+    takes_guide: bool = False
+    fits_parameters: bool = False
+
+    @property
+    def backend(self) -> Any:
+        """The function (imports it)."""
+        return resolve(self.backend_address)
+
+    @property
+    def settings(self) -> Any:
+        """The dataclass of the method's own settings."""
+        return resolve(self.settings_address)
 
 
 GUIDES: Mapping[str, str] = {
@@ -32,17 +65,60 @@ GUIDES: Mapping[str, str] = {
 }
 """General guides, for any problem: name -> address of ``factory(problem) -> Pyro guide``."""
 
-METHODS: Mapping[str, str] = {
-    "trust_region": "second-order stochastic VI: exact Hessians in a trust region (TrustVI, DADVI)",
-    "svi": "first-order stochastic VI (Adam on the reparameterised ELBO)",
-    "el2o": "a Gaussian that matches the posterior's values, gradients and Hessians",
-    "laplace": "mode and curvature: a Gaussian at the maximum of the density",
-    "hmc": "many chains of jittered Hamiltonian Monte Carlo, preconditioned by the curvature",
-    "nuts": "the No-U-Turn sampler",
-    "nutpie": "the No-U-Turn sampler of nutpie (an optional extra)",
-    "auto": "many starts, the curvature of the best mode, many chains of HMC preconditioned by it",
+METHODS: Mapping[str, Method] = {
+    "trust_region": Method(
+        "second-order stochastic VI: exact Hessians in a trust region (TrustVI, DADVI)",
+        backend_address="astrozoo.infer.trust_region:trust_region",
+        settings_address="astrozoo.infer.options:TrustRegionSettings",
+        defaults={"draws": 1000, "chains": 1, "budget": 200},
+        takes_guide=True,
+    ),
+    "svi": Method(
+        "first-order stochastic VI (Adam on the reparameterised ELBO)",
+        backend_address="astrozoo.infer.svi:svi",
+        settings_address="astrozoo.infer.options:SVISettings",
+        defaults={"draws": 1000, "chains": 1, "budget": 20_000},
+        takes_guide=True,
+    ),
+    "el2o": Method(
+        "a Gaussian that matches the posterior's values, gradients and Hessians",
+        backend_address="astrozoo.infer.el2o:el2o",
+        settings_address="astrozoo.infer.options:El2oSettings",
+        defaults={"draws": 1000, "chains": 1, "budget": 50},
+        takes_guide=True,
+    ),
+    "laplace": Method(
+        "mode and curvature: a Gaussian at the maximum of the density",
+        backend_address="astrozoo.infer.laplace:laplace",
+        settings_address="astrozoo.infer.options:LaplaceSettings",
+        defaults={"draws": 1000, "chains": 1, "budget": 200},
+    ),
+    "hmc": Method(
+        "many chains of jittered Hamiltonian Monte Carlo, preconditioned by the curvature",
+        backend_address="astrozoo.infer.hmc:hmc",
+        settings_address="astrozoo.infer.options:HMCSettings",
+        defaults={"draws": 250, "chains": 32},
+    ),
+    "nuts": Method(
+        "the No-U-Turn sampler",
+        backend_address="astrozoo.infer.nuts:nuts",
+        settings_address="astrozoo.infer.options:NutsSettings",
+        defaults={"draws": 500, "chains": 4},
+    ),
+    "nutpie": Method(
+        "the No-U-Turn sampler of nutpie (an optional extra)",
+        backend_address="astrozoo.infer.nutpie:nutpie",
+        settings_address="astrozoo.infer.options:NutpieSettings",
+        defaults={"draws": 500, "chains": 4},
+    ),
+    "auto": Method(
+        "many starts, the curvature of the best mode, many chains of HMC preconditioned by it",
+        backend_address="astrozoo.infer.auto:auto",
+        settings_address="astrozoo.infer.options:AutoSettings",
+        defaults={"draws": 500, "chains": 48},
+    ),
 }
-"""Inference methods, each with a line on what it is; their code is named in ``astrozoo.infer.METHODS``."""
+"""The inference methods by name. All else that depends on the method is derived from this table."""
 
 
 def list_models() -> list[Entry]:

@@ -1,14 +1,10 @@
-"""The nouns shared by every room: :class:`Problem`, :class:`Objective`, :class:`Status`, :class:`Result`."""
+"""The nouns shared by every room: :class:`Problem`, :class:`Status`, :class:`Result`, :class:`Outcome`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from typing import Any
 
 from astrozoo._problem import Problem, stack
 from astrozoo._provenance import environment
@@ -16,7 +12,6 @@ from astrozoo._result import DENSE_COVARIANCE, Result, Status, load
 
 __all__ = [
     "DENSE_COVARIANCE",
-    "Objective",
     "Outcome",
     "Page",
     "Problem",
@@ -26,50 +21,6 @@ __all__ = [
     "load",
     "stack",
 ]
-
-
-class Objective(Protocol):
-    """A scalar function of a flat vector, to be maximised: a log density, an ELBO, or a model's own.
-
-    Every method takes a whole batch of vectors. With ``batch is None`` they are any number of vectors of
-    one problem (chains, starts); otherwise row ``i`` belongs to independent problem ``i``.
-    ``noise`` is ``[draws, noise_dim]`` of standard normals, shared by all rows, and None where
-    ``noise_dim`` is 0; values are means over its draws.
-    """
-
-    dim: int
-    noise_dim: int
-    batch: int | None
-    dtype: torch.dtype
-    device: torch.device
-    counts: dict[str, int]
-    """Evaluations so far, per row and per draw: "value", "gradient", "hvp", "hessian"."""
-
-    def values(self, w: Float[Tensor, "b p"], noise: Tensor | None = None) -> Float[Tensor, "b m"]:
-        """The function for each draw (one column where there is no noise)."""
-        ...
-
-    def value_and_grad(
-        self, w: Float[Tensor, "b p"], noise: Tensor | None = None
-    ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b p"]]:
-        """Mean over draws, and its gradient."""
-        ...
-
-    def value_grad_hessian(
-        self, w: Float[Tensor, "b p"], noise: Tensor | None = None
-    ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b p"], Float[Tensor, "b p p"]]:
-        """Mean over draws, its gradient and its exact Hessian."""
-        ...
-
-    def hvp(
-        self, w: Float[Tensor, "b p"], noise: Tensor | None, v: Float[Tensor, "b p"]
-    ) -> Float[Tensor, "b p"]:
-        """The Hessian (of the mean over draws) times ``v``."""
-        ...
-
-    def take(self, rows: Tensor) -> Objective:
-        """The objective of some of the independent problems; of one problem, itself."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from astrozoo.density import LogDensity, log_density
-from astrozoo.types import Objective, Problem, Result, Status
+from astrozoo.objective import Objective
+from astrozoo.types import Problem, Result, Status
 
 __all__ = ["ascend", "draws_of", "gauss_newton", "prior_starts"]
 

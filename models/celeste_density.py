@@ -55,7 +55,7 @@ class _Light(NamedTuple):
 
 
 class TypedDensity:
-    """log p(counts, u, type) of a batch of single-source patches: an :class:`astrozoo.types.Objective`.
+    """log p(counts, u, type) of a batch of single-source patches: an :class:`astrozoo.objective.Objective`.
 
     Args:
         patch: with a leading axis of ``b`` independent patches on every tensor, one source each.
@@ -66,6 +66,7 @@ class TypedDensity:
     """
 
     noise_dim = 0
+    compile_seconds = 0.0
 
     def __init__(
         self, patch: Patch, prior: Prior, *, star: bool, log_least_radius: Float[Tensor, "b"] | None = None

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,27 +12,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from astrozoo.density import log_density
-from astrozoo.infer._common import (
-    Checkpoint,
-    Report,
-    chain_starts,
-    ensemble_status,
-    finish,
-    generator_for,
-    progress_bar,
-    start_points,
-    typed,
-)
 from astrozoo.infer._metric import Metric, of_result
 from astrozoo.infer._moments import Moments
-from astrozoo.types import Objective, Problem, Result, Status
+from astrozoo.infer.convergence import ensemble_status
+from astrozoo.infer.options import RunOptions
+from astrozoo.infer.progress import Report, progress_bar
+from astrozoo.infer.randomness import generator_for
+from astrozoo.infer.results import constrained, finish, run_checkpoint
+from astrozoo.infer.starts import chain_starts, start_points
+from astrozoo.objective import Density, Objective
+from astrozoo.types import Problem, Result, Status
 
 __all__ = ["BudgetSpent", "Chain", "one_by_one"]
 
 Whitened = Callable[[np.ndarray], tuple[float, np.ndarray]]
 """Log density and gradient in the sampler's coordinates ``u``, for ``z = z0 + root u``."""
 Chain = Callable[[Whitened, int, int, Callable[[str], None]], tuple[np.ndarray, dict[str, np.ndarray]]]
-"""``(density, dim, seed, tell) -> draws of u [n, dim], {name: per draw}``; starts at ``u = 0``."""
+"""``(density, dim, seed, step_done) -> draws of u [n, dim], {name: per draw}``; it starts at ``u = 0`` and
+calls ``step_done(phase)`` after each iteration."""
 
 
 class BudgetSpent(Exception):
@@ -42,65 +38,56 @@ class BudgetSpent(Exception):
 
 def one_by_one(
     problem: Problem,
-    run: Chain,
-    *,
+    sample: Chain,
     method: str,
-    seed: int,
-    draws: int,
-    chains: int,
+    run: RunOptions,
     warmup: int,
-    budget: int | None,
-    start: Any,
     precondition: Result | None,
-    compile: str,
-    progress: bool,
-    checkpoint: str | Path | None,
-    throw: bool,
-    settings: dict[str, Any],
+    sampler: Mapping[str, Any],
 ) -> Result:
     """Sample chain after chain and problem after problem; see :func:`astrozoo.infer.nuts.nuts`.
 
     Args:
-        settings: of the sampler, which a checkpoint must share.
+        sampler: settings of the sampler, which a checkpoint must share.
     """
     began = time.monotonic()
-    target = log_density(problem, compile=compile)
-    problems = problem.batch or 1
+    target = log_density(problem, compile=run.compile)
+    problems, chains = problem.batch or 1, run.chains
     metric = None
     if precondition is not None:
-        metric = of_result(
-            precondition, problems, target.dim, {"dtype": target.dtype, "device": target.device}
-        )
-    if start is None and precondition is None:
-        z0 = chain_starts(target, chains, seed)
+        like = {"dtype": target.dtype, "device": target.device}
+        metric = of_result(precondition, problems, target.dim, like)
+    if run.start is None and precondition is None:
+        z0 = chain_starts(target, chains, run.seed)
     else:
-        given = precondition if start is None else start
-        z0 = start_points(given, target, problems * chains, seed).view(problems, chains, -1)
-    saved = Checkpoint(checkpoint, problem, method, seed, warmup=warmup, draws=draws, **settings)
-    done: dict[str, Any] = saved.load() or {}
-    why: Status | None = None
-    with progress_bar(method, problems * chains * (warmup + draws), progress) as report:
+        start = precondition if run.start is None else run.start
+        z0 = start_points(start, target, problems * chains, target.dim).view(problems, chains, -1)
+    checkpoint = run_checkpoint(run, problem, method, warmup=warmup, draws=run.draws, **sampler)
+    done: dict[str, Any] = checkpoint.load() or {}
+    early_end: Status | None = None
+    iterations = warmup + run.draws
+    with progress_bar(method, problems * chains * iterations, run.progress) as report:
         try:
             for chain in range(chains):
                 for row in range(problems):
                     if f"z_{chain}_{row}" in done:
                         continue
                     density = target.take(torch.tensor([row], device=target.device))
-                    before = (chain * problems + row) * (warmup + draws)
+                    before = (chain * problems + row) * iterations
                     whitened = _Whitened(
-                        density, z0[row, chain], metric and metric.take([row]), budget, target
+                        density, z0[row, chain], metric and metric.take([row]), run.budget, target
                     )
-                    own = int(generator_for(seed, 2, chain).initial_seed() % 2**31)
-                    u, stats = run(whitened, target.dim, own, _teller(report, before))
+                    seed = int(generator_for(run.seed, 2, chain).initial_seed() % 2**31)
+                    u, stats = sample(whitened, target.dim, seed, _step_counter(report, before))
                     z = z0[row, chain] + whitened.velocity(torch.as_tensor(u).to(z0))
                     done |= {f"{name}_{chain}_{row}": column for name, column in stats.items()}
                     done[f"z_{chain}_{row}"] = z.cpu().numpy()
-                    saved.save(done.copy, now=True)
+                    checkpoint.save(done)
         except KeyboardInterrupt:
-            why = Status.INTERRUPTED
+            early_end = Status.INTERRUPTED
         except BudgetSpent:
-            why = Status.BUDGET_SPENT
-    return _result(problem, target, done, z0, method, seed, why, began, throw)
+            early_end = Status.BUDGET_SPENT
+    return _result(problem, target, done, z0, method, run, early_end, began)
 
 
 class _Whitened:
@@ -127,27 +114,27 @@ class _Whitened:
         return float(value), force[0].cpu().numpy()
 
 
-def _teller(report: Report, before: int) -> Callable[[str], None]:
-    told = 0
+def _step_counter(report: Report, before: int) -> Callable[[str], None]:
+    """A function that advances the progress bar by one step, from ``before``."""
+    done = before
 
-    def tell(stage: str) -> None:
-        nonlocal told
-        told += 1
-        report(before + told, stage)
+    def step_done(phase: str) -> None:
+        nonlocal done
+        done += 1
+        report(done, phase)
 
-    return tell
+    return step_done
 
 
 def _result(
     problem: Problem,
-    target: Any,
+    target: Density,
     done: dict[str, Any],
     z0: Tensor,
     method: str,
-    seed: int,
-    why: Status | None,
+    run: RunOptions,
+    early_end: Status | None,
     began: float,
-    throw: bool,
 ) -> Result:
     problems, chains = z0.shape[:2]
     whole = [c for c in range(chains) if all(f"z_{c}_{row}" in done for row in range(problems))]
@@ -171,15 +158,14 @@ def _result(
         x = x.reshape(*shape, *x.shape[2:])
         return (x[0] if problem.batch is None else x.movedim(0, 2)).cpu().numpy()
 
-    sites = typed(target, z.flatten(1, 2), seed)
+    sites = constrained(target, z.flatten(1, 2), run.seed)
     return finish(
         problem,
         target,
         method=method,
-        seed=seed,
-        statuses=[why] * problems if why else ensemble_status(z, columns["diverging"]),
+        run=run,
+        statuses=[early_end] * problems if early_end else ensemble_status(z, columns["diverging"]),
         began=began,
-        throw=throw,
         draws={name: by_problem(x) for name, x in sites.items()},
         sample_stats={name: by_problem(x.flatten(1, 2)) for name, x in columns.items()},
         **moments.fields(),

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from astrozoo.density import Elbo
-from astrozoo.infer._common import noise_for
 from astrozoo.infer._sampled import antithetic_parts, mean_of_parts
-from astrozoo.infer._subproblem import subproblem_krylov
+from astrozoo.infer.randomness import noise_for
+from astrozoo.infer.subproblem import subproblem_krylov
+from astrozoo.objective import VariationalObjective
 
 __all__ = ["FreshDraws", "on_fresh_draws"]
 
@@ -44,7 +44,7 @@ class FreshDraws:
 
 
 def on_fresh_draws(
-    target: Elbo,
+    target: VariationalObjective,
     w: Float[Tensor, "b p"],
     fixed: Float[Tensor, "m e"],
     *,
@@ -101,7 +101,7 @@ def on_fresh_draws(
     return FreshDraws(torch.stack(values).mean(0), largest(mean_shifts), largest(log_ratios))
 
 
-def _moments(target: Elbo, w: Float[Tensor, "b p"], seed: int) -> tuple[Tensor, Tensor]:
+def _moments(target: VariationalObjective, w: Float[Tensor, "b p"], seed: int) -> tuple[Tensor, Tensor]:
     """Mean and SD of each latent under the guide, ``[b, d]``, on draws that are the same for all ``w``."""
     draws = max(16, min(1000, MOMENT_ELEMENTS // max(1, w.shape[0] * target.layout.dim)))
     z = target.unconstrained(w, noise_for(seed, _STREAM, draws=draws, like=target, matched=True))

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from astrozoo.infer._common import noise_for
-from astrozoo.infer._subproblem import subproblem_dense, subproblem_krylov
-from astrozoo.types import Objective
-
-if TYPE_CHECKING:
-    from astrozoo.infer._maximise import TrustRegionState
+from astrozoo.infer._trust_region_state import TrustRegionState
+from astrozoo.infer.randomness import noise_for
+from astrozoo.infer.subproblem import subproblem_dense, subproblem_krylov
+from astrozoo.objective import Objective
 
 __all__ = ["Sampled", "antithetic_parts", "mean_of_parts", "part_size"]
 

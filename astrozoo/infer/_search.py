@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial, update_wrapper
 from pathlib import Path
@@ -18,16 +17,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from astrozoo import registry
 from astrozoo._prior import prior_draws
-from astrozoo.density import LogDensity, log_density
-from astrozoo.infer._common import Checkpoint, chain_starts, generator_for, progress_bar, start_points
+from astrozoo.density import log_density
 from astrozoo.infer.laplace import laplace
+from astrozoo.infer.options import AutoSettings, LaplaceSettings, RunOptions, Settings
+from astrozoo.infer.progress import Report, progress_bar
+from astrozoo.infer.randomness import generator_for
+from astrozoo.infer.results import run_checkpoint
+from astrozoo.infer.starts import chain_starts, start_points
+from astrozoo.objective import Density
 from astrozoo.types import Problem, Result
 
-__all__ = ["STARTS", "STEPS", "beside", "from_search", "search"]
+__all__ = ["beside", "infer_from_search", "search"]
 
-STARTS, STEPS = 48, 300
-"""Climbs, and the steps of each."""
 RATES = (0.15, 0.005)
 """First and last step of Adam, in SDs of the prior; it falls geometrically."""
 COMPILING = 60.0
@@ -36,31 +39,40 @@ _START = 50
 _PACED = 3  # gradients whose pace tells how long all will take
 
 
-def from_search(
-    backend: Callable[..., Result], problem: Problem, guide: Any, options: dict[str, Any]
+def infer_from_search(
+    problem: Problem, method: str, guide: Any, run: RunOptions, settings: Settings
 ) -> Result:
-    """What a backend makes of a problem from the search's best point; what the search costs is added.
+    """The result of a method that starts at the search's best point; the costs of the search are added.
 
-    A guide that can work around an earlier result, and has none, does so around Laplace's of that mode.
+    A guide factory with an unset parameter ``around`` is given the Laplace result at that point.
     """
     began = time.monotonic()
-    target = log_density(problem, compile=options.get("compile", "auto"))
-    seed, progress = options.get("seed", 0), options.get("progress", True)
-    best, modes = search(problem, target, seed, STARTS, STEPS, 0, progress, options.get("checkpoint"))
+    target = log_density(problem, compile=run.compile)
+    best, modes = search(problem, target, run, AutoSettings(), 0)
     start: Any = best
     counts = dict(target.counts)
     if problem.batch is None and _can_work_around(guide):
-        normal = laplace(problem, seed=seed, draws=1, start=best, compile="never", progress=False)
+        laplace_run = RunOptions(
+            seed=run.seed,
+            draws=1,
+            chains=1,
+            budget=registry.METHODS["laplace"].defaults["budget"],
+            start=best,
+            compile="never",
+            progress=False,
+        )
+        normal = laplace(problem, laplace_run, LaplaceSettings())
         counts = {name: n + normal.stats["counts"][name] for name, n in counts.items()}
         modes["laplace"] = normal.status.value
         if normal.status.ok:
             guide, start = update_wrapper(partial(guide, around=normal), guide), normal
-    spent = {"run_seconds": time.monotonic() - began - target.compile_seconds}
-    spent["compile_seconds"] = target.compile_seconds
-    result = backend(problem, guide, **options | {"start": start})
-    told = {name: result.stats[name] + seconds for name, seconds in spent.items()}
-    told["counts"] = {name: n + counts[name] for name, n in result.stats["counts"].items()}
-    return replace(result, stats={**result.stats, **told, "modes": modes})
+    search_seconds = {"run_seconds": time.monotonic() - began - target.compile_seconds}
+    search_seconds["compile_seconds"] = target.compile_seconds
+    arguments = (problem, guide) if registry.METHODS[method].takes_guide else (problem,)
+    result = registry.METHODS[method].backend(*arguments, replace(run, start=start), settings)
+    stats = {name: result.stats[name] + seconds for name, seconds in search_seconds.items()}
+    stats["counts"] = {name: n + counts[name] for name, n in result.stats["counts"].items()}
+    return replace(result, stats={**result.stats, **stats, "modes": modes})
 
 
 def _can_work_around(guide: Any) -> bool:
@@ -69,40 +81,34 @@ def _can_work_around(guide: Any) -> bool:
 
 
 def search(
-    problem: Problem,
-    target: LogDensity,
-    seed: int,
-    starts: int,
-    steps: int,
-    later: int,
-    progress: bool,
-    checkpoint: str | Path | None,
+    problem: Problem, target: Density, run: RunOptions, settings: AutoSettings, later: int
 ) -> tuple[Float[Tensor, "b d"], dict[str, Any]]:
-    """The highest point of each problem, and what the starts came to.
+    """The highest point of each problem, and where the climbs ended.
 
     Args:
         later: gradients of all starts that will be taken after the search.
     """
-    saved = Checkpoint(beside(checkpoint, "search"), problem, "auto", seed, starts=starts, steps=steps)
-    held = saved.load()
-    if held is not None:
-        ended, value = torch.as_tensor(held["z"]), torch.as_tensor(held["value"])
+    starts, steps, seed = settings.starts, settings.steps, run.seed
+    search_run = replace(run, checkpoint=beside(run.checkpoint, "search"))
+    checkpoint = run_checkpoint(search_run, problem, "auto", starts=starts, steps=steps)
+    saved = checkpoint.load()
+    if saved is not None:
+        ends, value = torch.as_tensor(saved["z"]), torch.as_tensor(saved["value"])
     else:
         z = prior_draws(problem, target.layout, starts, generator_for(seed, _START))
         z = chain_starts(target, starts, seed) if z is None else z.to(target.device)
-        with progress_bar("search", steps, progress) as report:
-            ended, value = _climb(target, z, steps, later, report)
-        arrays = {"z": ended.cpu().numpy(), "value": value.cpu().numpy()}
-        saved.save(lambda: arrays, now=True)
+        with progress_bar("search", steps, run.progress) as report:
+            ends, value = _climb(target, z, steps, later, report)
+        checkpoint.save({"z": ends.cpu().numpy(), "value": value.cpu().numpy()})
     top, at = value.max(1)
-    best = ended[torch.arange(len(ended)), at]
-    agreed = (value > top[:, None] - 1).sum(1)
-    modes = {"starts": starts, "at_best": agreed.tolist(), "log_density": top.tolist()}
-    return start_points(best, target, len(best), seed, target.layout.dim), modes
+    best = ends[torch.arange(len(ends)), at]
+    near_top = (value > top[:, None] - 1).sum(1)
+    modes = {"starts": starts, "at_best": near_top.tolist(), "log_density": top.tolist()}
+    return start_points(best, target, len(best), target.layout.dim), modes
 
 
 def _climb(
-    target: LogDensity, z: Float[Tensor, "b s d"], steps: int, later: int, report: Any
+    target: Density, z: Float[Tensor, "b s d"], steps: int, later: int, report: Report
 ) -> tuple[Float[Tensor, "b s d"], Float[Tensor, "b s"]]:
     """Adam from every start; the highest point of each path, and its value."""
     scale = z.std(1, keepdim=True).clamp_min(1e-6)

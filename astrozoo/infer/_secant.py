@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from astrozoo.infer._sampled import Sampled
-from astrozoo.infer._subproblem import subproblem_krylov
-
-if TYPE_CHECKING:
-    from astrozoo.infer._maximise import TrustRegionState
+from astrozoo.infer._trust_region_state import TrustRegionState
+from astrozoo.infer.subproblem import subproblem_krylov
 
 __all__ = ["Secant", "updated"]
 

@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from astrozoo.density import LogDensity, inverted
+from astrozoo.density import inverted
 from astrozoo.infer._chart import Chart
+from astrozoo.objective import Density
 
 __all__ = ["DIVERGED", "Chains", "gibbs", "normals", "trajectory", "transition", "uniforms"]
 
@@ -25,7 +26,7 @@ _MOMENTUM, _ACCEPT, _GIBBS = range(1, 4)
 class Chains:
     """The log density of every chain of every problem: ``[B, C, d] -> [B, C], [B, C, d]``."""
 
-    def __init__(self, objective: LogDensity, problems: int, chains: int) -> None:
+    def __init__(self, objective: Density, problems: int, chains: int) -> None:
         rows = torch.arange(problems, device=objective.device).repeat_interleave(chains)
         self.objective = objective.take(rows)
         self.choices, self.chains = objective.choices, chains

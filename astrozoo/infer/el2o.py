@@ -6,9 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,18 +14,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from astrozoo import registry
-from astrozoo.density import LogDensity, log_density
+from astrozoo.density import log_density
 from astrozoo.errors import InputError
-from astrozoo.infer._common import (
-    Checkpoint,
-    elbo_of_draws,
-    finish,
-    generator_for,
-    normal_draws,
-    progress_bar,
-    start_points,
-)
-from astrozoo.infer._maximise import maximise
+from astrozoo.infer.approximation import elbo_of_draws, normal_draws
+from astrozoo.infer.maximise import maximise
+from astrozoo.infer.options import El2oSettings, RunOptions
+from astrozoo.infer.progress import progress_bar
+from astrozoo.infer.randomness import generator_for
+from astrozoo.infer.results import finish, run_checkpoint
+from astrozoo.infer.starts import density_starts
+from astrozoo.objective import Density
 from astrozoo.types import DENSE_COVARIANCE, Problem, Result, Status
 
 __all__ = ["Gaussian", "el2o", "match"]
@@ -122,7 +118,7 @@ def match(shape: _Shape, diagonal: bool) -> tuple[Tensor, Tensor, Tensor]:
     return c + level, b, A
 
 
-def _derivatives(density: LogDensity, q: Gaussian, y: Float[Tensor, "m d"]) -> _Shape:
+def _derivatives(density: Density, q: Gaussian, y: Float[Tensor, "m d"]) -> _Shape:
     """At the points ``mean + root y``."""
     z = q.mean[:, None] + torch.einsum("bij,mj->bmi", q.root, y)  # [b, m, d]
     if density.batch is None:
@@ -136,7 +132,7 @@ def _derivatives(density: LogDensity, q: Gaussian, y: Float[Tensor, "m d"]) -> _
 
 
 def _improve(
-    density: LogDensity, q: Gaussian, y: Tensor, diagonal: bool, share: Float[Tensor, "b"]
+    density: Density, q: Gaussian, y: Tensor, diagonal: bool, share: Float[Tensor, "b"]
 ) -> tuple[Gaussian, Float[Tensor, "b"]]:
     """One iteration, and how far the match is: of means [SD] and log variances, the most; NaN if broken.
 
@@ -172,7 +168,7 @@ def _improve(
     return new, torch.where(good, moved, torch.nan)
 
 
-def _first(density: LogDensity, z0: Tensor, diagonal: bool, seed: int) -> Gaussian:
+def _first(density: Density, z0: Tensor, diagonal: bool, seed: int) -> Gaussian:
     """At the mode, with the curvature there; where it curves up, by its magnitude."""
     found = maximise(density, z0, seed=seed, max_iterations=MODE, tolerance=1e-2)
     hessian = density.value_grad_hessian(found.w)[2] if found.hessian is None else found.hessian
@@ -187,34 +183,17 @@ def _first(density: LogDensity, z0: Tensor, diagonal: bool, seed: int) -> Gaussi
 
 
 def el2o(
-    problem: Problem,
-    guide: Callable[[Problem], Any],
-    *,
-    seed: int = 0,
-    draws: int = 1000,
-    chains: int = 1,
-    budget: int = 50,
-    start: Any = None,
-    compile: Literal["auto", "always", "never"] = "auto",
-    progress: bool = True,
-    checkpoint: str | Path | None = None,
-    throw: bool = False,
-    particles: int | None = None,
-    tolerance: float = 1e-3,
+    problem: Problem, guide: Callable[[Problem], Any], run: RunOptions, settings: El2oSettings
 ) -> Result:
     """The Gaussian whose log density has the values, gradients and Hessians of the posterior's.
 
-    From the mode on, each iteration draws points from the Gaussian at hand (with the same noise each time, so
-    that there is a fixed point), holds them, and solves the linear least squares of :func:`match`, ln Z being
-    one of its unknowns. A full-rank Gaussian posterior is matched exactly, by the first iteration.
+    From the mode on, each iteration draws points from the current Gaussian (with the same noise each time, so
+    that there is a fixed point), keeps them fixed, and solves the linear least squares of :func:`match`, one
+    of whose unknowns is ln Z. A full-rank Gaussian posterior is matched exactly by the first iteration. An
+    iteration takes ``particles`` Hessians per problem.
 
     Args:
         guide: the zoo's general ``full_rank`` or ``mean_field``, which names the family.
-        draws: from the Gaussian, per chain; they are independent, and chains only a shape.
-        budget: the most iterations, each of ``particles`` Hessians per problem.
-        start: unconstrained ``[dim]`` or ``[problem, dim]``, or a Result (its location).
-        particles: points, in antithetic pairs; by default two per dimension, and at least 16.
-        tolerance: converged when no mean moved by more SDs than this, and no log variance by more.
 
     Returns:
         a Result whose ``stats["log_evidence"]`` is the fitted ln Z, and ``stats["el2o"]`` the variance of
@@ -230,12 +209,13 @@ def el2o(
     family = next((name for name in FAMILIES if guide is registry.guide(name)), None)
     if family is None:
         raise InputError("guide", getattr(guide, "__name__", repr(guide)), "'full_rank' or 'mean_field'")
-    target = log_density(problem, compile=compile)
+    target = log_density(problem, compile=run.compile)
     if target.dim > DENSE_COVARIANCE:
         raise InputError(
             "problem", f"{target.dim} latents", f"at most {DENSE_COVARIANCE}: el2o matches dense Hessians"
         )
     rows, diagonal = problem.batch or 1, family == "mean_field"
+    seed, particles, tolerance = run.seed, settings.particles, settings.tolerance
     pairs = max(8, target.dim) if particles is None else (particles + 1) // 2
     if diagonal and pairs < target.dim:
         raise InputError(
@@ -243,43 +223,43 @@ def el2o(
             f"{particles} for a mean field of {target.dim} dimensions",
             f"at least {2 * target.dim}: fewer cannot tell the correlations from the variances",
         )
-    saved = Checkpoint(checkpoint, problem, "el2o", seed, family=family, pairs=pairs)
-    held = saved.load()
+    checkpoint = run_checkpoint(run, problem, "el2o", family=family, pairs=pairs)
+    saved = checkpoint.load()
     moved = torch.full((rows,), torch.inf, dtype=target.dtype, device=target.device)
     share, iteration = torch.ones_like(moved), 0
-    if held is None:
-        q = _first(target, start_points(start, target, rows, seed), diagonal, seed)
+    if saved is None:
+        q = _first(target, density_starts(run.start, target, rows, seed), diagonal, seed)
     else:
-        kept = {name: torch.as_tensor(value, device=target.device) for name, value in held.items()}
-        q = Gaussian(kept["mean"], kept["root"], kept["log_evidence"])
-        share, moved, iteration = kept["share"], kept["moved"], int(held["iteration"])
+        state = {name: torch.as_tensor(value, device=target.device) for name, value in saved.items()}
+        q = Gaussian(state["mean"], state["root"], state["log_evidence"])
+        share, moved, iteration = state["share"], state["moved"], int(saved["iteration"])
     y = _points(seed, pairs, target)
     trace: list[np.ndarray] = []
     interrupted = False
-    with progress_bar("el2o", budget, progress) as report:
+    with progress_bar("el2o", run.iterations, run.progress) as report:
         try:
-            while iteration < budget and bool((moved > tolerance).any()):
+            while iteration < run.iterations and bool((moved > tolerance).any()):
                 before, (q, moved) = moved, _improve(target, q, y, diagonal, share)
                 # What moves in circles, or apart, goes slower.
                 share = torch.where(moved > 0.9 * before, (share / 2).clamp_min(SLOWEST), share)
                 iteration += 1
                 trace.append(moved.cpu().numpy())
                 report(iteration, f"off by {float(moved.max()):.2g}")
-                saved.save(partial(_arrays, q, share, moved, iteration))
+                if checkpoint.due:
+                    checkpoint.save(_arrays(q, share, moved, iteration))
         except KeyboardInterrupt:
             interrupted = True
-    saved.save(partial(_arrays, q, share, moved, iteration), now=True)
+    checkpoint.save(_arrays(q, share, moved, iteration))
     statuses = [_status(m, tolerance, interrupted) for m in moved.tolist()]
-    drawn, ratio = normal_draws(target, q.mean, q.root, generator_for(seed, 1), seed, chains, draws)
+    drawn, ratio = normal_draws(target, q.mean, q.root, generator_for(seed, 1), run)
     return finish(
         problem,
         target,
         method="el2o",
         guide=family,
-        seed=seed,
+        run=run,
         statuses=statuses,
         began=began,
-        throw=throw,
         trace={"off": np.asarray(trace)} if trace else {},
         stats={
             "iterations": iteration,
@@ -298,7 +278,7 @@ def _arrays(q: Gaussian, share: Tensor, moved: Tensor, iteration: int) -> dict[s
     return {name: value.cpu().numpy() for name, value in held.items()} | {"iteration": np.asarray(iteration)}
 
 
-def _points(seed: int, pairs: int, density: LogDensity) -> Float[Tensor, "m d"]:
+def _points(seed: int, pairs: int, density: Density) -> Float[Tensor, "m d"]:
     """Normals in antithetic pairs; where there are enough, of unit covariance exactly."""
     half = torch.randn(pairs, density.dim, generator=generator_for(seed, 2), dtype=density.dtype)
     if pairs >= density.dim:

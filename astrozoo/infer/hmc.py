@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from astrozoo.density import LogDensity, log_density
+from astrozoo.checkpoint import Checkpoint
+from astrozoo.density import log_density
 from astrozoo.infer import _chart, _metric
 from astrozoo.infer._adaptation import (
     LONGEST_STEP,
@@ -32,18 +32,14 @@ from astrozoo.infer._adaptation import (
     rescued,
 )
 from astrozoo.infer._chart import Chart
-from astrozoo.infer._common import (
-    Checkpoint,
-    by_chain,
-    chain_starts,
-    ensemble_status,
-    finish,
-    progress_bar,
-    start_points,
-    typed,
-)
 from astrozoo.infer._metric import Metric
 from astrozoo.infer._trajectory import Chains, gibbs, normals, transition, uniforms
+from astrozoo.infer.convergence import ensemble_status
+from astrozoo.infer.options import HMCSettings, RunOptions
+from astrozoo.infer.progress import Report, progress_bar
+from astrozoo.infer.results import by_chain, constrained, finish, run_checkpoint
+from astrozoo.infer.starts import chain_starts, start_points
+from astrozoo.objective import Density
 from astrozoo.types import Problem, Result, Status
 
 __all__ = ["HMCState", "hmc"]
@@ -117,22 +113,26 @@ _COUNTS = ("iteration", "gradients", "warmup_gradients", "rescued")
 
 
 @dataclass(frozen=True)
-class _Settings:
+class _Plan:
+    """The length and the settings of a run, as the iterations need them."""
+
     seed: int
-    warmup: int
     draws: int
-    target: float
-    max_steps: int
-    least_length: float
+    warmup: int
+    settings: HMCSettings
+
+    @property
+    def target(self) -> float:
+        return self.settings.target_acceptance
 
     def early(self, iteration: int) -> bool:
         return iteration < int(EARLY * self.warmup)
 
 
-def _advance(chains: Chains, state: HMCState, settings: _Settings) -> None:
+def _advance(chains: Chains, state: HMCState, plan: _Plan) -> None:
     """One iteration of warm-up or sampling."""
-    n, warming = state.iteration, state.iteration < settings.warmup
-    early = settings.early(n)
+    n, warming = state.iteration, state.iteration < plan.warmup
+    early = plan.early(n)
     step = state.log_step.exp()
     u = int(f"{n % 1024:010b}"[::-1], 2) / 1024  # van der Corput's sequence
     fraction = 1 - JITTER + 2 * JITTER * u
@@ -140,15 +140,15 @@ def _advance(chains: Chains, state: HMCState, settings: _Settings) -> None:
         half_periods = (math.pi / step.median(1).values).tolist()
         steps = [1 + int(u * min(EARLY_STEPS, x)) for x in half_periods]
     else:
-        exact = (state.length[0].exp() / step[:, 0]).clamp(1, settings.max_steps)
+        exact = (state.length[0].exp() / step[:, 0]).clamp(1, plan.settings.max_steps)
         steps = [round(x) for x in exact.tolist()]
         step = step * fraction
     before = state.position
-    out = transition(chains, before, state.value, state.gradient, state.chart, step, steps, settings.seed, n)
+    out = transition(chains, before, state.value, state.gradient, state.chart, step, steps, plan.seed, n)
     end, momentum = out.pop("end"), out.pop("momentum")
     state.gradients += max(steps)
     if chains.choices:
-        gibbs(chains, out, settings.seed, n)
+        gibbs(chains, out, plan.seed, n)
         state.gradients += 1
     state.position, state.value, state.gradient = out["position"], out["lp"], out["gradient"]
     state.iteration = n + 1
@@ -166,36 +166,38 @@ def _advance(chains: Chains, state: HMCState, settings: _Settings) -> None:
             momentum,
             acceptance,
             travelled,
-            settings.least_length,
+            plan.settings.least_length,
         )
         acceptance = pooled(acceptance)
-    state.log_step, state.averaging = dual_average(state.averaging, acceptance, settings.target)
-    _learn(chains, state, settings)
+    state.log_step, state.averaging = dual_average(
+        state.averaging, acceptance, plan.settings.target_acceptance
+    )
+    _learn(chains, state, plan)
 
 
-def _learn(chains: Chains, state: HMCState, settings: _Settings) -> None:
+def _learn(chains: Chains, state: HMCState, plan: _Plan) -> None:
     """Keep the draw for the mass matrix, and re-estimate that at the end of a window."""
     state.window.append((state.position, state.gradient))
     del state.window[: -max(2, ROWS // state.position.shape[1])]
-    ends = [int(fraction * settings.warmup) for fraction in WINDOWS]
+    ends = [int(fraction * plan.warmup) for fraction in WINDOWS]
     if state.iteration in ends and len(state.window) > 1:
         discrete = len(chains.choices)
         d = state.position.shape[2] - discrete
         x, g = (torch.stack(column, 2).flatten(1, 2)[..., :d] for column in zip(*state.window, strict=True))
-        metric, early = _metric.updated(state.chart.metric, x, g), settings.early(state.iteration)
+        metric, early = _metric.updated(state.chart.metric, x, g), plan.early(state.iteration)
         state.chart = _chart.padded(_chart.flat(metric) if early else _chart.bent(metric, x, g), discrete)
         state.window = []
         if not early:
-            _rescue(state, settings, d)
-        _first_step(chains, state, settings)
-    if state.iteration == settings.warmup:
+            _rescue(state, plan, d)
+        _first_step(chains, state, plan)
+    if state.iteration == plan.warmup:
         state.log_step, state.length, state.window = state.averaging[3], final_length(state.length), []
         state.warmup_gradients = state.gradients
 
 
-def _rescue(state: HMCState, settings: _Settings, d: int) -> None:
+def _rescue(state: HMCState, plan: _Plan, d: int) -> None:
     """Chains stranded far below the others go on from where another is."""
-    u = uniforms(settings.seed, _RESCUE, state.iteration, shape=state.value.shape[1:], like=state.value)
+    u = uniforms(plan.seed, _RESCUE, state.iteration, shape=state.value.shape[1:], like=state.value)
     chosen = rescued(state.value, d, u)
     state.rescued += int((chosen != torch.arange(len(u), device=u.device)).sum())
     rows = chosen[..., None].expand_as(state.position)
@@ -203,19 +205,19 @@ def _rescue(state: HMCState, settings: _Settings, d: int) -> None:
     state.value = state.value.gather(1, chosen)
 
 
-def _first_step(chains: Chains, state: HMCState, settings: _Settings) -> None:
+def _first_step(chains: Chains, state: HMCState, plan: _Plan) -> None:
     """The greatest step, over a power of two, of which one is accepted as often as wished."""
-    early = settings.early(state.iteration)
+    early = plan.early(state.iteration)
     step = torch.full_like(state.log_step, LONGEST_STEP)
     one = [1] * len(step)
     for _ in range(40):
         state.gradients += 1
         tried = transition(
             chains, state.position, state.value, state.gradient, state.chart, step, one,
-            settings.seed, state.iteration,
+            plan.seed, state.iteration,
         )  # fmt: skip
         acceptance = tried["acceptance_rate"]
-        poor = (acceptance if early else pooled(acceptance)) < settings.target
+        poor = (acceptance if early else pooled(acceptance)) < plan.target
         if not poor.any():
             break
         step = torch.where(poor, step / 2, step)
@@ -223,61 +225,43 @@ def _first_step(chains: Chains, state: HMCState, settings: _Settings) -> None:
     state.averaging = begin_step(step)
 
 
-def _begin(
-    target: Any, chains: Chains, count: int, start: Any, precondition: Result | None, settings: _Settings
-) -> HMCState:
+def _begin(target: Density, chains: Chains, run: RunOptions, plan: _Plan) -> HMCState:
     """Starts, and the mass matrix of ``precondition`` or else the identity."""
-    problems = target.batch or 1
+    problems, count, start = target.batch or 1, run.chains, run.start
+    precondition: Result | None = plan.settings.precondition
     d, discrete = target.layout.dim, len(target.choices)
     like: dict[str, Any] = {"dtype": target.dtype, "device": target.device}
     fresh = start is None and precondition is None
-    own = chain_starts(target, count, settings.seed) if fresh or discrete else None
+    defaults = chain_starts(target, count, plan.seed) if fresh or discrete else None
     if precondition is not None:
         root = _metric.checked_root(precondition, problems, d, like)
-        centre = start_points(precondition, target, problems, settings.seed, d)
+        centre = start_points(precondition, target, problems, d)
         metric: Metric = _metric.given(centre, root)
     if start is not None:
-        q = start_points(start, target, problems * count, settings.seed, d).view(problems, count, d)
+        q = start_points(start, target, problems * count, d).view(problems, count, d)
     elif precondition is not None:
-        e = normals(settings.seed, _START, like=torch.empty(problems, count, d, **like))
+        e = normals(plan.seed, _START, like=torch.empty(problems, count, d, **like))
         q = centre[:, None] + metric.velocity(e)
-    if own is not None:
-        q = own if fresh else torch.cat((q, own[..., d:]), -1)
+    if defaults is not None:
+        q = defaults if fresh else torch.cat((q, defaults[..., d:]), -1)
     if precondition is None:
         metric = _metric.identity(q[..., :d].mean(1))
     value, gradient = chains(q)
     bad = ~(value.isfinite() & gradient.isfinite().all(-1))
     if bad.any():
         b, c = bad.nonzero()[0].tolist()
-        raise target._blame(q[0], c) if target.batch is None else target._blame(q[:, c], b)
+        raise target.undefined_at(q[0], c) if target.batch is None else target.undefined_at(q[:, c], b)
     step = torch.full((problems, count), LONGEST_STEP, **like)
     state = HMCState(
         q, value, gradient, _chart.padded(_chart.flat(metric), discrete), step.log(), begin_step(step),
-        begin_length(problems, settings.least_length, step),
+        begin_length(problems, plan.settings.least_length, step),
     )  # fmt: skip
-    _first_step(chains, state, settings)
+    _first_step(chains, state, plan)
     return state
 
 
 def hmc(
-    problem: Problem,
-    guide: None = None,
-    *,
-    seed: int = 0,
-    draws: int = 250,
-    chains: int = 32,
-    budget: int | None = None,
-    start: Any = None,
-    precondition: Result | None = None,
-    compile: Literal["auto", "always", "never"] = "auto",
-    progress: bool = True,
-    checkpoint: str | Path | None = None,
-    throw: bool = False,
-    warmup: int = 200,
-    target_acceptance: float = 0.8,
-    max_steps: int = 256,
-    least_length: float = math.pi / 2,
-    density: LogDensity | None = None,
+    problem: Problem, run: RunOptions, settings: HMCSettings, *, density: Density | None = None
 ) -> Result:
     """Sample the posterior with all chains of all problems moving together.
 
@@ -293,23 +277,10 @@ def hmc(
     ``stats`` says which. Every problem sees the same random numbers, so it does not depend on its
     neighbours; nor do those of a chain depend on how many others there are.
 
+    Above ``DENSE_LIMIT`` dimensions a covariance from ``precondition`` is kept, and what is estimated are
+    corrections in the coordinates that it whitens: each window's on top of those before.
+
     Args:
-        guide: none; here so that all backends are called alike.
-        draws: per chain, after the warm-up.
-        chains: of each problem. A small model costs hardly more with hundreds.
-        budget: the most gradients per chain, or None; what was drawn until then is returned.
-        start: unconstrained ``[dim]`` or ``[problem, dim]``, or a Result (its location).
-        precondition: a Result whose covariance is the first mass matrix; chains then start from its Gaussian
-            (unless ``start`` is given). Above ``DENSE_LIMIT`` dimensions it is kept, and what is estimated
-            are corrections in the coordinates that it whitens: each window's on top of those before.
-        checkpoint: a run that was killed goes on from it, to the same draws to the bit where ``compile`` is
-            "never" or "always"; "auto" compiles when time has passed, which rounding shows.
-        warmup: iterations; with none of them, nothing but the step size is adapted, once.
-        target_acceptance: mean acceptance that the step size is adapted to.
-        max_steps: steps that a trajectory may have.
-        least_length: of a trajectory, in SDs of the mass matrix's Gaussian. The default is a quarter of its
-            period: the rate of ChEES is greatest at 1.17, by 14 %, but then a direction that is whitened
-            badly mixes at half the pace. A posterior of which a Gaussian is a poor picture gains by more.
         density: of the problem, where it is captured already: its graphs then serve again.
 
     Returns:
@@ -326,45 +297,38 @@ def hmc(
         (E-BFMI).
     """
     began = time.monotonic()
-    target = density or log_density(problem, compile=compile, most_assignments=ENUMERATED)
-    settings = _Settings(seed, warmup, draws, target_acceptance, max_steps, least_length)
-    told: dict[str, Any] = {
-        "chains": chains,
-        "warmup": warmup,
-        "target": target_acceptance,
-        "max_steps": max_steps,
-        "least_length": least_length,
-    }
-    saved = Checkpoint(checkpoint, problem, "hmc", seed, **told)
-    held = saved.load()
-    ensemble = Chains(target, problem.batch or 1, chains)
-    if held is None:
-        state = _begin(target, ensemble, chains, start, precondition, settings)
-    else:
-        state = HMCState.restored(held, target.device)
-    with progress_bar("hmc", warmup + draws, progress) as report:
-        why = _run(ensemble, state, settings, budget, lambda: saved.save(state.arrays), report)
-    saved.save(state.arrays, now=True)
-    return _result(problem, target, state, settings, why, began, throw)
+    target = density or log_density(problem, compile=run.compile, most_assignments=ENUMERATED)
+    plan = _Plan(run.seed, run.draws, settings.warmup, settings)
+    header: dict[str, Any] = {"chains": run.chains, "warmup": settings.warmup}
+    header |= {"target": settings.target_acceptance, "max_steps": settings.max_steps}
+    checkpoint = run_checkpoint(run, problem, "hmc", **header, least_length=settings.least_length)
+    saved = checkpoint.load()
+    chains = Chains(target, problem.batch or 1, run.chains)
+    state = _begin(target, chains, run, plan) if saved is None else HMCState.restored(saved, target.device)
+    with progress_bar("hmc", settings.warmup + run.draws, run.progress) as report:
+        early_end = _run(chains, state, plan, run.budget, checkpoint, report)
+    checkpoint.save(state.arrays())
+    return _result(problem, target, state, run, early_end, began)
 
 
 def _run(
     chains: Chains,
     state: HMCState,
-    settings: _Settings,
+    plan: _Plan,
     budget: int | None,
-    save: Callable[[], None],
-    report: Callable[[int, str], None],
+    checkpoint: Checkpoint,
+    report: Report,
 ) -> Status | None:
-    """Until the draws are made; why it ended before, else None."""
+    """Iterate until all draws are made; the status of a run that ends before, else None."""
     try:
-        while state.iteration < settings.warmup + settings.draws:
+        while state.iteration < plan.warmup + plan.draws:
             if budget is not None and state.gradients >= budget:
                 return Status.BUDGET_SPENT
-            _advance(chains, state, settings)
-            phase = "warm-up" if state.iteration <= settings.warmup else "sampling"
+            _advance(chains, state, plan)
+            phase = "warm-up" if state.iteration <= plan.warmup else "sampling"
             report(state.iteration, f"{phase}, step {state.log_step.exp().mean():.3g}")
-            save()
+            if checkpoint.due:
+                checkpoint.save(state.arrays())
     except KeyboardInterrupt:
         return Status.INTERRUPTED
     return None
@@ -372,34 +336,34 @@ def _run(
 
 def _result(
     problem: Problem,
-    target: Any,
+    target: Density,
     state: HMCState,
-    settings: _Settings,
-    why: Status | None,
+    run: RunOptions,
+    early_end: Status | None,
     began: float,
-    throw: bool,
 ) -> Result:
     batched = problem.batch is not None
     columns = {}
     for name, rows in state.drawn.items():
         B, C, *rest = state.position.shape if name == "position" else state.position.shape[:2]
-        column = np.asarray(rows[: settings.draws]).reshape(-1, B, C, *rest)
+        column = np.asarray(rows[: run.draws]).reshape(-1, B, C, *rest)
         columns[name] = torch.as_tensor(column).movedim(0, 2)  # [B, C, draw, ...]
     z = columns.pop("position")
     d = target.layout.dim
-    statuses = [why] * len(z) if why else ensemble_status(z[..., :d], columns["diverging"], z[..., d:])
+    statuses = (
+        [early_end] * len(z) if early_end else ensemble_status(z[..., :d], columns["diverging"], z[..., d:])
+    )
     flat = (z.flatten(1, 2) if z.shape[2] else state.position.cpu())[..., :d]
     centred = flat - flat.mean(1, keepdim=True)
     chains = z.shape[1]
-    sites = typed(target, z.flatten(1, 2), settings.seed)
+    sites = constrained(target, z.flatten(1, 2), run.seed)
     return finish(
         problem,
         target,
         method="hmc",
-        seed=settings.seed,
+        run=run,
         statuses=statuses,
         began=began,
-        throw=throw,
         draws={name: by_chain(x, chains, batched) for name, x in sites.items()},
         sample_stats={name: by_chain(x.flatten(1, 2), chains, batched) for name, x in columns.items()},
         stats={
@@ -409,8 +373,8 @@ def _result(
             "step_size": state.log_step.exp().mean(1).tolist(),
             "gradients_per_chain": state.gradients,
             "warmup_gradients": state.warmup_gradients,
-            "discrete_summed_out": [s.name for s in (*target.model.plan.joint, *target.model.plan.local)],
-            "discrete_by_gibbs": [s.name for s in target.model.plan.given],
+            "discrete_summed_out": target.summed_out,
+            "discrete_by_gibbs": target.in_vector,
         },
         location=flat.mean(1),
         covariance=centred.mT @ centred / max(1, flat.shape[1] - 1),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from astrozoo.errors import InputError
 from astrozoo.infer._chains import BudgetSpent, Whitened, one_by_one
+from astrozoo.infer.options import NutpieSettings, RunOptions
 from astrozoo.types import Problem, Result
 
 __all__ = ["nutpie"]
@@ -22,34 +23,11 @@ _STATS = {
     "n_steps": "n_steps",
     "tree_depth": "depth",
 }
-"""Our names of what is recorded per draw, and nutpie's."""
+"""What is recorded per draw: our name -> nutpie's name."""
 
 
-def nutpie(
-    problem: Problem,
-    guide: None = None,
-    *,
-    seed: int = 0,
-    draws: int = 500,
-    chains: int = 4,
-    budget: int | None = None,
-    start: Any = None,
-    precondition: Result | None = None,
-    compile: Literal["auto", "always", "never"] = "auto",
-    progress: bool = True,
-    checkpoint: str | Path | None = None,
-    throw: bool = False,
-    warmup: int = 400,
-    target_acceptance: float = 0.8,
-    max_tree_depth: int = 10,
-    low_rank: bool = False,
-) -> Result:
-    """Sample the posterior, chain after chain and problem after problem.
-
-    Args:
-        low_rank: adapt a mass matrix of a diagonal and a few directions rather than a diagonal one.
-
-    The others, and what is returned and raised, are those of :func:`astrozoo.infer.nuts.nuts`.
+def nutpie(problem: Problem, run: RunOptions, settings: NutpieSettings) -> Result:
+    """Sample the posterior, chain after chain and problem after problem; see :mod:`astrozoo.infer.nuts`.
 
     Raises:
         InputError: also, if nutpie is not installed.
@@ -59,19 +37,18 @@ def nutpie(
     """
     if importlib.util.find_spec("nutpie") is None:
         raise InputError("method", "'nutpie', which is not installed", "pip install 'astrozoo[nutpie]'")
-    settings = {
-        "target_accept": target_acceptance, "maxdepth": max_tree_depth,
-        "low_rank_modified_mass_matrix": low_rank,
-    }  # fmt: skip
+    sampler = {
+        "target_accept": settings.target_acceptance,
+        "maxdepth": settings.max_tree_depth,
+        "low_rank_modified_mass_matrix": settings.low_rank,
+    }
 
-    def run(density: Whitened, dim: int, own: int, tell: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        return _chain(density, dim, own, warmup, draws, settings)
+    def sample(
+        density: Whitened, dim: int, seed: int, step_done: Callable[[str], None]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        return _chain(density, dim, seed, settings.warmup, run.draws, sampler)
 
-    return one_by_one(
-        problem, run, method="nutpie", seed=seed, draws=draws, chains=chains, warmup=warmup, budget=budget,
-        start=start, precondition=precondition, compile=compile, progress=progress, checkpoint=checkpoint,
-        throw=throw, settings=settings,
-    )  # fmt: skip
+    return one_by_one(problem, sample, "nutpie", run, settings.warmup, settings.precondition, sampler)
 
 
 def _chain(
@@ -100,11 +77,11 @@ def _chain(
         ["u"],
         make_initial_point_fn=lambda seed: np.zeros(dim),
     )
-    found = package.sample(
+    samples = package.sample(
         model, draws=draws, tune=warmup, chains=1, cores=1, seed=seed, save_warmup=False,
         progress_bar=False, **settings,
     )  # fmt: skip
     if spent:
         raise BudgetSpent
-    stats = {name: found.sample_stats[theirs].values[0] for name, theirs in _STATS.items()}
-    return found.posterior["u"].values[0], stats
+    stats = {name: samples.sample_stats[theirs].values[0] for name, theirs in _STATS.items()}
+    return samples.posterior["u"].values[0], stats

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from pyro.infer.mcmc import MCMC, NUTS
 from torch import Tensor
 
 from astrozoo.infer._chains import Whitened, one_by_one
+from astrozoo.infer.options import NutsSettings, RunOptions
 from astrozoo.types import Problem, Result
 
 __all__ = ["nuts"]
@@ -30,35 +31,8 @@ class _Potential(torch.autograd.Function):
         return upstream[0] * ctx.saved_tensors[0], None
 
 
-def nuts(
-    problem: Problem,
-    guide: None = None,
-    *,
-    seed: int = 0,
-    draws: int = 500,
-    chains: int = 4,
-    budget: int | None = None,
-    start: Any = None,
-    precondition: Result | None = None,
-    compile: Literal["auto", "always", "never"] = "auto",
-    progress: bool = True,
-    checkpoint: str | Path | None = None,
-    throw: bool = False,
-    warmup: int = 500,
-    target_acceptance: float = 0.8,
-    max_tree_depth: int = 10,
-    dense_mass: bool = False,
-) -> Result:
+def nuts(problem: Problem, run: RunOptions, settings: NutsSettings) -> Result:
     """Sample the posterior, chain after chain and problem after problem.
-
-    Args:
-        guide: none; here so that all backends are called alike.
-        draws: per chain, after the warm-up.
-        budget: the most gradients in all, or None; the chains completed until then are returned.
-        start: unconstrained ``[dim]`` or ``[problem, dim]``, or a Result (its location).
-        precondition: a Result; the sampler moves in coordinates that its covariance makes uncorrelated,
-            and starts at its location unless ``start`` is given.
-        dense_mass: adapt a dense mass matrix rather than a diagonal one.
 
     Returns:
         a Result; converged where every split R-hat is below 1.05 and fewer than 1 % of trajectories diverge.
@@ -72,27 +46,27 @@ def nuts(
         Hoffman & Gelman 2014; Pyro's ``pyro.infer.NUTS``.
     """
     kernel = {
-        "target_accept_prob": target_acceptance, "max_tree_depth": max_tree_depth, "full_mass": dense_mass,
-    }  # fmt: skip
+        "target_accept_prob": settings.target_acceptance,
+        "max_tree_depth": settings.max_tree_depth,
+        "full_mass": settings.dense_mass,
+    }
 
-    def run(density: Whitened, dim: int, own: int, tell: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def sample(
+        density: Whitened, dim: int, seed: int, step_done: Callable[[str], None]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(own)
+            torch.manual_seed(seed)
             mcmc = MCMC(
                 NUTS(potential_fn=lambda params: _Potential.apply(params["u"], density), **kernel),
-                num_samples=draws,
-                warmup_steps=warmup,
+                num_samples=run.draws,
+                warmup_steps=settings.warmup,
                 initial_params={"u": torch.zeros(dim, dtype=torch.float64)},
-                hook_fn=lambda kernel, params, stage, i: tell(stage.lower()),
+                hook_fn=lambda kernel, params, stage, i: step_done(stage.lower()),
                 disable_progbar=True,
             )
             mcmc.run()
-        diverging = np.zeros(draws, dtype=bool)
+        diverging = np.zeros(run.draws, dtype=bool)
         diverging[list(mcmc.diagnostics()["divergences"]["chain 0"])] = True
         return mcmc.get_samples()["u"].numpy(), {"diverging": diverging}
 
-    return one_by_one(
-        problem, run, method="nuts", seed=seed, draws=draws, chains=chains, warmup=warmup, budget=budget,
-        start=start, precondition=precondition, compile=compile, progress=progress, checkpoint=checkpoint,
-        throw=throw, settings=kernel,
-    )  # fmt: skip
+    return one_by_one(problem, sample, "nuts", run, settings.warmup, settings.precondition, kernel)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,20 +15,14 @@ from torch import Tensor
 from astrozoo._minibatch import Minibatches
 from astrozoo.density import elbo
 from astrozoo.errors import InputError
-from astrozoo.infer._common import (
-    Checkpoint,
-    Clock,
-    elbo_of_draws,
-    finish,
-    generator_for,
-    guide_draws,
-    guide_name,
-    noise_for,
-    progress_bar,
-    rows_at_once,
-    variational_start,
-)
-from astrozoo.types import DENSE_COVARIANCE, Objective, Problem, Result, Status
+from astrozoo.infer.approximation import elbo_of_draws, guide_draws, guide_name, rows_at_once
+from astrozoo.infer.options import RunOptions, SVISettings
+from astrozoo.infer.progress import Clock, progress_bar
+from astrozoo.infer.randomness import generator_for, noise_for
+from astrozoo.infer.results import finish, run_checkpoint
+from astrozoo.infer.starts import variational_start
+from astrozoo.objective import Objective
+from astrozoo.types import DENSE_COVARIANCE, Problem, Result, Status
 
 __all__ = ["AdamState", "ascend", "svi"]
 
@@ -315,38 +308,12 @@ def _compared_on_minibatches(
     return torch.stack(values).mean(0), spread.mean(0), spread.std(0) / len(spread) ** 0.5
 
 
-def svi(
-    problem: Problem,
-    guide: Callable[[Problem], Any],
-    *,
-    seed: int = 0,
-    draws: int = 1000,
-    chains: int = 1,
-    budget: int = 20_000,
-    objective: str = "monte_carlo",
-    start: Any = None,
-    compile: Literal["auto", "always", "never"] = "auto",
-    progress: bool = True,
-    checkpoint: str | Path | None = None,
-    throw: bool = False,
-    particles: int = 8,
-    learning_rate: float = 0.02,
-    tolerance: float = 1e-3,
-    minibatch: int | Mapping[str, int] | None = None,
-) -> Result:
+def svi(problem: Problem, guide: Callable[[Problem], Any], run: RunOptions, settings: SVISettings) -> Result:
     """Fit ``guide`` to the posterior by stochastic gradients; see :func:`ascend`.
 
-    Args:
-        draws: from the fitted guide, per chain; they are independent, and chains only a shape.
-        budget: the most iterations, each of ``particles`` gradients per problem.
-        objective: "monte_carlo", or a name from ``problem.objectives``.
-        start: unconstrained latents or flat guide parameters, ``[dim]`` or ``[problem, dim]``, or a Result.
-        particles: Monte-Carlo draws of the ELBO, in antithetic pairs.
-        learning_rate: of Adam, at first.
-        tolerance: a rise of the ELBO by less is no progress [nat]; it grows by ``LATENT_TOLERANCE`` for each
-            latent above ``DENSE_COVARIANCE``.
-        minibatch: elements of the data plate that each gradient is of, drawn afresh without replacement; the
-            others are made up for by a weight. Of several data plates: ``{plate: elements}``. None: all.
+    An iteration takes ``particles`` gradients per problem.
+
+    The tolerance grows by ``LATENT_TOLERANCE`` for each latent above ``DENSE_COVARIANCE``.
 
     Returns:
         a Result. ``stats["elbo"]`` and ``stats["elbo_se"]`` are the ELBO of the fitted guide and its standard
@@ -359,46 +326,48 @@ def svi(
         CaptureError: if the data plate cannot be cut into minibatches.
     """
     began = time.monotonic()
+    objective, minibatch = settings.objective, settings.minibatch
     if minibatch is not None and objective != "monte_carlo":
         raise InputError("minibatch", f"one with objective={objective!r}", "the Monte-Carlo objective")
-    parts = None if minibatch is None else Minibatches(problem, guide, minibatch, compile=compile)
+    parts = None if minibatch is None else Minibatches(problem, guide, minibatch, compile=run.compile)
     if problem.datasets and parts is not None:
         if parts.local:
             expected = "a model with global latents only; `train` fits an amortised guide to a Dataset"
             raise InputError("args", f"a Dataset and latents {list(parts.local)} of its items", expected)
         target = parts.target
     else:
-        target = elbo(problem, guide, objective=objective, compile=compile)
-    settings: dict[str, Any] = {"guide": guide_name(guide), "objective": objective, "particles": particles}
-    settings |= {"rate": learning_rate, "tolerance": tolerance, "minibatch": minibatch}
-    saved = Checkpoint(checkpoint, problem, "svi", seed, **settings)
-    held = saved.load()
-    if held is None:
-        state = AdamState.at(variational_start(start, target, seed), learning_rate)
+        target = elbo(problem, guide, objective=objective, compile=run.compile)
+    header: dict[str, Any] = {"guide": guide_name(guide), "objective": objective, "minibatch": minibatch}
+    header |= {"particles": settings.particles, "rate": settings.learning_rate}
+    checkpoint = run_checkpoint(run, problem, "svi", **header, tolerance=settings.tolerance)
+    saved = checkpoint.load()
+    if saved is None:
+        state = AdamState.at(variational_start(run.start, target), settings.learning_rate)
     else:
-        state = AdamState.restored(held, target.device)
-    with progress_bar("svi", budget, progress) as report:
+        state = AdamState.restored(saved, target.device)
+    with progress_bar("svi", run.iterations, run.progress) as report:
 
         def after_each(state: AdamState) -> None:
             if state.iteration % 10 == 0:
                 report(
                     state.iteration, f"{int((state.end == 0).sum())} running, elbo {state.value.mean():.6g}"
                 )
-            saved.save(state.arrays)
+            if checkpoint.due:
+                checkpoint.save(state.arrays())
 
         ascend(
             target,
             state,
-            seed=seed,
-            particles=particles,
-            budget=budget,
-            tolerance=max(tolerance, LATENT_TOLERANCE * (target.layout.dim - DENSE_COVARIANCE)),
+            seed=run.seed,
+            particles=settings.particles,
+            budget=run.iterations,
+            tolerance=max(settings.tolerance, LATENT_TOLERANCE * (target.layout.dim - DENSE_COVARIANCE)),
             minibatches=parts,
             callback=after_each,
         )
-    saved.save(state.arrays, now=True)
-    fitted = guide_draws(target, state.answer, seed, chains, draws)
-    if problem.datasets:  # ratios of densities are of one minibatch, which is not the posterior's
+    checkpoint.save(state.arrays())
+    fitted = guide_draws(target, state.answer, run)
+    if problem.datasets:  # density ratios would be those of one minibatch
         fitted["sample_stats"].pop("log_ratio", None)
         stats = {"iterations": state.iteration, "elbo": state.value.tolist()}
     else:
@@ -413,10 +382,9 @@ def svi(
         target,
         method="svi",
         guide=guide_name(guide),
-        seed=seed,
+        run=run,
         statuses=state.statuses,
         began=began,
-        throw=throw,
         trace={(maximised if name == "value" else name): np.asarray(x) for name, x in state.trace.items()},
         stats=stats,
         **fitted,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,28 +12,27 @@ from torch import Tensor
 
 from astrozoo.density import elbo, log_density
 from astrozoo.errors import InferenceError, InputError
-from astrozoo.infer._common import (
-    Checkpoint,
+from astrozoo.infer._fresh_draws import on_fresh_draws
+from astrozoo.infer._sampled import part_size
+from astrozoo.infer.approximation import (
     elbo_of_draws,
-    finish,
-    generator_for,
     guide_draws,
     guide_name,
-    noise_for,
     noise_per_latent,
     normal_draws,
-    progress_bar,
     second_moments,
-    variational_start,
 )
-from astrozoo.infer._fresh_draws import on_fresh_draws
-from astrozoo.infer._linear_response import Response
-from astrozoo.infer._maximise import SPENT, Solution, TrustRegionState, maximise
-from astrozoo.infer._mode_start import mode_start
-from astrozoo.infer._sampled import part_size
+from astrozoo.infer.linear_response import Response
+from astrozoo.infer.maximise import SPENT, TrustRegionState, maximise
+from astrozoo.infer.mode_start import mode_start
+from astrozoo.infer.options import RunOptions, TrustRegionSettings
+from astrozoo.infer.progress import progress_bar
+from astrozoo.infer.randomness import generator_for, noise_for
+from astrozoo.infer.results import finish, run_checkpoint
+from astrozoo.infer.starts import variational_start
 from astrozoo.types import DENSE_COVARIANCE, Problem, Result
 
-__all__ = ["Solution", "TrustRegionState", "maximise", "trust_region"]
+__all__ = ["trust_region"]
 
 MEAN_ERROR = 0.5
 """The fixed mode doubles its draws while their choice gives the mean of a latent a larger SD [posterior SDs].
@@ -52,49 +50,23 @@ model of one that a mean field keeps."""
 
 
 def trust_region(
-    problem: Problem,
-    guide: Callable[[Problem], Any],
-    *,
-    seed: int = 0,
-    draws: int = 1000,
-    chains: int = 1,
-    budget: int = 200,
-    objective: str = "monte_carlo",
-    start: Any = None,
-    compile: Literal["auto", "always", "never"] = "auto",
-    progress: bool = True,
-    checkpoint: str | Path | None = None,
-    throw: bool = False,
-    mode: Literal["auto", "stochastic", "fixed"] = "auto",
-    particles: int | None = None,
-    radius: float = 1.0,
-    tolerance: float = 1e-4,
-    covariance: Literal["guide", "linear_response"] = "guide",
+    problem: Problem, guide: Callable[[Problem], Any], run: RunOptions, settings: TrustRegionSettings
 ) -> Result:
     """Fit ``guide`` to the posterior; see :func:`maximise` and :func:`mode_start` for the algorithm.
 
-    Args:
-        draws: from the fitted guide, per chain; they are independent, and chains only a shape.
-        budget: the most iterations; each takes a gradient and up to 100 Hessian-vector products (a Hessian
-            where the objective has one of its own, or no noise and at most ``DENSE`` parameters) per draw.
-            A mean field of at most ``DENSE`` parameters on fixed draws starts by :func:`mode_start`, and
-            takes gradients alone until it is near its optimum.
-        objective: "monte_carlo", or a name from ``problem.objectives``.
-        start: unconstrained latents or flat guide parameters, ``[dim]`` or ``[problem, dim]``, or a Result.
-        mode: "stochastic" (fresh draws in each iteration) or "fixed" (draws made once, their number doubled,
-            at most to ``TOP``, until their choice changes the means by less than
-            ``MEAN_ERROR`` and the widths by less than ``WIDTH_ERROR``; a problem for which that number is not
-            enough ends with its budget spent). "auto": fixed for a mean field, of which few draws say
-            enough, and stochastic for any other guide, which could fit itself to the draws.
-        particles: Monte-Carlo draws of the ELBO, in antithetic pairs, at first (the fixed mode begins with
-            ``FEW`` of a mean field, and rounds up to a multiple of that). None: twice as many as the guide
-            has latents, so that they can match all second moments, but at least 16 and at most 64.
-        covariance: what ``Result.covariance`` holds: the guide's own, or the linear-response covariance
-            (fixed mode or an objective without noise), which mends the mean field's too small variances;
-            the draws, and ``log_ratio``, are then of the normal with that covariance, and
-            ``stats["linear-response sd"]`` holds the SD of every element of every site by the response of
-            its own mean (up to ``DENSE`` parameters): no normal in between, which in the logarithm of a scale
-            has too heavy a tail.
+    In fixed mode draws are made once. Their number is doubled, at most to ``TOP``, until their choice changes
+    the means by less than ``MEAN_ERROR`` and the widths by less than ``WIDTH_ERROR``. A problem for which
+    that number is not enough ends with its budget spent.
+
+    An iteration takes a gradient and up to 100 Hessian-vector products per draw (a Hessian where the
+    objective has one of its own, or no noise and at most ``DENSE`` parameters). A mean field of at most
+    ``DENSE`` parameters on fixed draws starts by :func:`mode_start`, and takes only gradients until it is
+    near its optimum.
+
+    With ``covariance="linear_response"`` the draws, and ``log_ratio``, are of the normal with that
+    covariance. ``stats["linear-response sd"]`` then holds the SD of every element of every site by the
+    response of its own mean (up to ``DENSE`` parameters). It uses no normal, whose tail is too heavy in the
+    logarithm of a scale.
 
     Returns:
         a Result. ``stats["elbo"]`` and ``stats["elbo_se"]`` are the ELBO of the fitted guide and its standard
@@ -110,21 +82,21 @@ def trust_region(
         Regier, Jordan & McAuliffe, NIPS 2017; Giordano, Ingram & Broderick 2023.
     """
     began = time.monotonic()
-    target = elbo(problem, guide, objective=objective, compile=compile)
-    w0 = variational_start(start, target, seed)
+    seed, radius, mode, particles = run.seed, settings.radius, settings.mode, settings.particles
+    linear_response = settings.covariance == "linear_response"
+    target = elbo(problem, guide, objective=settings.objective, compile=run.compile)
+    w0 = variational_start(run.start, target)
     shared = noise_per_latent(target, w0) if target.noise_dim and mode != "stochastic" else 0
     if mode == "auto":
         mode = "fixed" if shared <= 1 else "stochastic"
     fixed = mode == "fixed" or target.noise_dim == 0
-    if covariance not in ("guide", "linear_response"):
-        raise InputError("covariance", repr(covariance), "'guide' or 'linear_response'")
-    if covariance == "linear_response" and target.layout.dim > DENSE_COVARIANCE:
+    if linear_response and target.layout.dim > DENSE_COVARIANCE:
         raise InputError(
             "covariance",
             f"'linear_response' for {target.layout.dim} latents",
             f"at most {DENSE_COVARIANCE} latents, or covariance='guide'",
         )
-    if covariance == "linear_response" and not fixed:
+    if linear_response and not fixed:
         raise InputError("covariance", "'linear_response' in stochastic mode", "it with mode='fixed'")
     maximised = "objective" if target.noise_dim == 0 else f"elbo_{'fixed' if fixed else 'fresh'}_draws"
     particles = min(max(2 * target.noise_dim, 16), 64) if particles is None else particles
@@ -137,25 +109,26 @@ def trust_region(
         )
     coarse = FEW if fixed and shared == 1 else None
     particles += -particles % FEW if coarse else 0
-    settings: dict[str, Any] = {"guide": guide_name(guide), "objective": objective, "mode": mode}
-    settings |= {"particles": particles, "radius": radius, "tolerance": tolerance}
-    saved = Checkpoint(checkpoint, problem, "trust_region", seed, **settings)
-    held = saved.load()
-    state = None if held is None else TrustRegionState.restored(held, target.device)
-    used = particles if held is None else int(held["particles"])
+    header: dict[str, Any] = {"guide": guide_name(guide), "objective": settings.objective, "mode": mode}
+    header |= {"particles": particles, "radius": radius, "tolerance": settings.tolerance}
+    checkpoint = run_checkpoint(run, problem, "trust_region", **header)
+    saved = checkpoint.load()
+    state = None if saved is None else TrustRegionState.restored(saved, target.device)
+    used = particles if saved is None else int(saved["particles"])
     curvature = None
-    if state is None and coarse and target.dim <= DENSE and hasattr(target.module, "normal"):
+    if state is None and coarse and target.dim <= DENSE and target.has_normal:
         searched = log_density(problem, compile="never")  # too few evaluations to pay for compiling
         w0, curvature = mode_start(target, searched, w0, seed=seed, draws=coarse)
         for name, n in searched.counts.items():  # a gradient of log p costs what one draw of the ELBO's does
             target.counts[name] += n
     fresh_elbos: dict[int, Tensor] = {}
-    with progress_bar("trust region", budget, progress) as report:
+    with progress_bar("trust region", run.iterations, run.progress) as report:
         while True:
 
             def after_each(state: TrustRegionState, used: int = used) -> None:
                 report(state.iteration, f"{len(state.active)} running, objective {state.value.mean():.6g}")
-                saved.save(lambda: state.arrays() | {"particles": np.asarray(used)})
+                if checkpoint.due:
+                    checkpoint.save(state.arrays() | {"particles": np.asarray(used)})
 
             found = maximise(
                 target,
@@ -165,10 +138,10 @@ def trust_region(
                 coarse=coarse,
                 doublings=max(1, (TOP // particles).bit_length() - 1),
                 mode=mode,
-                max_iterations=budget,
+                max_iterations=run.iterations,
                 radius=radius,
-                tolerance=tolerance,
-                dense_limit=target.dim if target.derivatives else 0 if target.noise_dim else DENSE,
+                tolerance=settings.tolerance,
+                dense_limit=target.dim if target.has_derivatives else 0 if target.noise_dim else DENSE,
                 curvature=curvature,
                 callback=after_each,
                 state=state,
@@ -176,11 +149,11 @@ def trust_region(
             state = found.state
             response, fresh = None, None
             noise = noise_for(seed, 0, draws=used, like=target, matched=True)
-            if (fixed and shared) or covariance == "linear_response":
+            if (fixed and shared) or linear_response:
                 hessian = found.hessian
                 if hessian is None and target.dim <= DENSE:
                     hessian = target.value_grad_hessian(found.w, noise)[2]
-                if hessian is not None or covariance == "linear_response":
+                if hessian is not None or linear_response:
                     response = Response(target, found.w, hessian, noise)
             if fixed and noise is not None:
                 fresh = on_fresh_draws(
@@ -197,13 +170,13 @@ def trust_region(
             again = (state.end == 1) & ~torch.as_tensor(enough)  # of those that have converged
             if not again.any():
                 break
-            if used * 2 > TOP or state.iteration >= budget:
+            if used * 2 > TOP or state.iteration >= run.iterations:
                 state.end[again] = SPENT
                 break
             used *= 2
             state.end[again], state.radius[again] = 0, radius
-    saved.save(lambda: found.state.arrays() | {"particles": np.asarray(used)}, now=True)
-    fitted = guide_draws(target, found.w, seed, chains, draws)
+    checkpoint.save(found.state.arrays() | {"particles": np.asarray(used)})
+    fitted = guide_draws(target, found.w, run)
     stats: dict[str, Any] = {"iterations": found.iterations} | elbo_of_draws(fitted)
     stats |= {maximised: found.value.tolist()} if maximised != "elbo_fresh_draws" else {}
     stats |= {"particles": used, "mode": mode}
@@ -215,29 +188,26 @@ def trust_region(
         trace["elbo_fresh_draws"] = np.full_like(trace[maximised], np.nan)
         for iteration, value in fresh_elbos.items():
             trace["elbo_fresh_draws"][iteration - 1] = value.cpu().numpy()
-    if covariance == "linear_response":
+    if linear_response:
         assert response is not None
         if response.inverse is not None:
             stats["linear-response sd"] = {name: sd.tolist() for name, sd in response.sd().items()}
-        fitted |= _corrected(problem, response, fitted["location"], seed, chains, draws, compile)
+        fitted |= _corrected(problem, response, fitted["location"], run)
     return finish(
         problem,
         target,
         method="trust_region",
         guide=guide_name(guide),
-        seed=seed,
+        run=run,
         statuses=state.statuses,
         began=began,
-        throw=throw,
         trace=trace,
         stats=stats,
         **fitted,
     )
 
 
-def _corrected(
-    problem: Problem, response: Response, mean: Tensor, seed: int, chains: int, draws: int, compile: str
-) -> dict[str, Any]:
+def _corrected(problem: Problem, response: Response, mean: Tensor, run: RunOptions) -> dict[str, Any]:
     """Draws of the normal with the linear-response covariance, as fields of a Result.
 
     Raises:
@@ -251,6 +221,6 @@ def _corrected(
             f"no linear-response covariance of problems {rows}: the Hessian there is not negative definite; "
             "the run has not reached a maximum (see its trace with covariance='guide')"
         )
-    density = log_density(problem, compile=compile)
-    drawn, _ = normal_draws(density, mean, root, generator_for(seed, 1, 1), seed, chains, draws)
+    density = log_density(problem, compile=run.compile)
+    drawn, _ = normal_draws(density, mean, root, generator_for(run.seed, 1, 1), run)
     return drawn | second_moments(covariance)

@@ -38,11 +38,12 @@ from rich.table import Table
 from torch import Tensor
 
 from astrozoo.density import Elbo, elbo, log_density
-from astrozoo.infer._maximise import maximise
+from astrozoo.infer.maximise import maximise
 from astrozoo.infer.svi import AdamState, _step
 from astrozoo.models.celeste import Celeste, Patch, load_prior, problem, simulate
 from astrozoo.models.celeste_density import TypedDensity
-from astrozoo.types import Objective, Problem
+from astrozoo.objective import Objective
+from astrozoo.types import Problem
 
 GOAL = 0.1
 """[nat] A run has arrived when it is this near the best."""

@@ -33,10 +33,10 @@ from astrozoo.density import Elbo, LogDensity, elbo, log_density
 from astrozoo.diagnostics.metrics import diagnose
 from astrozoo.diagnostics.runs import gradient_equivalents
 from astrozoo.guides.auto import mean_field
-from astrozoo.infer._common import noise_for
-from astrozoo.infer._linear_response import Response
-from astrozoo.infer._maximise import TrustRegionState, maximise
-from astrozoo.infer._mode_start import mode_start
+from astrozoo.infer.linear_response import Response
+from astrozoo.infer.maximise import TrustRegionState, maximise
+from astrozoo.infer.mode_start import mode_start
+from astrozoo.infer.randomness import noise_for
 from astrozoo.infer.svi import AdamState, _step
 from astrozoo.infer.trust_region import FEW
 from astrozoo.types import Problem, Status

@@ -7,7 +7,7 @@ from torch.func import grad, grad_and_value, jacrev, vjp, vmap
 
 
 class Double:
-    """``f(w [p], noise [e] or None, *args)`` as an astrozoo.types.Objective."""
+    """``f(w [p], noise [e] or None, *args)`` as an astrozoo.objective.Objective."""
 
     def __init__(self, f, dim, *, noise_dim=0, args=(), batch=None):
         self.f, self.dim, self.noise_dim, self.args, self.batch = f, dim, noise_dim, args, batch

@@ -9,15 +9,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from backends import hmc, laplace, nuts, svi
 
 from astrozoo.density import log_density
 from astrozoo.errors import CaptureError
 from astrozoo.guides.auto import mean_field
 from astrozoo.infer import hmc as hmc_module
-from astrozoo.infer.hmc import hmc
-from astrozoo.infer.laplace import laplace
-from astrozoo.infer.nuts import nuts
-from astrozoo.infer.svi import svi
 from astrozoo.types import Problem, Status
 
 F64 = torch.float64

@@ -3,12 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from backends import el2o
 from problems import banana, gaussian, gaussians, poisson_gamma
 
 import astrozoo
 from astrozoo.errors import InputError
 from astrozoo.guides.auto import full_rank, low_rank, mean_field
-from astrozoo.infer.el2o import _Shape, el2o, match
+from astrozoo.infer.el2o import _Shape, match
 from astrozoo.types import Status
 
 F64 = torch.float64

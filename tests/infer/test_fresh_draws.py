@@ -9,12 +9,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from backends import svi, trust_region
 from problems import gaussian, poisson_gamma
 
 from astrozoo.guides.auto import mean_field
 from astrozoo.infer import trust_region as backend
-from astrozoo.infer.svi import svi
-from astrozoo.infer.trust_region import trust_region
 from astrozoo.types import Problem, Status
 
 QUIET = {"compile": "never", "progress": False}

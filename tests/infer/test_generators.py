@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from astrozoo.errors import InputError
-from astrozoo.infer._common import generator_for
+from astrozoo.infer.randomness import generator_for
 
 NUMBERS = (0, 1, 5, 2**31, 2**32, 2**32 + 5, 2**64 + 5)
 

@@ -5,8 +5,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from backends import hmc, laplace
 from problems import banana, gaussian, gaussians, poisson_gamma
 
+from astrozoo.checkpoint import Checkpoint
 from astrozoo.density import log_density
 from astrozoo.diagnostics.arviz import bfmi, ess, mcse
 from astrozoo.errors import InputError
@@ -15,8 +17,7 @@ from astrozoo.infer._adaptation import begin_length, follow_length, rescued
 from astrozoo.infer._chart import flat
 from astrozoo.infer._metric import DENSE_LIMIT, Dense, LowRank, estimated, given, identity, updated
 from astrozoo.infer._trajectory import Chains, trajectory
-from astrozoo.infer.hmc import HMCState, hmc
-from astrozoo.infer.laplace import laplace
+from astrozoo.infer.hmc import HMCState
 from astrozoo.types import Problem, Result, Status
 
 F64 = torch.float64
@@ -179,7 +180,7 @@ def test_killed_after_any_iteration_it_goes_on_to_the_same_draws(monkeypatch):
     whole = hmc(problem, **options)
     monkeypatch.setattr(hmc_module, "_advance", advance)
     for held in list(states):
-        monkeypatch.setattr(hmc_module.Checkpoint, "load", lambda self, held=held: held)
+        monkeypatch.setattr(Checkpoint, "load", lambda self, held=held: held)
         rest = hmc(problem, **options)
         np.testing.assert_array_equal(rest.draws["z"], whole.draws["z"])
         assert rest.stats["gradients_per_chain"] == whole.stats["gradients_per_chain"]

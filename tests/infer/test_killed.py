@@ -25,9 +25,9 @@ import os, signal, sys
 import numpy as np
 sys.path.insert(0, sys.argv[1])
 import test_killed
-from astrozoo.infer import _common
+from astrozoo import checkpoint
 
-_common._SAVE_EVERY = 0.0
+checkpoint.SAVE_INTERVAL = 0.0
 written, saves = np.savez, []
 
 def savez(file, **arrays):

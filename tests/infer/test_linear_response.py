@@ -5,15 +5,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from backends import trust_region
 from problems import gaussian, gaussians, poisson_gamma
 
 from astrozoo.density import elbo
 from astrozoo.errors import InferenceError
 from astrozoo.guides.auto import full_rank, mean_field
-from astrozoo.infer._common import noise_for
-from astrozoo.infer._linear_response import Response
-from astrozoo.infer._subproblem import solve
-from astrozoo.infer.trust_region import trust_region
+from astrozoo.infer.linear_response import Response
+from astrozoo.infer.randomness import noise_for
+from astrozoo.infer.subproblem import solve
 from astrozoo.types import Problem
 
 F64 = torch.float64

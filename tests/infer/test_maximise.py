@@ -6,7 +6,7 @@ import torch
 from doubles import Double, banana, gaussian_elbo, quadratic
 
 from astrozoo.errors import InputError
-from astrozoo.infer._maximise import TrustRegionState, maximise
+from astrozoo.infer.maximise import TrustRegionState, maximise
 from astrozoo.types import Status
 
 F64 = torch.float64

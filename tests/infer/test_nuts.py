@@ -4,12 +4,11 @@ import importlib.util
 
 import numpy as np
 import pytest
+from backends import nutpie, nuts
 from problems import gaussian, poisson_gamma
 
 from astrozoo.diagnostics.arviz import mcse
 from astrozoo.errors import InputError
-from astrozoo.infer.nutpie import nutpie
-from astrozoo.infer.nuts import nuts
 from astrozoo.types import Result, Status
 
 QUIET = {"compile": "never", "progress": False}

@@ -10,9 +10,9 @@ from problems import gaussians
 from astrozoo.density import elbo, log_density
 from astrozoo.errors import InputError
 from astrozoo.guides.auto import mean_field
-from astrozoo.infer._maximise import TrustRegionState, maximise
-from astrozoo.infer._mode_start import mode_start
 from astrozoo.infer._secant import updated
+from astrozoo.infer.maximise import TrustRegionState, maximise
+from astrozoo.infer.mode_start import mode_start
 from astrozoo.types import Problem, Status
 
 F64 = torch.float64

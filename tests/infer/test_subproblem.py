@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from astrozoo.infer._subproblem import subproblem_dense, subproblem_krylov
+from astrozoo.infer.subproblem import subproblem_dense, subproblem_krylov
 
 
 def _model(g, H, s):

@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from backends import hmc
 from problems import banana, gaussian
 
 from astrozoo.density import log_density
@@ -14,7 +15,6 @@ from astrozoo.diagnostics.arviz import mcse
 from astrozoo.infer._chart import Chart, bent, flat
 from astrozoo.infer._metric import LowRank, estimated, given
 from astrozoo.infer._trajectory import Chains, trajectory
-from astrozoo.infer.hmc import hmc
 from astrozoo.types import Problem, Result, Status
 
 F64 = torch.float64

@@ -5,15 +5,14 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from backends import laplace, svi, trust_region
 from problems import banana, gaussian, gaussians, poisson_gamma
 
 from astrozoo.density import elbo
 from astrozoo.errors import InferenceError, InputError
 from astrozoo.guides.auto import full_rank, low_rank, mean_field
-from astrozoo.infer import _common
-from astrozoo.infer.laplace import laplace
-from astrozoo.infer.svi import svi
-from astrozoo.infer.trust_region import trust_region
+from astrozoo.infer import approximation
+from astrozoo.infer.approximation import noise_per_latent
 from astrozoo.types import Status
 
 QUIET = {"compile": "never", "progress": False}
@@ -140,11 +139,11 @@ def test_throw_and_a_bad_start():
 @pytest.mark.parametrize("guide", [mean_field, low_rank, full_rank])
 def test_how_many_noise_coordinates_a_latent_depends_on(guide, many, monkeypatch):
     if many:
-        monkeypatch.setattr(_common, "_PROBED", 3)
+        monkeypatch.setattr(approximation, "PROBED", 3)
     problem, _, _ = gaussian(7)
     target = elbo(problem, guide, compile="never")
     w = target.initial(None)
     exact = {mean_field: 1, low_rank: target.noise_dim - 7 + 1, full_rank: 7}[guide]
     # Of many coordinates, any guide but a mean field is taken to depend on all.
     expected = target.noise_dim if many and exact > 1 else exact
-    assert _common.noise_per_latent(target, w) == expected
+    assert noise_per_latent(target, w) == expected

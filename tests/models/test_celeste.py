@@ -15,7 +15,7 @@ from torch import Tensor
 
 from astrozoo.data.images import Field
 from astrozoo.density import log_density
-from astrozoo.infer._maximise import maximise
+from astrozoo.infer.maximise import maximise
 from astrozoo.models.celeste import (
     Celeste,
     ColourPrior,

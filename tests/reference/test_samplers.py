@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from astrozoo.infer.hmc import hmc
+from astrozoo.infer import infer
 from astrozoo.types import Status
 from experiments.reference_posteriors import OPTIONS, graded, passed
 from experiments.reference_problems import (
@@ -28,7 +28,7 @@ QUIET = {"compile": "never", "progress": False}
     ids=lambda reference: reference.name,
 )
 def test_hmc_gives_exact_means_and_sds(reference):
-    result = hmc(reference.problem, draws=100, warmup=100, **QUIET)
+    result = infer(reference.problem, "hmc", draws=100, warmup=100, **QUIET)
     assert result.status is Status.CONVERGED
     assert max(abs(z) for pair in z_scores(result, reference).values() for z in pair) < 4
 
@@ -36,7 +36,7 @@ def test_hmc_gives_exact_means_and_sds(reference):
 @pytest.mark.slow
 @pytest.mark.parametrize("reference", [gaussian(100, 1e4), banana(), linear_image()], ids=lambda r: r.name)
 def test_hmc_gives_exact_means_and_sds_of_larger_and_curved_ones(reference):
-    result = hmc(reference.problem, draws=300, **QUIET)
+    result = infer(reference.problem, "hmc", draws=300, **QUIET)
     assert result.status is Status.CONVERGED
     assert max(abs(z) for pair in z_scores(result, reference).values() for z in pair) < 4
 
@@ -44,7 +44,7 @@ def test_hmc_gives_exact_means_and_sds_of_larger_and_curved_ones(reference):
 @pytest.mark.slow
 def test_hmc_does_not_claim_to_have_sampled_a_funnel():
     """Its neck cannot be entered with any step that suits its mouth."""
-    result = hmc(funnel().problem, **QUIET)
+    result = infer(funnel().problem, "hmc", **QUIET)
     assert result.status is not Status.CONVERGED
     assert result.stats["e_bfmi"][0] < 0.3
 

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from astrozoo.data.images import Field
 from astrozoo.errors import InputError
-from astrozoo.infer import _common
+from astrozoo.infer.progress import progress_bar
+from astrozoo.infer.randomness import generator_for
 from astrozoo.models.celeste import Patch, Prior, load_prior
 from astrozoo.survey.celeste.modes import KINDS
 from astrozoo.survey.celeste.posterior import draw_type, mix_types
@@ -149,7 +150,7 @@ def _finish(job: Sweeps, draws: int) -> tuple[FieldFit, float]:
         "chi2": np.empty((n, nb)), "p_star": np.empty(n), "n_pixels": np.empty(n, int),
     }  # fmt: skip
     done = 0
-    with _common.progress_bar("drawing posteriors", n, job.progress) as report:
+    with progress_bar("drawing posteriors", n, job.progress) as report:
         for half in np.unique(job.sources.half):
             of_size = np.flatnonzero(job.sources.half == half)
             for i in range(0, len(of_size), _PART):
@@ -202,7 +203,7 @@ def _posterior(job: Sweeps, rows: Int[np.ndarray, "b"], draws: int) -> dict[str,
         mode, covariance = state.mode[name][rows], state.covariance[name][rows]
         possible = job.possible(rows, star)
         typed[name] = draw_type(density, mode, covariance, possible, seed=job.seed, response=response)
-    generator = _common.generator_for(job.seed, int(rows[0]))
+    generator = generator_for(job.seed, int(rows[0]))
     p_star, is_star, u = mix_types(typed["star"], typed["galaxy"], draws, generator)
     chi2, n_pixels = _goodness(job, patch, own)
     k_hat = torch.where(p_star > 0.5, typed["star"].k_hat, typed["galaxy"].k_hat)

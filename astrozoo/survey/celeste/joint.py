@@ -21,7 +21,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from astrozoo.infer._subproblem import subproblem_krylov
+from astrozoo.infer.subproblem import subproblem_krylov
 from astrozoo.models.celeste_density import TypedDensity
 from astrozoo.survey.celeste.canvas import Canvas
 from astrozoo.survey.celeste.modes import BATCH, KINDS, Modes

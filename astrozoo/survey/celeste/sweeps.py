@@ -21,8 +21,8 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from astrozoo.data.images import Field
-from astrozoo.infer import _common
-from astrozoo.infer._maximise import maximise
+from astrozoo.infer.maximise import maximise
+from astrozoo.infer.progress import progress_bar
 from astrozoo.physics.profiles import axis_ratio_and_angle
 from astrozoo.survey.celeste.canvas import dispersion
 from astrozoo.survey.celeste.joint import settle
@@ -57,7 +57,7 @@ class Sweeps(Modes):
             # so that the first source fitted does not take its neighbours' light for its own
             self.repaint(np.arange(len(self.sources)))
         colours = int(self.colour.max(initial=-1)) + 1
-        with _common.progress_bar("fitting sources", len(self.sources), self.progress) as report:
+        with progress_bar("fitting sources", len(self.sources), self.progress) as report:
             while state.sweep < most and (state.begun or state.waiting.any()):
                 state.begun = 1
                 while state.colour < colours:

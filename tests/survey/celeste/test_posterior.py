@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from astrozoo.infer._maximise import maximise
+from astrozoo.infer.maximise import maximise
 from astrozoo.models.celeste import (
     ColourPrior,
     Patch,

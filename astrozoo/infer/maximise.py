@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from astrozoo.errors import InputError
-from astrozoo.infer._common import Clock
 from astrozoo.infer._sampled import Sampled
 from astrozoo.infer._secant import Secant
-from astrozoo.types import Objective, Status
+from astrozoo.infer._trust_region_state import (
+    CONVERGED,
+    DIVERGED,
+    INTERRUPTED,
+    SPENT,
+    TRACED,
+    TrustRegionState,
+    stacked,
+)
+from astrozoo.infer.progress import Clock
+from astrozoo.objective import Objective
+from astrozoo.types import Status
 
 __all__ = ["SPENT", "Solution", "TrustRegionState", "maximise"]
 
@@ -31,65 +41,6 @@ NEAR_MAXIMUM = 5e-3
 """Steps by a kept model of the curvature give way to Newton's own where they promise less than this [nat]."""
 PATIENCE = 3
 """Unresolved steps in a row, at the greatest number of draws, after which a row has converged."""
-
-_STATUSES = {1: Status.CONVERGED, 2: Status.DIVERGED, 3: Status.BUDGET_SPENT, 4: Status.INTERRUPTED}
-_CONVERGED, _DIVERGED, SPENT, _INTERRUPTED = _STATUSES  # values of TrustRegionState.end
-_TRACED = (
-    "value", "radius", "step", "predicted", "gain", "draws", "hessian draws", "test draws", "seconds",
-)  # fmt: skip
-
-
-@dataclass
-class TrustRegionState:
-    """Where every row stands: what a checkpoint holds.
-
-    Args:
-        end: 0 while a row runs, otherwise why it ended.
-        levels: of gradient, Hessian and test: each is of ``draws * 2**level`` draws next. Fixed mode: 0 on
-            its coarse draws, 1 on all.
-        unresolved: steps in a row whose observed gain was lost in its own noise.
-        curvature: the model of each row's Hessian that gradients keep up to date; of no size where Hessians,
-            or their products, are evaluated.
-        moved: how far a row has come since that model was an evaluated Hessian [posterior SDs].
-    """
-
-    w: Float[Tensor, "b p"]
-    value: Float[Tensor, "b"]
-    radius: Float[Tensor, "b"]
-    levels: Int[Tensor, "b 3"]
-    unresolved: Int[Tensor, "b"]
-    end: Int[Tensor, "b"]
-    curvature: Float[Tensor, "b q q"]
-    moved: Float[Tensor, "b"]
-    iteration: int = 0
-    trace: dict[str, list[np.ndarray]] = field(default_factory=lambda: {name: [] for name in _TRACED})
-
-    @property
-    def active(self) -> Int[Tensor, "a"]:
-        """Indices of the rows still running."""
-        return torch.nonzero(self.end == 0)[:, 0]
-
-    @property
-    def statuses(self) -> tuple[Status, ...]:
-        """Of each row; all must have ended."""
-        return tuple(_STATUSES[int(end)] for end in self.end)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """For a checkpoint."""
-        held = {
-            name: getattr(self, name).cpu().numpy() for name in self.__dataclass_fields__ if name in _ROWS
-        }
-        return held | {"iteration": np.asarray(self.iteration)} | _stack(self.trace)
-
-    @classmethod
-    def restored(cls, arrays: Mapping[str, np.ndarray], device: torch.device) -> TrustRegionState:
-        """From a checkpoint."""
-        rows = {name: torch.as_tensor(arrays[name], device=device) for name in _ROWS}
-        trace = {name: list(arrays[name + "_trace"]) for name in _TRACED}
-        return cls(**rows, iteration=int(arrays["iteration"]), trace=trace)
-
-
-_ROWS = ("w", "value", "radius", "levels", "unresolved", "end", "curvature", "moved")
 
 
 @dataclass(frozen=True)
@@ -209,8 +160,8 @@ def maximise(
         if objective.dim <= dense_limit:
             hessian = run.hessian(state)
     except KeyboardInterrupt:
-        state.end[state.active] = _INTERRUPTED
-    trace = {name.removesuffix("_trace"): a for name, a in _stack(state.trace).items()}
+        state.end[state.active] = INTERRUPTED
+    trace = {name.removesuffix("_trace"): a for name, a in stacked(state.trace).items()}
     return Solution(
         state.w, state.value, state.statuses, state.radius, hessian, state.iteration, trace, state
     )
@@ -266,7 +217,7 @@ def _iterate(
     state.radius[rows] = torch.where(accept, torch.where(length > NEAR * radius, grown, radius), shrunk)
     state.w[rows] = torch.where(accept[:, None], state.w[rows] + s, state.w[rows])
     state.value[rows] = torch.where(accept, after, value)
-    end = torch.where(state.radius[rows] < min_radius, _DIVERGED if run.fixed else _CONVERGED, 0)
+    end = torch.where(state.radius[rows] < min_radius, DIVERGED if run.fixed else CONVERGED, 0)
     near = torch.zeros_like(accept)
     if run.fixed:
         near = accept & (used[:, 0] == 0) & (predicted < COARSE) & (length < 0.9 * radius)
@@ -274,9 +225,9 @@ def _iterate(
     else:
         unresolved = (gain.abs() <= 2 * error) & after.isfinite() & (tested >= run.doublings)
         state.unresolved[rows] = torch.where(unresolved, state.unresolved[rows] + 1, 0)
-        end[(state.unresolved[rows] >= PATIENCE) | (predicted <= rounding)] = _CONVERGED
+        end[(state.unresolved[rows] >= PATIENCE) | (predicted <= rounding)] = CONVERGED
         state.levels[rows, 2] = (tested - 1).clamp_min(0)
-    state.end[rows] = torch.where(broken, _DIVERGED, end)
+    state.end[rows] = torch.where(broken, DIVERGED, end)
     run.accept(state, rows, accept, near)
     if run.fixed:
         numbers = [torch.where(used[:, 0] > 0, run.draws, run.coarse)] * 3
@@ -288,8 +239,8 @@ def _iterate(
 
 def _record(state: TrustRegionState, rows: Tensor, columns: tuple[Tensor, ...]) -> None:
     """An iteration of the trace; without columns, one in which all rows that still ran have ended."""
-    told: dict[str, Any] = {name: torch.full_like(state.value, torch.nan) for name in _TRACED}
-    for name, column in zip(_TRACED, columns, strict=False):
+    told: dict[str, Any] = {name: torch.full_like(state.value, torch.nan) for name in TRACED}
+    for name, column in zip(TRACED, columns, strict=False):
         told[name][rows] = column.to(state.value)
     for name, column in told.items():
         state.trace[name].append(column.cpu().numpy())
@@ -303,12 +254,8 @@ def _retire(
     floor = torch.clamp(16 * torch.finfo(value.dtype).eps * value.abs(), min=tolerance**2 / 2)
     small = (predicted <= floor) & (torch.linalg.vector_norm(s, dim=1) < 0.9 * state.radius[rows])
     small &= state.levels[rows, 0] > 0
-    state.value[rows[small]], state.end[rows[small]] = value[small], _CONVERGED
+    state.value[rows[small]], state.end[rows[small]] = value[small], CONVERGED
     return ~small
-
-
-def _stack(trace: Mapping[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name + "_trace": np.stack(rows) if rows else np.zeros((0, 0)) for name, rows in trace.items()}
 
 
 def _check(objective: Objective, w0: Tensor, *, mode: str, **positive: float) -> None:

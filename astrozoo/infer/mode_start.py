@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from astrozoo.density import Elbo, LogDensity
-from astrozoo.infer._common import noise_for
-from astrozoo.infer._maximise import maximise
+from astrozoo.infer.maximise import maximise
+from astrozoo.infer.randomness import noise_for
+from astrozoo.objective import Density, VariationalObjective
 from astrozoo.types import Status
 
 __all__ = ["mode_start"]
@@ -20,7 +20,7 @@ CLOSE = 0.5
 
 
 def mode_start(
-    target: Elbo, density: LogDensity, w0: Float[Tensor, "b p"], *, seed: int, draws: int
+    target: VariationalObjective, density: Density, w0: Float[Tensor, "b p"], *, seed: int, draws: int
 ) -> tuple[Float[Tensor, "b p"], Float[Tensor, "b p p"]]:
     """Parameters of the guide from which to maximise its ELBO, and about its Hessian there.
 
@@ -58,7 +58,9 @@ def mode_start(
     return torch.where(ok[:, None], w, w0), torch.where(ok[:, None, None], curvature, torch.nan)
 
 
-def _of_parameters(target: Elbo, mean: Tensor, variance: Tensor, H: Tensor) -> Float[Tensor, "b p p"]:
+def _of_parameters(
+    target: VariationalObjective, mean: Tensor, variance: Tensor, H: Tensor
+) -> Float[Tensor, "b p p"]:
     """The Hessian in the guide's parameters, each of which is a function of one mean or one log SD alone."""
     d = mean.shape[1]
     moments = torch.cat((mean, variance.log() / 2), 1)

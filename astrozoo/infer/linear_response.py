@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from astrozoo.infer._common import generator_for
-from astrozoo.infer._subproblem import solve
+from astrozoo.infer.randomness import generator_for
+from astrozoo.infer.subproblem import solve
+from astrozoo.objective import VariationalObjective
 
 __all__ = ["Response"]
 
@@ -35,7 +35,7 @@ class Response:
 
     def __init__(
         self,
-        target: Any,
+        target: VariationalObjective,
         w: Float[Tensor, "b p"],
         hessian: Float[Tensor, "b p p"] | None,
         noise: Tensor | None = None,
@@ -108,11 +108,11 @@ class Response:
         return found
 
 
-def _unit(target: Any, w: Tensor) -> Float[Tensor, "e e"]:
+def _unit(target: VariationalObjective, w: Tensor) -> Float[Tensor, "e e"]:
     return torch.eye(target.draw_dim, dtype=w.dtype, device=w.device)
 
 
-def _centre_derivative(target: Any, w: Float[Tensor, "b p"]) -> Float[Tensor, "b d p"]:
+def _centre_derivative(target: VariationalObjective, w: Float[Tensor, "b p"]) -> Float[Tensor, "b d p"]:
     origin = torch.zeros(1, target.draw_dim, dtype=w.dtype, device=w.device)
     step = torch.finfo(w.dtype).eps ** (1 / 3)
     columns = []
