@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
+from astrozoo._content_hash import content_hash
 from astrozoo._plates import Cut, Declaration, check_dataset, first_item, make_cut, sample
-from astrozoo._provenance import hash_into
 from astrozoo.errors import InputError, UnknownNameError
 
 __all__ = ["Problem", "stack"]
@@ -46,6 +45,9 @@ class Problem:
             an attribute ``derivatives``, a function of the same arguments returning that scalar, its
             gradient and its Hessian, which then takes the place of automatic second derivatives.
             Factories may be given as "module:attribute", imported when asked for.
+        version: stands in for the model, its code and its settings, in the digest. It is needed for a model
+            that cannot be hashed by content (one that uses a compiled extension, say). Change it whenever the
+            model changes.
 
     Raises:
         InputError: if tensors are of several floating dtypes or devices, or not ``batch`` long; if a data
@@ -62,10 +64,13 @@ class Problem:
     coords: Mapping[str, Any] = field(default_factory=dict)
     guides: Mapping[str, Callable[[Problem], Any] | str] = field(default_factory=dict)
     objectives: Mapping[str, Callable[..., Callable[..., Tensor]] | str] = field(default_factory=dict)
+    version: str | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.model):
             raise InputError("model", type(self.model).__name__, "a Pyro model (a callable)")
+        if self.version is not None and not (isinstance(self.version, str) and self.version):
+            raise InputError("version", repr(self.version), "a string that is not empty")
         floats = {t.dtype for t in self.tensors if t.is_floating_point()}
         if len(floats) > 1:
             raise InputError("args", f"dtypes {sorted(map(str, floats))}", "one floating dtype")
@@ -138,15 +143,28 @@ class Problem:
 
     @property
     def digest(self) -> str:
-        """A hash of the model, its settings and all data: what a checkpoint is checked against.
+        """A hash of the posterior: of the model's code and settings, and of all data.
 
-        Of a Dataset, its length and its first, middle and last items are hashed.
+        It changes with the code of the model and of the functions that it calls, those of the user and of
+        astrozoo, and with the versions of installed packages. It does not depend on ``name``, ``dims``,
+        ``coords``, ``start``, ``guides`` and ``objectives``, because they do not change the posterior. It is
+        computed at its first use, and again after torch has changed a tensor of ``args`` in place. Of a Dataset
+        its class, its length and its first, middle and last items are hashed; of a TensorDataset all tensors.
+
+        Raises:
+            InputError: if the model or its data have content that cannot be hashed.
         """
-        args = pytree.tree_map(lambda leaf: sample(leaf) if isinstance(leaf, Dataset) else leaf, self.args)
-        h = hashlib.sha256()
-        for value in (self.name, self.batch, self.data_plates, self.model, args):
-            hash_into(h, value)
-        return h.hexdigest()[:16]
+        versions = tuple(0 if t.is_inference() else t._version for t in self.tensors)
+        known = self.__dict__.get("_digest")
+        if known is None or known[0] != versions:
+            known = versions, content_hash(*self._identity())[:16]
+            object.__setattr__(self, "_digest", known)
+        return known[1]
+
+    def _identity(self) -> tuple[Any, ...]:
+        """All values that make the posterior what it is."""
+        model = self.model if self.version is None else ("version", self.version)
+        return model, pytree.tree_map(_readable, self.args), self.batch, self.data_plates
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Problem:
         """The same problem with its data in another floating dtype or on another device."""
@@ -175,20 +193,11 @@ def stack(problems: Sequence[Problem]) -> Problem:
     if any(problem.batch is not None for problem in problems):
         raise InputError("problems", "one that is a batch", "problems with batch=None")
 
-    def kind(problem: Problem) -> tuple[Any, ...]:
-        leaves, tree = pytree.tree_flatten((problem.args, dict(problem.start)))
-        model = hashlib.sha256()
-        hash_into(model, (problem.name, problem.model))
-        told = [(tuple(x.shape), x.dtype) if isinstance(x, Tensor) else x for x in leaves]
-        return told, str(tree), model.hexdigest()
-
-    first = kind(problems[0])
+    first = _kind(problems[0])
     for i, problem in enumerate(problems):
-        here = kind(problem)
-        if here != first:
-            names = ("data", "tree of data", "model or its settings")
-            at = next(k for k in range(3) if here[k] != first[k])
-            raise InputError(f"problems[{i}]", f"{names[at]} {here[at]}", f"those of the first, {first[at]}")
+        for what, value in _kind(problem).items():
+            if value != first[what]:
+                raise InputError(f"problems[{i}]", f"{what} {value}", f"those of the first, {first[what]}")
 
     def join(*leaves: Any) -> Any:
         return torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
@@ -196,3 +205,26 @@ def stack(problems: Sequence[Problem]) -> Problem:
     args = pytree.tree_map(join, *(problem.args for problem in problems))
     start = {name: torch.stack([problem.start[name] for problem in problems]) for name in problems[0].start}
     return replace(problems[0], args=args, start=start, batch=len(problems))
+
+
+def _readable(leaf: Any) -> Any:
+    """A Dataset by its tensors, or by a few of its items; anything else as it is."""
+    if isinstance(leaf, TensorDataset):
+        return type(leaf), leaf.tensors
+    return (type(leaf), sample(leaf)) if isinstance(leaf, Dataset) else leaf
+
+
+def _kind(problem: Problem) -> dict[str, Any]:
+    """What problems must share to be one batch, by a name for messages."""
+    leaves, tree = pytree.tree_flatten((problem.args, dict(problem.start)))
+    constants = [_readable(leaf) for leaf in leaves if not isinstance(leaf, Tensor)]
+    return {
+        "a tree of data": str(tree),
+        "data": [(tuple(x.shape), x.dtype, str(x.device)) for x in leaves if isinstance(x, Tensor)],
+        "a model or its settings": content_hash(
+            problem.model if problem.version is None else problem.version, problem.data_plates
+        )[:16],
+        "data that are not tensors (digest)": content_hash(constants)[:16],
+        "dims": dict(problem.dims),
+        "coords (digest)": content_hash(dict(problem.coords))[:16],
+    }

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pytest
@@ -55,59 +52,6 @@ def test_dtype_and_device_follow_the_data():
     assert moved.args[1] == [4]
     assert moved.name == problem.name
     assert problem.args[0]["x"].dtype == torch.float64
-
-
-def _closure(scale):
-    return lambda x: x * scale
-
-
-def test_the_digest_tells_problems_apart():
-    weights = torch.linspace(0, 1, 5000, dtype=torch.float64)
-    changed = weights.clone()
-    changed[2500] += 1e-9  # below what a printed tensor shows
-    problems = [
-        Problem(model, args=(X,)),
-        Problem(model, args=(X + 1e-12,)),
-        Problem(model, args=(X.float(),)),
-        Problem(model, args=(X.T.contiguous(),)),
-        Problem(model, args=(X,), batch=3),
-        Problem(model, args=(X,), name="other"),
-        Problem(model, args=(X,), data_plates=("data",)),
-        Problem(Settings(weights), args=(X,)),
-        Problem(Settings(changed), args=(X,)),
-        Problem(Settings(weights, "b"), args=(X,)),
-        Problem(lambda x: x + 1, args=(X,)),
-        Problem(lambda x: x + 2, args=(X,)),
-        Problem(_closure(1.0), args=(X,)),
-        Problem(_closure(2.0), args=(X,)),
-        Problem(partial(model, 1), args=(X,)),
-        Problem(partial(model, 2), args=(X,)),
-        Problem(model, args=(np.arange(5000.0),)),
-        Problem(model, args=(np.append(np.arange(4999.0), 0),)),
-    ]
-    digests = [p.digest for p in problems]
-    assert len(set(digests)) == len(digests)
-    assert digests == [p.digest for p in problems]
-
-
-def test_the_digest_is_the_same_in_every_process():
-    code = (
-        "import torch; from astrozoo.types import Problem\n"
-        "def model(x): return [y for y in x if y in {'a', 'b', 'c'}]\n"
-        "print(Problem(model, args=(torch.ones(2), {'n': 1})).digest)"
-    )
-    ran = [
-        subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={"PYTHONHASHSEED": seed},
-        ).stdout
-        for seed in ("1", "2")
-    ]
-    assert ran[0] == ran[1]
-    assert len(ran[0].strip()) == 16
 
 
 def _result(**fields) -> Result:
