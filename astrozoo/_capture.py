@@ -13,6 +13,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro import distributions as dist
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -20,10 +21,11 @@ from torch import Tensor
 from torch.distributions import lowrank_multivariate_normal, multivariate_normal, normal
 
 from astrozoo._enumerate import Discrete, Plan, find_discrete, make_plan, total
-from astrozoo._layout import Layout, Site, bijection, grouped
-from astrozoo.errors import CaptureError
+from astrozoo._layout import Layout, Site, bijection, grouped, innermost, is_bijective
+from astrozoo._scalar_index import ScalarIndices
+from astrozoo.errors import AstrozooError, CaptureError
 
-__all__ = ["Model", "Scope", "Tape", "is_discrete", "latent_sites", "run_guide"]
+__all__ = ["Model", "Scope", "Tape", "is_derived", "is_discrete", "latent_sites", "run_guide"]
 
 
 class _Weight(Messenger):
@@ -115,11 +117,12 @@ class Tape:
 
 
 class _Give(Messenger):
-    """Asks ``give(msg)`` for the value of every latent site; None leaves the site to draw."""
+    """Calls ``give(msg)`` for the value of every latent site. None lets the site draw its own value."""
 
     def __init__(self, give: Callable[[Any], Tensor | None]) -> None:
         super().__init__()
         self.give = give
+        self.observed: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
@@ -129,8 +132,15 @@ class _Give(Messenger):
                     "subsample the data and pass them as arguments instead"
                 )
             return
+        if msg["is_observed"]:
+            self.observed.add(msg["name"])
         if msg["is_observed"] or msg["value"] is not None:
             return
+        stem = msg["name"].removesuffix("_unobserved")
+        if stem != msg["name"] and f"{stem}_observed" in self.observed:  # made by ``obs_mask=``
+            # Pyro masks the elements that are observed, which leaves them without any density. Their prior
+            # integrates to one whatever the other sites are, so it changes no other posterior.
+            msg["mask"] = None
         value = self.give(msg)
         if value is not None:
             msg["value"], msg["done"] = value, True
@@ -140,7 +150,8 @@ def trace(
     f: Callable[..., Any], args: tuple[Any, ...], give: Callable[[Any], Tensor | None]
 ) -> poutine.Trace:
     """The Pyro trace of ``f(*args)`` with latent sites given by ``give``."""
-    return poutine.trace(_Give(give)(f)).get_trace(*args)
+    with ScalarIndices():
+        return poutine.trace(_Give(give)(f)).get_trace(*args)
 
 
 def latent_sites(of: poutine.Trace) -> dict[str, Any]:
@@ -155,6 +166,14 @@ def latent_sites(of: poutine.Trace) -> dict[str, Any]:
 def is_discrete(msg: Any) -> bool:
     """True at a site with a discrete support."""
     return bool(msg["fn"].support.is_discrete)
+
+
+def is_derived(site: Any) -> bool:
+    """True at a site whose value follows from others: of ``pyro.deterministic``, or a latent Delta."""
+    if site["type"] != "sample" or site_is_subsample(site):
+        return False
+    point = not site["is_observed"] and isinstance(innermost(site["fn"]), dist.Delta)
+    return point or bool(site["infer"].get("_deterministic"))
 
 
 class Model:
@@ -181,33 +200,40 @@ class Model:
         self.model, self.scope = model, scope
         self.layout, self.discrete = self._look(rows[0])
         self._check_supports(rows)
-        self.plan = Plan()
+        self.plan, self.derived = Plan(), self._check_runs(rows[0])
         if self.discrete:
             with self.scope.drawing(), torch.no_grad():
                 values = self.layout.constrain(torch.rand(self.layout.dim) * 2 - 1)
                 self.plan = make_plan(self.discrete, lambda given: (self.run(values | given, rows[0]),), most)
 
+    @classmethod
+    def layout_of(cls, model: Callable[..., Any], args: tuple[Any, ...], scope: Scope) -> Layout:
+        """The layout alone, from one run of the model."""
+        bare = object.__new__(cls)
+        bare.model, bare.scope = model, scope
+        return bare._look(args)[0]
+
+    @property
+    def has_latents(self) -> bool:
+        """Whether there is anything to infer."""
+        return bool(self.layout.sites or self.discrete)
+
     def _look(self, args: tuple[Any, ...], seed: int = 0) -> tuple[Layout, tuple[Discrete, ...]]:
         sites: list[Site] = []
         discrete: list[Discrete] = []
 
-        def give(msg: Any) -> Tensor:
-            name, fn = msg["name"], msg["fn"]
+        def give(msg: Any) -> Tensor | None:
+            if is_derived(msg):
+                return None
             if is_discrete(msg):
                 discrete.append(find_discrete(msg))
                 return discrete[-1].first()
-            shape = fn.batch_shape + fn.event_shape
-            try:
-                support, transform = bijection(fn)
-                unconstrained = torch.Size(transform.inverse_shape(shape))
-            except NotImplementedError as error:
-                raise CaptureError(f"site {name!r}: no bijection from a vector to {fn.support}") from error
-            start = sites[-1].stop if sites else 0
-            sites.append(Site(name, shape, support, transform, start, start + unconstrained.numel()))
-            return transform(torch.rand(unconstrained) * 2 - 1)
+            site, value = _continuous_site(msg, sites[-1].stop if sites else 0)
+            sites.append(site)
+            return value
 
         with self.scope.drawing(seed), torch.no_grad():
-            trace(self.model, args, give)
+            _run_once(self.model, args, give)
             layout = Layout(tuple(sites), grouped(sites))
         return layout, tuple(discrete)
 
@@ -215,9 +241,10 @@ class Model:
         """Supports must be the same for all values of other sites and all problems: the layout has one."""
         z = torch.full((self.layout.dim,), 0.3, dtype=self.scope.dtype, device=self.scope.device)
         expected = self.layout.constrain(z)
+        names = [(s.name, s.shape) for s in self.layout.sites], [d.name for d in self.discrete]
         for seed, row in enumerate(rows):
-            layout, _ = self._look(row, seed + 1)
-            if [(s.name, s.shape) for s in layout.sites] != [(s.name, s.shape) for s in self.layout.sites]:
+            layout, discrete = self._look(row, seed + 1)
+            if ([(s.name, s.shape) for s in layout.sites], [d.name for d in discrete]) != names:
                 raise CaptureError("the model's latent sites or their shapes change from run to run")
             for name, value in layout.constrain(z).items():
                 if not torch.equal(value, expected[name]):
@@ -226,11 +253,44 @@ class Model:
                         "write it as a transform of a site of fixed support"
                     )
 
+    def _check_runs(self, args: tuple[Any, ...]) -> tuple[str, ...]:
+        """Compare two runs with the same latents; the names of the sites that are derived from others.
+
+        Raises:
+            CaptureError: naming the site that differs (the model draws random numbers beside its sample
+                sites), or has complex values.
+        """
+        runs = []
+        for seed in (1, 2):
+            with self.scope.drawing(seed), torch.no_grad():
+                z = torch.full((self.layout.dim,), 0.2)
+                values = self.layout.constrain(z) | {d.name: d.first() for d in self.discrete}
+                runs.append(self.run(values, args).nodes)
+        first, second = runs
+        for name, site in first.items():
+            if site["type"] != "sample" or site_is_subsample(site):
+                continue
+            if torch.is_tensor(site["value"]) and site["value"].is_complex():
+                raise CaptureError(f"site {name!r}: complex values; write its real and imaginary parts")
+            for key in ("value", "log_prob"):
+                here, there = (torch.as_tensor(x[name].get(key, 0.0)) for x in (first, second))
+                if here.shape != there.shape or not torch.allclose(here, there, equal_nan=True):
+                    raise CaptureError(
+                        f"site {name!r}: its {key} changes though all latent sites are given. The model "
+                        "draws random numbers outside pyro.sample, or keeps a state between runs"
+                    )
+        return tuple(name for name, site in first.items() if is_derived(site))
+
     def run(self, values: Mapping[str, Tensor], args: tuple[Any, ...]) -> poutine.Trace:
         """The trace with every latent site given, its log probabilities computed."""
-        found = trace(self.model, args, lambda msg: values[msg["name"]])
+        found = trace(self.model, args, lambda msg: None if is_derived(msg) else values[msg["name"]])
         found.compute_log_prob()
         return found
+
+    def derived_values(self, values: Mapping[str, Tensor], args: tuple[Any, ...]) -> dict[str, Tensor]:
+        """Values of the derived sites, from those of all latent sites."""
+        nodes = trace(self.model, args, lambda msg: None if is_derived(msg) else values[msg["name"]]).nodes
+        return {name: torch.as_tensor(nodes[name]["value"]) for name in self.derived}
 
     def log_prob(self, values: Mapping[str, Tensor], args: tuple[Any, ...]) -> Tensor:
         """log p of the given values; discrete sites that are not given are summed over."""
@@ -243,6 +303,35 @@ class Model:
         given = self.plan.given_values(z[self.layout.dim :])
         values = self.layout.constrain(z[: self.layout.dim]) | given
         return given | self.plan.draw(lambda assigned: self.run({**values, **assigned}, args), uniform)
+
+
+def _run_once(model: Callable[..., Any], args: tuple[Any, ...], give: Callable[[Any], Any]) -> None:
+    """Run the model for what ``give`` sees of it; what it raises becomes a CaptureError that says so."""
+    try:
+        trace(model, args, give)
+    except AstrozooError:
+        raise
+    except Exception as error:
+        raise CaptureError(f"the model cannot be run: {type(error).__name__}: {error}") from error
+
+
+def _continuous_site(msg: Any, start: int) -> tuple[Site, Tensor]:
+    """The site of a Pyro message, from ``start`` of the vector, and a value of it."""
+    name, fn = msg["name"], msg["fn"]
+    shape = fn.batch_shape + fn.event_shape
+    try:
+        support, transform = bijection(fn)
+        unconstrained = torch.Size(transform.inverse_shape(shape))
+    except (NotImplementedError, AttributeError) as error:
+        inner = type(innermost(fn)).__name__
+        raise CaptureError(f"site {name!r}: no bijection from a vector to the support of {inner}") from error
+    x = torch.rand(unconstrained) * 2 - 1
+    value = transform(x)
+    if value.is_complex() or value.shape != shape or not is_bijective(transform, x):
+        raise CaptureError(f"site {name!r}: no bijection from a vector to {support}")
+    stop = start + unconstrained.numel()
+    plates = tuple((f.name, f.size, f.dim) for f in msg["cond_indep_stack"] if f.vectorized)
+    return Site(name, shape, support, transform, start, stop, fn.event_dim, plates), value
 
 
 def run_guide(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from pyro import distributions as dist
 from torch import Tensor
 from torch.distributions import (
     AffineTransform,
@@ -21,12 +22,17 @@ from torch.distributions import (
     constraints,
 )
 
-__all__ = ["Layout", "Site", "bijection", "grouped"]
+__all__ = ["Layout", "Site", "bijection", "grouped", "innermost", "is_bijective", "lower_triangle"]
 
 
 @dataclass(frozen=True)
 class Site:
-    """A continuous latent site of one problem, and its slice of the unconstrained vector."""
+    """A continuous latent site of one problem, and its slice of the unconstrained vector.
+
+    Args:
+        event_dim: how many of the last axes of ``shape`` are one event of the site's distribution.
+        plates: name, size and (negative) dimension of each plate around it.
+    """
 
     name: str
     shape: torch.Size
@@ -34,6 +40,8 @@ class Site:
     transform: Any
     start: int
     stop: int
+    event_dim: int = 0
+    plates: tuple[tuple[str, int, int], ...] = ()
 
     @property
     def unconstrained_shape(self) -> torch.Size:
@@ -135,10 +143,10 @@ def _joined(sites: list[Site]) -> Transform:
 
 
 class _LowerCholesky(Transform):
-    """Vectors onto Cholesky factors: the strict lower triangle, then the logarithms of the diagonal."""
+    """Vectors to Cholesky factors: the strict lower triangle first, then the logarithms of the diagonal."""
 
     domain = constraints.real_vector
-    codomain = constraints.lower_cholesky
+    codomain: Any = constraints.lower_cholesky
     bijective = True
 
     def inverse_shape(self, shape: Any) -> torch.Size:
@@ -151,10 +159,7 @@ class _LowerCholesky(Transform):
 
     def _call(self, x: Tensor) -> Tensor:
         n = math.isqrt(2 * x.shape[-1])
-        row, column = torch.tril_indices(n, n, -1, device=x.device)
-        place = (row * n + column)[:, None] == torch.arange(n * n, device=x.device)  # vmap forbids writes
-        below = (x[..., : len(row)] @ place.to(x)).unflatten(-1, (n, n))
-        return below + torch.diag_embed(x[..., len(row) :].exp())
+        return lower_triangle(x[..., :-n], n) + torch.diag_embed(x[..., -n:].exp())
 
     def _inverse(self, y: Tensor) -> Tensor:
         n = y.shape[-1]
@@ -165,11 +170,89 @@ class _LowerCholesky(Transform):
         return x[..., -y.shape[-1] :].sum(-1)
 
 
+class _PositiveDefinite(_LowerCholesky):
+    """Vectors to positive-definite matrices ``L L'``, with ``L`` that of :class:`_LowerCholesky`."""
+
+    codomain: Any = constraints.positive_definite
+
+    def _call(self, x: Tensor) -> Tensor:
+        root = super()._call(x)
+        return root @ root.mT
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return super()._inverse(torch.linalg.cholesky(y))
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        n = y.shape[-1]
+        power = torch.arange(n + 1, 1, -1, dtype=x.dtype, device=x.device)  # n + 1 of the first diagonal
+        return n * math.log(2) + (power * x[..., -n:]).sum(-1)
+
+
+def lower_triangle(below: Float[Tensor, "*b m"], n: int) -> Float[Tensor, "*b n n"]:
+    """The matrix with these entries below its diagonal, row by row, and zeros elsewhere."""
+    row, column = torch.tril_indices(n, n, -1, device=below.device)
+    place = torch.full((n, n), below.shape[-1], device=below.device)  # of the zero that is appended
+    place[row, column] = torch.arange(below.shape[-1], device=below.device)
+    padded = torch.cat((below, below.new_zeros(*below.shape[:-1], 1)), -1)
+    return padded.index_select(-1, place.reshape(-1)).unflatten(-1, (n, n))
+
+
+_ON_A_CIRCLE = (dist.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
+"""Distributions of angles. Torch states all reals as their support, but the densities are of one turn."""
+
+
+def innermost(fn: Any) -> Any:
+    """The distribution inside wrappers that only mask, expand or reinterpret dimensions."""
+    wrappers = (torch.distributions.Independent, dist.Independent, dist.MaskedDistribution)
+    while isinstance(fn, (*wrappers, dist.ExpandedDistribution)):
+        fn = fn.base_dist
+    return fn
+
+
 def bijection(fn: Any) -> tuple[Any, Any]:
-    """The support of a distribution, and a bijection onto it from vectors that have its dimension."""
-    support = fn.support
-    if hasattr(fn, "mixture_distribution"):  # its support only wraps that of its components
-        support = getattr(support, "base_constraint", support)
+    """The support of a distribution, and a bijection onto it from vectors that have its dimension.
+
+    Raises:
+        NotImplementedError: if there is none.
+    """
+    inner = innermost(fn)
+    if isinstance(inner, dist.Empirical | dist.Stable):
+        raise NotImplementedError(f"{type(inner).__name__} has no density")
+    if isinstance(inner, _ON_A_CIRCLE):
+        turn = constraints.independent(constraints.interval(-math.pi, math.pi), fn.event_dim)
+        return turn, biject_to(turn)
+    if isinstance(inner, dist.Unit):
+        raise NotImplementedError("Unit has no values")
+    if _inherits_support(inner) and inner.base_dist.support not in (
+        constraints.real,
+        constraints.real_vector,
+    ):
+        base = bijection(inner.base_dist)[1]
+        return fn.support, ComposeTransform([base, *inner.transforms])
+    return fn.support, _onto(fn.support)
+
+
+def _inherits_support(fn: Any) -> bool:
+    """Whether it is a transformed distribution whose ``support`` only states that of its last transform."""
+    plain = torch.distributions.TransformedDistribution
+    return isinstance(fn, plain) and type(fn).support is plain.support
+
+
+def _onto(support: Any) -> Transform:
+    """A bijection onto a constraint; those that torch lacks are added."""
+    if isinstance(support, constraints.MixtureSameFamilyConstraint):  # it only wraps that of its components
+        return _onto(support.base_constraint)
+    if isinstance(support, constraints.independent):
+        return IndependentTransform(_onto(support.base_constraint), support.reinterpreted_batch_ndims)
     if support is constraints.lower_cholesky:
-        return support, _LowerCholesky()
-    return support, biject_to(support)
+        return _LowerCholesky()
+    if support in (constraints.positive_definite, constraints.positive_semidefinite):
+        return _PositiveDefinite()
+    return biject_to(support)
+
+
+def is_bijective(transform: Any, x: Tensor) -> bool:
+    """Whether ``x`` goes through the transform and back unchanged."""
+    back = transform.inv(transform(x))
+    tolerance = torch.finfo(x.dtype).eps ** 0.4
+    return back.shape == x.shape and torch.allclose(back, x, rtol=tolerance, atol=tolerance)

@@ -34,9 +34,11 @@ def predictive(problem: Problem, result: Result, *, seed: int = 0, most: int = 1
         seed: of the replicated data.
         most: draws in all; where there are more, evenly chosen ones of every chain.
 
+    A likelihood that cannot be drawn from in batches has no replicated data: ``stats["notes"]`` says so.
+
     Raises:
         InputError: if the result is of another problem, or lacks draws of a latent site.
-        CaptureError: if an observed site cannot be drawn from in batches.
+        CaptureError: if the model cannot be run in batches.
     """
     if result.digest != problem.digest:
         raise InputError("result", f"one of problem {result.digest}", f"one of problem {problem.digest}")
@@ -56,13 +58,15 @@ def predictive(problem: Problem, result: Result, *, seed: int = 0, most: int = 1
         for name, x in thin.items()
     }
     with scope.drawing(seed), torch.no_grad():
-        found = _run(model, values, problem)
+        found, notes = _run(model, values, problem)
         observed = _observed(model, {k: v[0] for k, v in values.items()}, problem)
     shaped: dict[str, Any] = {
         group: {name: x.unflatten(0, (chains, kept)).cpu().numpy() for name, x in sites.items()}
         for group, sites in found.items()
     }
-    return replace(result, observed={name: x.cpu().numpy() for name, x in observed.items()}, **shaped)
+    data = {name: x.cpu().numpy() for name, x in observed.items()}
+    stats = {**result.stats, "notes": [*result.stats.get("notes", ()), *notes]} if notes else result.stats
+    return replace(result, observed=data, stats=stats, **shaped)
 
 
 def _thinned(draws: np.ndarray, most: int) -> np.ndarray:
@@ -76,19 +80,26 @@ def _row(args: Any, index: int) -> Any:
     return pytree.tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, args)
 
 
-def _run(model: Model, values: Mapping[str, Tensor], problem: Problem) -> dict[str, dict[str, Tensor]]:
-    """By group and site, ``[draw, (problem), ...]``."""
+def _run(
+    model: Model, values: Mapping[str, Tensor], problem: Problem
+) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+    """By group and site, ``[draw, (problem), ...]``, and a note on each site without replicated data."""
+    notes: dict[str, str] = {}
 
     def one(given: dict[str, Tensor], args: tuple[Any, ...]) -> dict[str, dict[str, Tensor]]:
         sites: Any = model.run(given, args).nodes
         out: dict[str, dict[str, Tensor]] = {"log_likelihood": {}, "log_prior": {}, "predictive": {}}
         for name, site in sites.items():
-            if site["type"] != "sample" or site_is_subsample(site):
+            if site["type"] != "sample" or site_is_subsample(site) or name in model.derived:
                 continue
             group = "log_prior" if name in given else "log_likelihood"
             out[group][name] = site["log_prob"]
             if name not in given and _has_data(site):
-                out["predictive"][name] = site["fn"].sample().to(site["value"].dtype)
+                try:
+                    out["predictive"][name] = site["fn"].sample().to(site["value"].dtype)
+                except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+                    reason = str(error).strip().split("\n")[0]
+                    notes[name] = f"no replicated data of {name!r}: {type(site['fn']).__name__}: {reason}"
         return out
 
     leaves, spec = pytree.tree_flatten(problem.args)
@@ -105,10 +116,11 @@ def _run(model: Model, values: Mapping[str, Tensor], problem: Problem) -> dict[s
             parts.append(over({name: x[i : i + _CHUNK] for name, x in values.items()}, problem.args))
     except (RuntimeError, NotImplementedError) as error:
         raise CaptureError(f"the model cannot be run for many draws at once: {error}") from error
-    return {
+    found = {
         group: {name: torch.cat([p[group][name] for p in parts]) for name in parts[0][group]}
         for group in parts[0]
     }
+    return found, list(notes.values())
 
 
 def _has_data(site: Any) -> bool:
@@ -128,6 +140,7 @@ def _observed(model: Model, values: Mapping[str, Tensor], problem: Problem) -> d
             for name, site in nodes.items()
             if site["type"] == "sample"
             and name not in given
+            and name not in model.derived
             and not site_is_subsample(site)
             and _has_data(site)
         }

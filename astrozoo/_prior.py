@@ -9,6 +9,7 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
+from astrozoo._capture import Scope
 from astrozoo.types import Problem
 
 __all__ = ["prior_draws"]
@@ -26,9 +27,7 @@ def prior_draws(
     names = [site.name for site in layout.sites]
     seed = int(torch.randint(2**31, (1,), generator=generator))
     rows = []
-    devices = [problem.device] if problem.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        torch.manual_seed(seed)
+    with Scope(problem.dtype, problem.device).drawing(seed), torch.no_grad():
         for i in range(problem.batch or 1):
             args = problem.args if problem.batch is None else _row(problem.args, i)
             drawn: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -40,7 +39,8 @@ def prior_draws(
                 for name in names:
                     drawn[name].append(nodes[name]["value"])
             rows.append(layout.unconstrain({name: torch.stack(values) for name, values in drawn.items()}))
-    return torch.stack(rows).to(dtype=problem.dtype)
+    z = torch.stack(rows).to(dtype=problem.dtype)
+    return torch.where(z.isfinite(), z, 0.0)  # a draw on the edge of its support has no finite image
 
 
 def _row(tree: Any, i: int) -> Any:

@@ -19,16 +19,31 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from astrozoo._capture import Model, Scope, Tape, is_discrete, latent_sites, run_guide
-from astrozoo._enumerate import Discrete, find_discrete, inverted, make_plan, total
+from astrozoo._enumerate import MAX_ASSIGNMENTS, Discrete, find_discrete, inverted, make_plan, total
 from astrozoo._graph import PureFunction, rows_of
-from astrozoo._layout import Layout, Site
+from astrozoo._layout import Layout, Site, lower_triangle
 from astrozoo.errors import CaptureError, InputError
 from astrozoo.types import Problem
 
-__all__ = ["Elbo", "Layout", "LogDensity", "PureFunction", "Site", "elbo", "inverted", "log_density"]
+__all__ = [
+    "Elbo",
+    "Layout",
+    "LogDensity",
+    "PureFunction",
+    "Site",
+    "elbo",
+    "few_assignments",
+    "inverted",
+    "layout_of",
+    "log_density",
+    "lower_triangle",
+]
 
 
-_CHUNK = 64  # draws whose discrete sites are drawn at once
+_CHUNK = 64
+"""Draws whose discrete or derived sites are computed at once, which bounds the memory that it takes."""
+NO_LATENTS = "the model has no latent sites: there is nothing to infer"
+"""What a model without a posterior is refused with."""
 
 
 def some_rows(problem: Problem) -> list[tuple[Any, ...]]:
@@ -78,15 +93,56 @@ def draw_discrete(
     return {d.name: torch.cat([p[d.name] for p in parts]).unflatten(0, (b, m)) for d in model.discrete}
 
 
+def derived_sites(
+    model: Model, values: Mapping[str, Tensor], args: tuple[Any, ...], batch: int | None
+) -> dict[str, Tensor]:
+    """Sites of ``pyro.deterministic``, and latent Deltas, at these values of all latent sites.
+
+    Args:
+        values: ``{site: [b, m, *shape]}``; what is returned has the same leading axes.
+    """
+    if not model.derived:
+        return {}
+
+    def one(values: dict[str, Tensor], args: tuple[Any, ...]) -> dict[str, Tensor]:
+        with model.scope():
+            return model.derived_values(values, args)
+
+    b, m = next(iter(values.values())).shape[:2]
+    flat = {name: x.flatten(0, 1) for name, x in values.items()}
+    problem = torch.arange(b, device=model.scope.device).repeat_interleave(m)
+    over = vmap(one, in_dims=(0, _in_dims(args, batch)))
+    parts = []
+    with torch.no_grad():
+        for i in range(0, max(1, b * m), _CHUNK):
+            rows = slice(i, i + _CHUNK)
+            given = args if batch is None else rows_of(args, problem[rows])
+            parts.append(over({name: x[rows] for name, x in flat.items()}, given))
+    return {name: torch.cat([p[name] for p in parts]).unflatten(0, (b, m)) for name in model.derived}
+
+
+def layout_of(problem: Problem) -> Layout:
+    """How the continuous latents of one of the independent problems lie in a vector."""
+    return Model.layout_of(problem.model, some_rows(problem)[0], Scope(problem.dtype, problem.device))
+
+
 def _in_dims(args: tuple[Any, ...], batch: int | None) -> Any:
     leaves, spec = pytree.tree_flatten(args)
     dims = [0 if isinstance(leaf, Tensor) and batch is not None else None for leaf in leaves]
     return pytree.tree_unflatten(dims, spec) if leaves else None
 
 
+def few_assignments(problem: Problem) -> bool:
+    """Whether all discrete latents can be summed out; hmc samples them where they cannot."""
+    scope = Scope(problem.dtype, problem.device)
+    model = Model(problem.model, some_rows(problem), scope, MAX_ASSIGNMENTS)
+    return not model.plan.given
+
+
 class _OfProblem(PureFunction):
     """A function of a problem's latents, which knows where the problem would have them start."""
 
+    model: Model
     layout: Layout
     start: dict[str, Tensor]
 
@@ -96,6 +152,10 @@ class _OfProblem(PureFunction):
         if self.batch is not None:
             taken.start = rows_of(self.start, rows)
         return taken
+
+    def derived(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Sites that follow from all the latent ones, ``{site: [b, m, *shape]}``."""
+        return derived_sites(self.model, values, self.args, self.batch)
 
     def _fixed(self, b: int) -> Float[Tensor, "b dim"]:
         """The problem's own start, unconstrained; NaN where it gives none."""
@@ -123,6 +183,8 @@ class LogDensity(_OfProblem):
         model = Model(problem.model, some_rows(problem), scope, most_assignments)
         self.model, self.layout, self.start = model, model.layout, dict(problem.start)
         self.choices = model.plan.choices
+        if not model.has_latents:
+            raise CaptureError(NO_LATENTS)
 
         def f(z: Tensor, *args: Any) -> Tensor:
             with scope():
@@ -231,6 +293,8 @@ class Elbo(_OfProblem):
         self.scope, self.start = scope, dict(problem.start)
         self.model = Model(problem.model, rows, scope)
         self.layout = self.model.layout
+        if not self.model.has_latents:
+            raise CaptureError(NO_LATENTS)
         with scope.drawing():
             module: Any = guide(problem)
             if not isinstance(module, nn.Module):

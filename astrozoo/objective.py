@@ -89,6 +89,10 @@ class Captured(Objective, Protocol):
         """Draws of the discrete sites given the continuous ones: ``{site: [b, m, *shape]}``."""
         ...
 
+    def derived(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Sites that follow from all the latent ones (``pyro.deterministic``): ``{site: [b, m, *shape]}``."""
+        ...
+
 
 class Density(Captured, Protocol):
     """The log density of a problem's latents in unconstrained space.

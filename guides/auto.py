@@ -1,12 +1,15 @@
-"""General guides for any model: Pyro's auto-guides and zuko's flows, with a start that backends can choose.
+"""General guides for any model: normals, normalizing flows (zuko), and a point.
 
-Each factory takes a problem and returns a Pyro guide. Discrete sites are left out: they are summed over.
+Each factory takes a problem and returns a Pyro guide of its continuous latents. Discrete sites are left out,
+because they are summed over. A guide draws one unconstrained vector. The problem's layout (the same as the
+log density's) maps it to the sites.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pyro
@@ -14,129 +17,152 @@ import torch
 import zuko
 from jaxtyping import Float
 from pyro import distributions as dist
-from pyro import poutine
-from pyro.distributions.transforms import LowerCholeskyAffine
-from pyro.infer import autoguide
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
+from astrozoo.density import Layout, layout_of, lower_triangle
 from astrozoo.errors import InputError
 from astrozoo.types import DENSE_COVARIANCE, Problem, Result
 
 __all__ = ["full_rank", "iaf", "low_rank", "mean_field", "nsf", "point"]
 
 _SCALE = 0.05
+"""SD with which guides start, in unconstrained space. It is narrow, so that they explore from the start."""
+_HIDDEN: Any = {"is_auxiliary": True}
 
 
-class _Named:
-    """Starts of guides that keep a location per site."""
+class _Guide(nn.Module):
+    """A guide that draws the unconstrained vector by its method ``latent``.
 
-    _location = "locs.{}_unconstrained"
+    Args:
+        problem: its layout maps the vector to sites, and its ``start`` is where the guide starts.
+    """
 
-    def initial(self, layout: Any, z0: Float[Tensor, "b dim"]) -> dict[str, Tensor]:
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        self.layout = layout_of(problem)
+        self.loc = nn.Parameter(_start(problem, self.layout))
+
+    def latent(self) -> Float[Tensor, "dim"]:
+        """A draw of the vector. What it samples are auxiliary sites with its density."""
+        raise NotImplementedError
+
+    def forward(self, *args: Any) -> dict[str, Tensor]:
+        """Sample all sites. ``args``, those of the model, are not used."""
+        values, log_jacobian = self.layout.constrain_with_jacobian(self.latent())
+        density = dist.Delta(log_jacobian.new_zeros(()), -log_jacobian)
+        pyro.sample("_guide_jacobian", density, infer=_HIDDEN)
+        return self._place(values)
+
+    def _place(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        every = dict.fromkeys(plate for site in self.layout.sites for plate in site.plates)
+        plates = {plate: pyro.plate(plate[0], plate[1], dim=plate[2]) for plate in every}
+        placed = {}
+        for site in self.layout.sites:
+            with ExitStack() as around:
+                for plate in site.plates:
+                    around.enter_context(plates[plate])
+                point = dist.Delta(values[site.name], event_dim=site.event_dim)
+                placed[site.name] = pyro.sample(site.name, point)
+        return placed
+
+    def initial(self, layout: Layout, z0: Float[Tensor, "b dim"]) -> dict[str, Tensor]:
         """Parameters that centre the guide on ``z0``."""
-        return self._by_site(self._location, layout, z0)
-
-    @staticmethod
-    def _by_site(name: str, layout: Any, x: Float[Tensor, "b dim"]) -> dict[str, Tensor]:
-        return {
-            name.format(s.name): x[:, s.start : s.stop].reshape(len(x), *s.unconstrained_shape)
-            for s in layout.sites
-        }
+        return {"loc": z0}
 
 
-class _Whitened(autoguide.AutoContinuous):
-    """Guides in coordinates that an earlier result whitens, and that start as its normal.
+class _MeanField(_Guide):
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.scale = nn.Parameter(torch.full_like(self.loc, _inverse_softplus(_SCALE)))
 
-    Without one the coordinates are the model's unconstrained own, and the start is narrow.
+    def latent(self) -> Float[Tensor, "dim"]:
+        return pyro.sample(
+            "_guide_latent", dist.Normal(self.loc, softplus(self.scale)).to_event(1), infer=_HIDDEN
+        )
+
+    def normal(
+        self, layout: Layout, mean: Float[Tensor, "b dim"], sd: Float[Tensor, "b dim"]
+    ) -> dict[str, Tensor]:
+        """Parameters of the normals with these moments."""
+        return {"loc": mean, "scale": sd + torch.log(-torch.expm1(-sd))}
+
+
+class _Whitened(_Guide):
+    """A guide in the coordinates that an earlier result whitens, which starts as that result's normal.
+
+    Without a result the coordinates are the layout's, and the start is narrow.
+
+    Raises:
+        InputError: if there are more latents than a dense covariance may have.
     """
 
     centre: Tensor
     root: Tensor
-    loc: Any
 
-    def __init__(self, model: Any, around: Result | None, **settings: Any) -> None:
-        self._around = around
-        super().__init__(model, **settings)
-
-    def _init_loc(self) -> Float[Tensor, "dim"]:
-        """The start; Pyro asks for it before it makes any matrix over the latents.
-
-        Raises:
-            InputError: if there are more latents than a dense covariance may have.
-        """
-        if self.latent_dim > DENSE_COVARIANCE:
+    def __init__(self, problem: Problem, around: Result | None) -> None:
+        super().__init__(problem)
+        if len(self.loc) > DENSE_COVARIANCE:
             raise InputError(
                 "guide",
-                f"one with matrices over {self.latent_dim} latents",
+                f"one with matrices over {len(self.loc)} latents",
                 f"at most {DENSE_COVARIANCE} latents, or mean_field or low_rank",
             )
-        return super()._init_loc()
-
-    def _whiten(self, start: Float[Tensor, "dim"]) -> tuple[Float[Tensor, "dim"], float]:
-        """Keep the coordinates; the start in them, and its width."""
-        centre, root, width = torch.zeros_like(start), torch.eye(len(start)).to(start), _SCALE
-        if self._around is not None:
-            centre, root = (held.to(start) for held in _whitening(self._around, len(start)))
-            width = 1.0
-        self.register_buffer("centre", centre)
-        self.register_buffer("root", root)
-        return self._inwards(start[None])[0], width
+        self.whitens, self.width = around is not None, _SCALE
+        if around is not None:
+            centre, root = (x.to(self.loc) for x in _whitening(around, len(self.loc)))
+            self.register_buffer("centre", centre)
+            self.register_buffer("root", root)
+            self.loc, self.width = nn.Parameter(self._inwards(self.loc.detach()[None])[0]), 1.0
 
     def _inwards(self, z: Float[Tensor, "b dim"]) -> Float[Tensor, "b dim"]:
+        if not self.whitens:
+            return z
         return torch.linalg.solve_triangular(self.root, (z - self.centre).mT, upper=False).mT
 
-    def initial(self, layout: Any, z0: Float[Tensor, "b dim"]) -> dict[str, Tensor]:
+    def initial(self, layout: Layout, z0: Float[Tensor, "b dim"]) -> dict[str, Tensor]:
         """Parameters that centre the guide on ``z0``."""
         return {"loc": self._inwards(z0)}
 
 
-class _MeanField(_Named, autoguide.AutoNormal):
-    def normal(
-        self, layout: Any, mean: Float[Tensor, "b dim"], sd: Float[Tensor, "b dim"]
-    ) -> dict[str, Tensor]:
-        """Parameters of the normals with these moments."""
-        transform = torch.distributions.biject_to(self.scale_constraint)
-        scales = self._by_site("scales.{}_unconstrained", layout, transform.inv(sd))
-        return self.initial(layout, mean) | scales
+class _FullRank(_Whitened):
+    """``centre + root (loc + L noise)``, ``L`` lower triangular.
+
+    The parameters are softplus^-1 of the scale of each row of ``L``, and the rows' entries below the
+    diagonal in units of that scale.
+    """
+
+    def __init__(self, problem: Problem, around: Result | None) -> None:
+        super().__init__(problem, around)
+        d = len(self.loc)
+        self.scale = nn.Parameter(torch.full_like(self.loc, _inverse_softplus(self.width)))
+        self.below = nn.Parameter(self.loc.new_zeros(d * (d - 1) // 2))
+
+    def latent(self) -> Float[Tensor, "dim"]:
+        d = len(self.loc)
+        unit = lower_triangle(self.below, d) + torch.eye(d).to(self.loc)
+        factor = softplus(self.scale)[:, None] * unit
+        mean: Tensor = self.loc
+        if self.whitens:
+            mean, factor = self.centre + self.root @ mean, self.root @ factor
+        return pyro.sample("_guide_latent", dist.MultivariateNormal(mean, scale_tril=factor), infer=_HIDDEN)
 
 
-class _FullRank(_Whitened, autoguide.AutoMultivariateNormal):
-    """``centre + root (loc + L noise)``, ``L`` lower triangular."""
+class _LowRank(_Guide):
+    """A normal with the covariance ``diag(scale) (1 + F F') diag(scale)``."""
 
-    scale: Any  # of the rows of L, and their rest: parameters, which Pyro's module hands out as tensors
-    scale_tril: Any
+    def __init__(self, problem: Problem, rank: int | None) -> None:
+        super().__init__(problem)
+        rank = round(len(self.loc) ** 0.5) if rank is None else rank
+        self.scale = nn.Parameter(torch.full_like(self.loc, _inverse_softplus(_SCALE)))
+        self.factor = nn.Parameter(
+            torch.randn(len(self.loc), rank).to(self.loc) * (0.5 / max(rank, 1)) ** 0.5
+        )
 
-    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        super()._setup_prototype(*args, **kwargs)
-        start, width = self._whiten(self.loc.detach())
-        self.loc, self.scale = nn.Parameter(start), torch.full_like(start, width)
-
-    def _moments(self) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim dim"]]:
-        """Mean and Cholesky factor of the covariance."""
-        factor = self.scale[..., None] * self.scale_tril
-        if self._around is None:  # spares a product with the identity
-            return self.loc, factor
-        return self.centre + self.root @ self.loc, self.root @ factor
-
-    def get_transform(self, *args: Any, **kwargs: Any) -> LowerCholeskyAffine:
-        """From the noise to all sites, unconstrained."""
-        return LowerCholeskyAffine(*self._moments())
-
-    def get_posterior(self, *args: Any, **kwargs: Any) -> dist.MultivariateNormal:
-        """The normal of all sites, unconstrained."""
-        mean, factor = self._moments()
-        return dist.MultivariateNormal(mean, scale_tril=factor)
-
-    def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        mean, factor = self._moments()
-        return mean, factor.square().sum(-1).sqrt()
-
-
-class _LowRank(autoguide.AutoLowRankMultivariateNormal):
-    def initial(self, layout: Any, z0: Float[Tensor, "b dim"]) -> dict[str, Tensor]:
-        """Parameters that centre the guide on ``z0``."""
-        return {"loc": z0}
+    def latent(self) -> Float[Tensor, "dim"]:
+        scale = softplus(self.scale)
+        normal = dist.LowRankMultivariateNormal(self.loc, scale[:, None] * self.factor, scale.square())
+        return pyro.sample("_guide_latent", normal, infer=_HIDDEN)
 
 
 class _Flow(_Whitened):
@@ -146,33 +172,37 @@ class _Flow(_Whitened):
     """
 
     def __init__(
-        self, model: Any, make: Callable[[int], zuko.lazy.Flow], around: Result | None, **settings: Any
+        self, problem: Problem, make: Callable[[int], zuko.lazy.Flow], around: Result | None
     ) -> None:
-        super().__init__(model, around, **settings)
-        self._make = make
-
-    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        super()._setup_prototype(*args, **kwargs)
-        start = self._init_loc()
+        super().__init__(problem, around)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.flow = self._make(self.latent_dim).to(start)
+            self.flow = make(len(self.loc)).to(self.loc)
         for parameter in _last_layers(self.flow):
             nn.init.zeros_(parameter)
-        start, width = self._whiten(start)
-        self.loc = nn.Parameter(start)
-        self.log_scale = nn.Parameter(torch.full_like(start, math.log(width)))
+        self.log_scale = nn.Parameter(torch.full_like(self.loc, math.log(self.width)))
 
-    def sample_latent(self, *args: Any, **kwargs: Any) -> Tensor:
-        """A draw of all sites, unconstrained; its noise and its density are auxiliary sites."""
-        hidden: Any = {"is_auxiliary": True}
+    def latent(self) -> Float[Tensor, "dim"]:
         base = dist.Normal(torch.zeros_like(self.loc), 1.0).to_event(1)
-        noise = pyro.sample(f"_{self._pyro_name}_noise", base, infer=hidden)
+        noise = pyro.sample("_guide_noise", base, infer=_HIDDEN)
         y, log_jacobian = self.flow.transform().call_and_ladj(noise)
-        latent = self.centre + self.root @ (self.loc + self.log_scale.exp() * y)
-        log_density = -log_jacobian - self.log_scale.sum() - self.root.diagonal().log().sum()
-        placed = dist.Delta(latent, log_density, event_dim=1)
-        return pyro.sample(f"_{self._pyro_name}_latent", placed, infer=hidden)
+        z = self.loc + self.log_scale.exp() * y
+        log_density = -log_jacobian - self.log_scale.sum()
+        if self.whitens:
+            z = self.centre + self.root @ z
+            log_density = log_density - self.root.diagonal().log().sum()
+        return pyro.sample("_guide_latent", dist.Delta(z, log_density, event_dim=1), infer=_HIDDEN)
+
+
+class _Point(_Guide):
+    """A point, without a density: its ELBO is the log density over constrained values."""
+
+    def forward(self, *args: Any) -> dict[str, Tensor]:
+        return self._place(self.layout.constrain(self.loc))
+
+
+def _inverse_softplus(x: float) -> float:
+    return x + math.log(-math.expm1(-x))
 
 
 def _whitening(around: Result, dim: int) -> tuple[Tensor, Tensor]:
@@ -198,16 +228,12 @@ def _last_layers(flow: zuko.lazy.Flow) -> list[nn.Parameter]:
     return found
 
 
-class _Point(_Named, autoguide.AutoDelta):
-    _location = "{}_unconstrained"
-
-
-def mean_field(problem: Problem) -> autoguide.AutoNormal:
+def mean_field(problem: Problem) -> _MeanField:
     """Independent normals in unconstrained space."""
-    return _MeanField(_continuous(problem), init_loc_fn=_start(problem), init_scale=_SCALE)
+    return _MeanField(problem)
 
 
-def full_rank(problem: Problem, around: Result | None = None) -> autoguide.AutoMultivariateNormal:
+def full_rank(problem: Problem, around: Result | None = None) -> _FullRank:
     """One normal with a dense covariance in unconstrained space.
 
     Args:
@@ -217,12 +243,12 @@ def full_rank(problem: Problem, around: Result | None = None) -> autoguide.AutoM
     Raises:
         InputError: ``around`` is of another or a batched problem, or its covariance not positive definite.
     """
-    return _FullRank(_continuous(problem), around, init_loc_fn=_start(problem))
+    return _FullRank(problem, around)
 
 
-def low_rank(problem: Problem, rank: int | None = None) -> autoguide.AutoLowRankMultivariateNormal:
+def low_rank(problem: Problem, rank: int | None = None) -> _LowRank:
     """One normal with a covariance of ``rank`` (default: the root of the dimension) plus a diagonal."""
-    return _LowRank(_continuous(problem), init_loc_fn=_start(problem), init_scale=_SCALE, rank=rank)
+    return _LowRank(problem, rank)
 
 
 def iaf(
@@ -275,33 +301,20 @@ def _flow(
         smooth = {"hidden_features": (width, width), "activation": nn.SiLU}  # second derivatives exist
         return kind(dim, transforms=transforms, **smooth, **settings)
 
-    return _Flow(_continuous(problem), make, around, init_loc_fn=_start(problem))
+    return _Flow(problem, make, around)
 
 
-def point(problem: Problem) -> autoguide.AutoDelta:
+def point(problem: Problem) -> _Point:
     """A point estimate: the mode of the density over constrained values."""
-    return _Point(_continuous(problem), init_loc_fn=_start(problem))
+    return _Point(problem)
 
 
-def _continuous(problem: Problem) -> Any:
-    def discrete(msg: Any) -> bool:
-        latent = msg["type"] == "sample" and not msg["is_observed"] and not site_is_subsample(msg)
-        return latent and bool(msg["fn"].support.is_discrete)
-
-    return poutine.block(problem.model, hide_fn=discrete)
-
-
-def _start(problem: Problem) -> Any:
-    return autoguide.init_to_value(values=dict(_first(problem)), fallback=_origin)
-
-
-def _first(problem: Problem) -> dict[str, Tensor]:
-    return {n: v if problem.batch is None else v[0] for n, v in problem.start.items()}
-
-
-def _origin(site: Any) -> Tensor:
-    """The image of zero in unconstrained space: unlike a prior median it exists for improper priors too."""
-    fn = site["fn"]
-    transform = torch.distributions.biject_to(fn.support)
-    shape = transform.inverse_shape(fn.batch_shape + fn.event_shape)
-    return transform(torch.zeros(shape))
+def _start(problem: Problem, layout: Layout) -> Float[Tensor, "dim"]:
+    """The problem's start (of its first problem, if it is a batch), and zero for the sites that it lacks."""
+    z = torch.zeros(layout.dim, dtype=problem.dtype, device=problem.device)
+    for site in layout.sites:
+        if site.name in problem.start:
+            value = problem.start[site.name]
+            value = value if problem.batch is None else value[0]
+            z[site.start : site.stop] = site.transform.inv(value.to(z)).reshape(-1)
+    return z

@@ -43,6 +43,7 @@ def infer(
         UnknownNameError: for an unknown method, guide or option.
         InputError: for an option of another method, or a value of the wrong type or out of its range. Both
             are raised before any work.
+        CaptureError: for a model that cannot be captured; it names the site or the cause.
     """
     from astrozoo.infer.options import parse
 
@@ -51,6 +52,11 @@ def infer(
     run, settings = parse(method, options)
     row = registry.METHODS[method]
     factory = _factory(problem, guide) if row.takes_guide else None
+    general = not row.takes_guide or (isinstance(guide, str) and guide not in problem.guides)
+    if general and _no_continuous_latents(problem, method):
+        from astrozoo.infer._enumerated import enumerated
+
+        return enumerated(problem, method, run)
     if isinstance(run.start, str):
         if method != "auto":
             from astrozoo.infer._search import infer_from_search
@@ -60,6 +66,12 @@ def infer(
     if row.takes_guide:
         return row.backend(problem, factory, run, settings)
     return row.backend(problem, run, settings)
+
+
+def _no_continuous_latents(problem: Problem, method: str) -> bool:
+    from astrozoo.density import few_assignments, layout_of
+
+    return layout_of(problem).dim == 0 and (method != "hmc" or few_assignments(problem))
 
 
 def _factory(problem: Problem, guide: Any) -> Any:

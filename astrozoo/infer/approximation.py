@@ -125,6 +125,7 @@ def guide_draws(elbo: VariationalObjective, w: Float[Tensor, "b p"], run: RunOpt
         part = elbo.sample(w, noise)
         if elbo.recovers_discrete:
             part |= elbo.discrete(elbo.unconstrained(w, noise), discrete)
+        part |= elbo.derived(part)
         if elbo.draw_dim:
             part[_RATIO] = torch.cat(
                 [elbo.log_ratio(w, part_noise) for part_noise in noise.split(RATIOS_AT_ONCE)], 1

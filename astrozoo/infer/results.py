@@ -44,10 +44,11 @@ def worst(statuses: Sequence[Status]) -> Status:
 
 
 def constrained(target: Captured, z: Float[Tensor, "b m d"], seed: int) -> dict[str, Tensor]:
-    """Constrained draws of all sites, the discrete ones recovered: ``{site: [b, m, *shape]}``."""
+    """Constrained draws of all sites, the discrete and derived ones too: ``{site: [b, m, *shape]}``."""
     z = z.to(target.device)
     continuous = target.layout.constrain(z[..., : target.layout.dim])
-    return continuous | target.discrete(z, generator_for(seed, DISCRETE_STREAM))
+    latent = continuous | target.discrete(z, generator_for(seed, DISCRETE_STREAM))
+    return latent | target.derived(latent)
 
 
 def by_chain(x: Float[Tensor, "b m ..."], chains: int, batched: bool) -> np.ndarray:
