@@ -5,115 +5,23 @@ Only this file and ``density.py`` trace models, touch Pyro's settings or make gr
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import pyro
 import torch
 from pyro import distributions as dist
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import lowrank_multivariate_normal, multivariate_normal, normal
 
 from astrozoo._enumerate import Discrete, Plan, find_discrete, make_plan, total
 from astrozoo._layout import Layout, Site, bijection, grouped, innermost, is_bijective
 from astrozoo._scalar_index import ScalarIndices
+from astrozoo._scope import Scope, Tape
 from astrozoo.errors import AstrozooError, CaptureError
 
-__all__ = ["Model", "Scope", "Tape", "is_derived", "is_discrete", "latent_sites", "run_guide"]
-
-
-class _Weight(Messenger):
-    """Multiplies the log probabilities of all sites in plates, by a factor for each plate."""
-
-    def __init__(self, factors: Mapping[str, float]) -> None:
-        super().__init__()
-        self.factors = factors
-
-    def _pyro_sample(self, msg: Any) -> None:
-        for frame in msg["cond_indep_stack"]:
-            msg["scale"] = msg["scale"] * self.factors.get(frame.name, 1.0)
-
-
-@dataclass(frozen=True)
-class Scope:
-    """What holds while a model runs: dtype and device of the problem, Pyro's validation off.
-
-    Pyro's checks are control flow on data, which no graph can hold; parameters given as Python numbers
-    become tensors of the default dtype, which must be the problem's.
-    """
-
-    dtype: torch.dtype
-    device: torch.device
-    weights: Mapping[str, float] = field(default_factory=dict)
-    """Factors of the log probabilities of all sites in a plate, by plate."""
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(self.dtype)
-        try:
-            with (
-                pyro.validation_enabled(False),
-                pyro.settings.context(module_local_params=True),
-                torch.device(self.device) if self.device.type != "cpu" else nullcontext(),
-                _Weight(self.weights) if self.weights else nullcontext(),
-            ):
-                yield
-        finally:
-            torch.set_default_dtype(before)
-
-    @contextmanager
-    def drawing(self, seed: int = 0) -> Iterator[None]:
-        """The same, where random draws are allowed; the global generators are put back."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with self(), torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            yield
-
-    def generator_state(self) -> Tensor:
-        """Of the global generator that distributions draw from."""
-        return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
-
-
-class Tape:
-    """Stands in for ``torch.distributions``' standard normals: hands out a given vector, piece by piece.
-
-    Without a vector it draws, and counts what was asked for.
-    """
-
-    _name = "_standard_normal"
-    _modules = (normal, multivariate_normal, lowrank_multivariate_normal)
-
-    def __init__(self, noise: Tensor | None = None) -> None:
-        self.noise, self.used = noise, 0
-        self._generators: dict[torch.device, torch.Generator] = {}
-
-    def __call__(self, shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
-        size = math.prod(shape)
-        start, self.used = self.used, self.used + size
-        if self.noise is not None:
-            return self.noise[start : self.used].reshape(shape).to(dtype)
-        device = torch.device(device)
-        generator = self._generators.setdefault(device, torch.Generator(device).manual_seed(1))
-        return torch.randn(tuple(shape), dtype=dtype, device=device, generator=generator)
-
-    @contextmanager
-    def playing(self) -> Iterator[None]:
-        """While it holds, normal distributions draw from the tape."""
-        before = [getattr(m, self._name) for m in self._modules]
-        for m in self._modules:
-            setattr(m, self._name, self)
-        try:
-            yield
-        finally:
-            for m, original in zip(self._modules, before, strict=True):
-                setattr(m, self._name, original)
+__all__ = ["Model", "is_derived", "is_discrete", "latent_sites", "run_guide"]
 
 
 class _Give(Messenger):

@@ -23,6 +23,7 @@ from torch.func import grad, grad_and_value, jacrev, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from astrozoo._scope import computing
 from astrozoo.errors import CaptureError, InputError
 
 __all__ = ["COMPILE_AFTER", "PureFunction", "rows_of"]
@@ -154,12 +155,14 @@ class Graph:
         self.f, self.mode, self.patience, self.report = f, compile, patience, report
         self.spent = 0.0
         self.run: Callable[..., Any] | None = None
-        self.settled = False
+        self.settled = self.compiled = False
 
     def __call__(self, *inputs: Tensor) -> Any:
-        if self.settled:
+        if self.compiled:
             return self.run(*inputs)  # type: ignore[misc]
-        with torch.no_grad():
+        with computing(inputs[0].dtype), torch.no_grad():
+            if self.settled:
+                return self.run(*inputs)  # type: ignore[misc]
             if self.run is None and self._brief(inputs):
                 start = time.perf_counter()
                 try:
@@ -210,7 +213,7 @@ class Graph:
             return expected
         wrong = _difference(got, expected)
         if wrong is None:
-            self.run = compiled
+            self.run, self.compiled = compiled, True
         self.report(time.perf_counter() - start, wrong)
         return expected
 
@@ -388,7 +391,7 @@ class PureFunction:
         noise = (
             [torch.zeros(1, self.noise_dim, dtype=self.dtype, device=self.device)] if self.noise_dim else []
         )
-        with torch.no_grad():
+        with computing(self.dtype), torch.no_grad():
             try:  # quick, but also refuses what depends on the values of data that one graph may hold fixed
                 batched(self._flat(), "value", (0,) * len(tensors), self.noise_dim > 0)(w, *noise, *tensors)
             except (RuntimeError, ValueError, NotImplementedError):

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
-from astrozoo._capture import Model, Scope
+from astrozoo._capture import Model
+from astrozoo._scope import Scope
 from astrozoo.errors import CaptureError, InputError
 from astrozoo.types import Problem, Result
 

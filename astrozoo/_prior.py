@@ -9,7 +9,7 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
-from astrozoo._capture import Scope
+from astrozoo._scope import Scope
 from astrozoo.types import Problem
 
 __all__ = ["prior_draws"]

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
-from astrozoo._capture import Model, Scope, Tape, is_discrete, latent_sites, run_guide
+from astrozoo._capture import Model, is_discrete, latent_sites, run_guide
 from astrozoo._enumerate import MAX_ASSIGNMENTS, Discrete, find_discrete, inverted, make_plan, total
 from astrozoo._graph import PureFunction, rows_of
 from astrozoo._layout import Layout, Site, lower_triangle
+from astrozoo._scope import Scope, Tape
 from astrozoo.errors import CaptureError, InputError
 from astrozoo.types import Problem
 

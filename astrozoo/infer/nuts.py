@@ -10,6 +10,7 @@ import torch
 from pyro.infer.mcmc import MCMC, NUTS
 from torch import Tensor
 
+from astrozoo._scope import computing
 from astrozoo.infer._chains import Whitened, one_by_one
 from astrozoo.infer.options import NutsSettings, RunOptions
 from astrozoo.types import Problem, Result
@@ -54,8 +55,7 @@ def nuts(problem: Problem, run: RunOptions, settings: NutsSettings) -> Result:
     def sample(
         density: Whitened, dim: int, seed: int, step_done: Callable[[str], None]
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with computing(torch.float64, seed):  # Pyro's sampler draws from torch's global generator
             mcmc = MCMC(
                 NUTS(potential_fn=lambda params: _Potential.apply(params["u"], density), **kernel),
                 num_samples=run.draws,

@@ -1,0 +1,130 @@
+"""State of the whole process that running a model needs: set for a while, by one thread at a time.
+
+All threads share torch's default dtype and global generator, Pyro's stack of handlers and its validation
+flag, and the function of ``torch.distributions`` that draws standard normals. All code that sets or reads
+them runs under one lock. Compiled graphs need none of them and run in parallel.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import lowrank_multivariate_normal, multivariate_normal, normal
+
+__all__ = ["Scope", "Tape", "computing"]
+
+_STATE = threading.RLock()
+"""Locked while the state of the process is changed. It is re-entrant, so that fits can be nested."""
+
+
+@contextmanager
+def computing(dtype: torch.dtype, seed: int | None = None) -> Iterator[None]:
+    """Within it no other thread runs Pyro or uncompiled graphs, and torch's default dtype is ``dtype``.
+
+    Args:
+        seed: of torch's global CPU generator, for code that draws from it; its state is put back afterwards.
+            None leaves the generator alone.
+    """
+    with _STATE, torch.random.fork_rng(devices=[]) if seed is not None else nullcontext():
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        if seed is not None:
+            torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+
+class _Weight(Messenger):
+    """Multiplies the log probabilities of all sites in plates, by a factor for each plate."""
+
+    def __init__(self, factors: Mapping[str, float]) -> None:
+        super().__init__()
+        self.factors = factors
+
+    def _pyro_sample(self, msg: Any) -> None:
+        for frame in msg["cond_indep_stack"]:
+            msg["scale"] = msg["scale"] * self.factors.get(frame.name, 1.0)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What holds while a model runs: dtype and device of the problem, Pyro's validation off.
+
+    Pyro's checks are control flow on data, which no graph can hold; parameters given as Python numbers
+    become tensors of the default dtype, which must be the problem's. One thread at a time is in a scope.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Factors of the log probabilities of all sites in a plate, by plate."""
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with (
+            computing(self.dtype),
+            pyro.validation_enabled(False),
+            pyro.settings.context(module_local_params=True),
+            torch.device(self.device) if self.device.type != "cpu" else nullcontext(),
+            _Weight(self.weights) if self.weights else nullcontext(),
+        ):
+            yield
+
+    @contextmanager
+    def drawing(self, seed: int = 0) -> Iterator[None]:
+        """The same, where random draws are allowed; the global generators are put back."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with self(), torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            yield
+
+    def generator_state(self) -> Tensor:
+        """Of the global generator that distributions draw from."""
+        return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
+
+
+class Tape:
+    """Stands in for ``torch.distributions``' standard normals: hands out a given vector, piece by piece.
+
+    Without a vector it draws, and counts what was asked for.
+    """
+
+    _name = "_standard_normal"
+    _modules = (normal, multivariate_normal, lowrank_multivariate_normal)
+
+    def __init__(self, noise: Tensor | None = None) -> None:
+        self.noise, self.used = noise, 0
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def __call__(self, shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+        size = math.prod(shape)
+        start, self.used = self.used, self.used + size
+        if self.noise is not None:
+            return self.noise[start : self.used].reshape(shape).to(dtype)
+        device = torch.device(device)
+        generator = self._generators.setdefault(device, torch.Generator(device).manual_seed(1))
+        return torch.randn(tuple(shape), dtype=dtype, device=device, generator=generator)
+
+    @contextmanager
+    def playing(self) -> Iterator[None]:
+        """Within it normal distributions draw from the tape; one thread at a time."""
+        with _STATE:
+            before = [getattr(m, self._name) for m in self._modules]
+            try:
+                for m in self._modules:
+                    setattr(m, self._name, self)
+                yield
+            finally:
+                for m, original in zip(self._modules, before, strict=True):
+                    setattr(m, self._name, original)
