@@ -18,11 +18,11 @@ import pytest
 from astropy.table import Table
 
 from astrozoo import cli
+from astrozoo.checkpoint import Checkpoint
 from astrozoo.data.images import Field
 from astrozoo.errors import InputError
 from astrozoo.survey import catalogue, fields
 from astrozoo.survey.celeste import fit, job
-from astrozoo.survey.checkpoint import Checkpoint
 from astrozoo.survey.partition import Sources, colouring, half_sizes, neighbours
 from astrozoo.types import load
 
@@ -187,12 +187,12 @@ def test_a_full_disk_keeps_what_was_there(run: Run, tmp_path: Path, monkeypatch:
     assert "cannot write" in _last(said)
     assert "No space left" in _last(said)
     assert {path: path.read_bytes() for path in before} == before
-    assert any((out / "checkpoint").glob("draws-*.npz"))
+    assert any((out / "checkpoint").glob("field.draws-*.npz"))
     assert run()[0] == 0  # goes on from the checkpoint
     with monkeypatch.context() as patch:
         patch.setattr(np, "savez", full)
         with pytest.raises(OSError, match="No space left"):
-            Checkpoint(tmp_path / "other", "key")
+            Checkpoint(tmp_path / "other" / "part.npz", {})
     assert not list((tmp_path / "other").iterdir())
 
 

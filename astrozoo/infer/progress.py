@@ -16,12 +16,21 @@ __all__ = ["Clock", "Report", "progress_bar"]
 Report = Callable[[int, str], None]
 """Called with the number of steps done and a short text."""
 
+LINE_INTERVAL = 20.0
+"""Time between two lines of progress where there is no terminal [s]: at most 180 lines an hour."""
+
 
 @contextmanager
 def progress_bar(name: str, total: int, shown: bool) -> Iterator[Report]:
-    """A bar on standard error, updated by calling what is yielded; nothing where that is no terminal."""
-    if not (shown and sys.stderr.isatty()):
+    """A bar on standard error, updated by calling what is yielded.
+
+    Where standard error is not a terminal, a line is printed every :data:`LINE_INTERVAL` seconds instead.
+    """
+    if not shown:
         yield lambda done, text: None
+        return
+    if not sys.stderr.isatty():
+        yield _Lines(name, total)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -36,6 +45,21 @@ def progress_bar(name: str, total: int, shown: bool) -> Iterator[Report]:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=total)
         yield lambda done, text: bar.update(task, completed=done, description=text)
+
+
+class _Lines:
+    """Progress as lines of text, for logs: one each :data:`LINE_INTERVAL` at most, none in a short run."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self.name, self.total = name, total
+        self.started = self.printed = time.monotonic()
+
+    def __call__(self, done: int, text: str) -> None:
+        now = time.monotonic()
+        if now - self.printed >= LINE_INTERVAL:
+            self.printed = now
+            line = f"{self.name}: {done} of {self.total}, {now - self.started:.0f} s"
+            print(f"{line}, {text}" if text else line, file=sys.stderr, flush=True)
 
 
 class Clock:

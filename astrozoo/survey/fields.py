@@ -1,7 +1,8 @@
-"""Checks of a field, and the part of it that a user asks for."""
+"""Fields of images: their pixels are checked, boxes of them are read, and their contents are hashed."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from astrozoo.data.images import Field
 from astrozoo.errors import InputError
 
-__all__ = ["check_pixels", "read_box"]
+__all__ = ["check_pixels", "fingerprint", "read_box"]
 
 _BOX = re.compile(r"(\d+):(\d+),(\d+):(\d+)")
 
@@ -50,3 +51,28 @@ def read_box(text: str) -> tuple[slice, slice]:
     if not (y0 < y1 and x0 < x1):
         raise InputError("box", repr(text), "'row:row,column:column', such as '300:556,1400:1656'")
     return slice(y0, y1), slice(x0, x1)
+
+
+def fingerprint(images: Field, *settings: object) -> str:
+    """A hash of all pixels, their positions on the sky, the PSFs and the settings."""
+    digest = hashlib.sha256()
+
+    def add(part: object) -> None:
+        array = part if isinstance(part, np.ndarray) else None
+        text = repr(part) if array is None else f"{array.dtype}{array.shape}"
+        # the length keeps lists of parts apart that are the same text when joined
+        digest.update(f"{len(text)}:{text}".encode())
+        if array is not None:
+            digest.update(np.ascontiguousarray(array).tobytes())
+
+    for image in images:
+        ny, nx = image.shape
+        corners = np.array([[0.0, 0.0, nx - 1.0, nx - 1.0], [0.0, ny - 1.0, 0.0, ny - 1.0]])
+        add(image.band)
+        for array in (image.counts, image.sky, image.calibration, image.valid):
+            add(array)
+        add(np.stack(image.wcs.all_pix2world(*corners, 0)))
+        add(image.psf.stamp((nx - 1) / 2, (ny - 1) / 2))
+    for setting in settings:
+        add(setting)
+    return digest.hexdigest()[:16]

@@ -21,6 +21,7 @@ from astropy.table import Table, vstack
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from astrozoo.checkpoint import Checkpoint
 from astrozoo.data.images import Field
 from astrozoo.errors import InputError
 from astrozoo.infer.progress import progress_bar
@@ -30,8 +31,8 @@ from astrozoo.survey.celeste.modes import KINDS
 from astrozoo.survey.celeste.posterior import draw_type, mix_types
 from astrozoo.survey.celeste.response import respond
 from astrozoo.survey.celeste.sweeps import Sweeps
-from astrozoo.survey.checkpoint import Checkpoint, fingerprint
 from astrozoo.survey.detect import detect
+from astrozoo.survey.fields import fingerprint
 
 __all__ = ["FieldFit", "fit_field"]
 
@@ -94,10 +95,10 @@ def fit_field(
             :func:`astrozoo.survey.detect.detect` makes (fluxes, sizes) are used as starts if present.
         draws: equal-weight draws per source.
         max_sweeps: at most this many passes; after the second, only over sources whose neighbours changed.
-            A checkpoint may be gone on from with more.
+            A run may continue a checkpoint with more.
         fit_sky: correct the images' sky by what is left after the first sweep, on a coarse mesh.
-        checkpoint: folder that work is kept in, and taken up from after an interruption. The caller removes
-            it (:meth:`astrozoo.survey.checkpoint.Checkpoint.clear`) once the result is saved.
+        checkpoint: folder in which work in progress is saved. A fit that was interrupted continues from it.
+            The caller removes the folder when the result is saved.
 
     Raises:
         InputError: for no draws or sweeps, a field without valid pixels, a catalogue without positions, bands
@@ -123,7 +124,8 @@ def fit_field(
     clock["detect"] = time.perf_counter() - clock["detect"]
     settings = (seed, draws, fit_sky, repr(prior), catalog is None)
     key = fingerprint(images, np.asarray(table["ra"]), np.asarray(table["dec"]), *settings)
-    store = Checkpoint(checkpoint, key)
+    header = {"field, sources, seed and settings": key}
+    store = Checkpoint(None if checkpoint is None else checkpoint / "field.npz", header)
     job = Sweeps(images, table, prior, seed, progress, store)
     while catalog is None and job.state.searches < len([at for at in _SEARCHES if at < max_sweeps]):
         # before what is blended settles: a source that stands for two goes astray between them
@@ -161,7 +163,7 @@ def _finish(job: Sweeps, draws: int) -> tuple[FieldFit, float]:
                     started = time.perf_counter()
                     part = _posterior(job, rows, draws)
                     part["seconds"] = np.asarray((time.perf_counter() - started) / len(rows))
-                    job.checkpoint.save(name, part)
+                    job.checkpoint.save(part, name)
                 for key, values in held.items():
                     values[rows] = part[key]
                 done += len(rows)

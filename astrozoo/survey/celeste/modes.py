@@ -12,13 +12,13 @@ from astropy.table import Table, vstack
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from astrozoo.checkpoint import Checkpoint
 from astrozoo.data.images import Field
 from astrozoo.errors import DataError
 from astrozoo.models.celeste import Patch, Prior
 from astrozoo.models.celeste_density import TypedDensity
 from astrozoo.survey.celeste.canvas import Canvas, least_radius
 from astrozoo.survey.celeste.planes import Planes
-from astrozoo.survey.checkpoint import Checkpoint
 from astrozoo.survey.partition import Sources, colouring, half_sizes, neighbours, reach
 
 __all__ = ["BATCH", "KINDS", "Modes"]
@@ -148,9 +148,9 @@ class Modes:
             sky = self.checkpoint.load(f"sky-{state.skies}")
             if sky is None:
                 raise DataError(
-                    f"{self.checkpoint.folder}",
-                    f"no sky-{state.skies}.npz",
-                    "all parts; remove it to begin anew",
+                    f"{self.checkpoint.path}",
+                    f"no part sky-{state.skies} beside it",
+                    "all parts; remove the folder to begin anew",
                 )
             self.canvas.sky = [torch.from_numpy(sky[f"sky_{k}"]) for k in range(len(self.canvas.sky))]
         if f"{_PSF}slopes" in held:
@@ -201,7 +201,7 @@ class Modes:
         companions = self.table[self.detected :]
         if len(companions):
             held |= {f"{_COMPANION}{name}": np.asarray(companions[name]) for name in companions.colnames}
-        self.checkpoint.save("state", held)
+        self.checkpoint.save(held, "state")
 
     def _start(self) -> _State:
         n, nb = len(self.sources), len(self.prior.bands)

@@ -148,7 +148,7 @@ class Sweeps(Modes):
                 self.state.waiting[:] = True
         self.state.skies += 1
         held = {f"sky_{k}": sky.numpy() for k, sky in enumerate(canvas.sky)}
-        self.checkpoint.save(f"sky-{self.state.skies}", held)
+        self.checkpoint.save(held, f"sky-{self.state.skies}")
 
     def _correct_psf(self) -> None:
         """Widen or narrow each image's PSF, by a plane over the image, to what its stars say.

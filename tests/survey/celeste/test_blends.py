@@ -5,13 +5,13 @@ import pytest
 import torch
 from astropy.table import Table
 
+from astrozoo.checkpoint import Checkpoint
 from astrozoo.data.simulate import simulate_field
 from astrozoo.models.celeste import load_prior, log_band_flux, star_images
 from astrozoo.survey.celeste import joint
 from astrozoo.survey.celeste.posterior import draw_type
 from astrozoo.survey.celeste.response import respond
 from astrozoo.survey.celeste.sweeps import Sweeps
-from astrozoo.survey.checkpoint import Checkpoint
 
 FLUX = np.array([20.0, 12.0])
 
@@ -24,7 +24,7 @@ def two_stars(apart):
     for band, scale in zip("ugriz", (0.3, 0.5, 1.0, 1.4, 1.6), strict=True):
         stars[f"flux_{band}"] = scale * FLUX
     images, truth = simulate_field(sources=stars, seed=3, shape=(80, 80), bands="ugriz")
-    job = Sweeps(images, truth[["ra", "dec"]], load_prior(), 0, False, Checkpoint(None, ""))
+    job = Sweeps(images, truth[["ra", "dec"]], load_prior(), 0, False, Checkpoint(None, {}))
     job.run(1, fit_sky=False)
     for name, lead in (("star", 1000.0), ("galaxy", 0.0)):  # stars for certain
         job.state.evidence[name][:] = lead

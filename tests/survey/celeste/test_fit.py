@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
+from astrozoo.checkpoint import Checkpoint
 from astrozoo.data.images import Field
 from astrozoo.data.simulate import simulate_field
 from astrozoo.diagnostics.scoring import match
@@ -14,7 +15,6 @@ from astrozoo.models.celeste import load_prior
 from astrozoo.survey.celeste import fit as fitting
 from astrozoo.survey.celeste.catalogue import catalogue
 from astrozoo.survey.celeste.fit import Sweeps, fit_field
-from astrozoo.survey.checkpoint import Checkpoint
 from astrozoo.survey.detect import detect
 
 SETTINGS = {"draws": 64, "progress": False, "max_sweeps": 3}
@@ -94,9 +94,9 @@ def test_an_interrupted_fit_goes_on_to_the_same_answer(scene, fitted, tmp_path, 
     assert sum(calls[2:]) == len(resumed.detections) - done  # what was finished is not done again
     for name, draws in fitted.draws.items():
         np.testing.assert_allclose(resumed.draws[name], draws, rtol=1e-6, atol=1e-6)
-    with pytest.raises(InputError, match="another field"):
+    with pytest.raises(InputError, match="sources, seed and settings"):
         fit_field(scene[0], checkpoint=folder, seed=1, **SETTINGS)
-    (folder / "sky-2.npz").write_bytes(b"cut off")
+    (folder / "field.sky-2.npz").write_bytes(b"cut off")
     with pytest.raises(DataError, match="unreadable"):
         fit_field(scene[0], checkpoint=folder, **SETTINGS)
 
@@ -104,7 +104,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_answer(scene, fitted, tmp_path, 
 def test_a_source_that_was_missed_is_found_in_the_residuals(scene):
     images, truth = scene
     job = fitting.Sweeps(
-        images, truth[["ra", "dec"]][1:], fitting.load_prior(), 0, False, fitting.Checkpoint(None, "")
+        images, truth[["ra", "dec"]][1:], fitting.load_prior(), 0, False, fitting.Checkpoint(None, {})
     )
     job.run(2, True)
     found = job.companions()
@@ -115,7 +115,7 @@ def test_a_source_whose_core_is_masked_is_no_small_galaxy(scene):
     images, truth = scene
     table = truth[["ra", "dec"]]
     table["saturated"] = [True, False, False, False]
-    job = fitting.Sweeps(images, table, fitting.load_prior(), 0, False, fitting.Checkpoint(None, ""))
+    job = fitting.Sweeps(images, table, fitting.load_prior(), 0, False, fitting.Checkpoint(None, {}))
     job.run(1, fit_sky=False)
     least = job.log_least_radius.exp().numpy()
     assert least[0] == 1.0
@@ -127,7 +127,7 @@ def test_a_satellite_s_trail_is_no_galaxy_that_is_a_needle_far_out_of_its_pixels
     y, x = np.mgrid[:64, :64]
     trail = np.random.default_rng(0).poisson(300 * np.exp(-0.5 * ((y - x) / 1.5) ** 2))
     images = Field(tuple(replace(image, counts=image.counts + trail) for image in sky), sky.name)
-    job = Sweeps(images, detect(images), load_prior(), 0, False, Checkpoint(None, ""))
+    job = Sweeps(images, detect(images), load_prior(), 0, False, Checkpoint(None, {}))
     job.run(1, fit_sky=False)  # without the rule, two of ten are needles, the longest of six half sizes
     rows = np.arange(len(job.sources))
     galaxy = (job.p_star(rows) < 1).numpy()

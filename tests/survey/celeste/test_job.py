@@ -115,7 +115,7 @@ def test_a_killed_run_goes_on_to_the_same_answer(
     again = job.run(out=tmp_path / "killed", **settings)
     for name, draws in whole.result.draws.items():
         np.testing.assert_allclose(again.result.draws[name], draws, rtol=1e-9, err_msg=name)
-    with pytest.raises(InputError, match="checkpoint of another field"):
+    with pytest.raises(InputError, match="sources, seed and settings"):
         job.run(out=tmp_path / "killed", seed=1, **settings)
 
 

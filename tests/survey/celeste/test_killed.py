@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
+from astrozoo import checkpoint as checkpointing
 from astrozoo.data.images import Field
 from astrozoo.data.simulate import simulate_field
 from astrozoo.errors import DataError, InputError
-from astrozoo.survey import checkpoint as checkpointing
 from astrozoo.survey.celeste import fit as fitting
 from astrozoo.survey.celeste.fit import FieldFit, Sweeps, fit_field
 from astrozoo.survey.detect import detect
@@ -49,7 +49,9 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, at: int, calls: list[np.ndarray])
 def test_a_fit_interrupted_between_batches_goes_on_to_the_same_answer(
     images: Field, whole: FieldFit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: float, at: int
 ) -> None:
-    monkeypatch.setattr(checkpointing, "_EVERY", every)  # saved after each batch, or not before a sweep's end
+    monkeypatch.setattr(
+        checkpointing, "SAVE_INTERVAL", every
+    )  # saved after each batch, or not before a sweep's end
     with monkeypatch.context() as patched:
         calls: list[np.ndarray] = []
         interrupt(patched, 0, calls)
@@ -70,7 +72,7 @@ def test_a_fit_interrupted_between_batches_goes_on_to_the_same_answer(
     np.testing.assert_allclose(again.p_star, whole.p_star, rtol=1e-6, atol=1e-9)
     for a, b in zip(again.model, whole.model, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
-    with pytest.raises(InputError, match="another field"):
+    with pytest.raises(InputError, match="sources, seed and settings"):
         fit_field(images, seed=1, checkpoint=tmp_path / "kept", **SETTINGS)
 
 
@@ -79,7 +81,7 @@ def test_a_fit_interrupted_after_a_correction_goes_on_to_the_same_answer(
     images: Field, whole: FieldFit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """Between it and the next state that is kept: it is then made again, from what it was made of."""
-    monkeypatch.setattr(checkpointing, "_EVERY", -1.0)
+    monkeypatch.setattr(checkpointing, "SAVE_INTERVAL", -1.0)
     plain = getattr(Sweeps, step)
 
     def last(self: Sweeps) -> None:
@@ -102,8 +104,8 @@ def test_a_sky_that_is_gone_is_missed(images: Field, tmp_path: Path, monkeypatch
     interrupt(monkeypatch, 4, [])
     with pytest.raises(KeyboardInterrupt):
         fit_field(images, checkpoint=tmp_path / "kept", **SETTINGS)
-    (tmp_path / "kept" / "sky-2.npz").unlink()
-    with pytest.raises(DataError, match="no sky-2"):
+    (tmp_path / "kept" / "field.sky-2.npz").unlink()
+    with pytest.raises(DataError, match="no part sky-2"):
         fit_field(images, checkpoint=tmp_path / "kept", **SETTINGS)
 
 
