@@ -175,6 +175,11 @@ class Model:
                 values = self.layout.constrain(z) | {d.name: d.first() for d in self.discrete}
                 runs.append(self.run(values, args).nodes)
         first, second = runs
+        self.shapes = {
+            name: torch.as_tensor(site["value"]).shape
+            for name, site in first.items()
+            if site["type"] == "sample" and not site_is_subsample(site)
+        }
         for name, site in first.items():
             if site["type"] != "sample" or site_is_subsample(site):
                 continue

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset, TensorDataset
 
 from astrozoo._content_hash import content_hash
+from astrozoo._labels import checked_coords, checked_dims, checked_start
 from astrozoo._plates import Cut, Declaration, check_dataset, first_item, make_cut, sample
 from astrozoo.errors import InputError, UnknownNameError
 
@@ -51,7 +52,8 @@ class Problem:
 
     Raises:
         InputError: if tensors are of several floating dtypes or devices, or not ``batch`` long; if a data
-            plate cuts an axis that does not exist, or a Dataset has no items.
+            plate cuts an axis that does not exist, or a Dataset has no items; if ``start`` is not finite
+            numbers, or ``dims`` or ``coords`` cannot label a result.
     """
 
     model: Callable[..., Any]
@@ -71,6 +73,13 @@ class Problem:
             raise InputError("model", type(self.model).__name__, "a Pyro model (a callable)")
         if self.version is not None and not (isinstance(self.version, str) and self.version):
             raise InputError("version", repr(self.version), "a string that is not empty")
+        checked = {
+            "dims": checked_dims(self.dims),
+            "coords": checked_coords(self.coords),
+            "start": checked_start(self.start, self.dtype, self.device),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
         floats = {t.dtype for t in self.tensors if t.is_floating_point()}
         if len(floats) > 1:
             raise InputError("args", f"dtypes {sorted(map(str, floats))}", "one floating dtype")

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from astrozoo._files import replacing
+from astrozoo._labels import checked_coords, decoded, encoded, file_names
 from astrozoo._provenance import environment
 from astrozoo.errors import DataError, InputError
 
@@ -51,6 +52,18 @@ _APPROXIMATION = {
     "guide_parameters": ("problem", "parameter"),
 }
 """Fields of a result that make up its group "approximation", and their axes."""
+
+
+_GROUPS = {
+    "posterior": "draws",
+    "sample_stats": "sample_stats",
+    "log_likelihood": "log_likelihood",
+    "log_prior": "log_prior",
+    "posterior_predictive": "predictive",
+    "observed_data": "observed",
+    "trace": "trace",
+}
+"""Groups of a saved result, and the fields of a Result that they hold."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,19 +113,16 @@ class Result:
     coords: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=environment)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "coords", checked_coords(self.coords))
+
     def groups(self) -> dict[str, xr.Dataset]:
         """The result as labelled data sets by ArviZ group name, plus ``trace`` and ``approximation``."""
         import xarray as xr
 
-        sampled = ("chain", "draw") if not self.statuses else ("chain", "draw", "problem")
         out = {
-            "posterior": self._dataset(self.draws, sampled),
-            "sample_stats": self._dataset(self.sample_stats, sampled),
-            "log_likelihood": self._dataset(self.log_likelihood, sampled),
-            "log_prior": self._dataset(self.log_prior, sampled),
-            "posterior_predictive": self._dataset(self.predictive, sampled),
-            "observed_data": self._dataset(self.observed, sampled[2:]),
-            "trace": self._dataset(self.trace, ("iteration", "problem" if self.statuses else "start")),
+            group: self._dataset(getattr(self, name), _leading(group, bool(self.statuses)))
+            for group, name in _GROUPS.items()
         }
         approximation = {n: (_APPROXIMATION[n], x) for n, x in self._approximation().items() if x is not None}
         out["approximation"] = xr.Dataset(approximation)
@@ -156,17 +166,18 @@ class Result:
     def _dataset(self, arrays: Mapping[str, np.ndarray], leading: tuple[str, ...]) -> xr.Dataset:
         import xarray as xr
 
-        held = {}
+        variables = {}
+        labels = file_names(arrays, leading)
         for name, array in arrays.items():
             lead = leading[: array.ndim]
             rest = array.ndim - len(lead)
             named = tuple(self.dims.get(name, ()))[:rest]
             named += tuple(f"{name}_dim_{i}" for i in range(len(named), rest))
             # a site may be called as its axis is; xarray would take one for the other
-            named = tuple(f"{axis}_" if axis in arrays else axis for axis in named)
-            held[name] = (lead + named, array)
-        data = xr.Dataset(held)
-        coords = {f"{axis}_" if axis in arrays else axis: ticks for axis, ticks in self.coords.items()}
+            named = tuple(_axis_label(axis, labels) for axis in named)
+            variables[labels[name]] = (lead + named, array)
+        data = xr.Dataset(variables)
+        coords = {_axis_label(axis, labels): ticks for axis, ticks in self.coords.items()}
         used = {k: v for k, v in coords.items() if k in data.dims and len(v) == data.sizes[k]}
         for axis in ("chain", "draw", "problem", "iteration", "start"):
             if axis in data.dims and axis not in used:
@@ -203,7 +214,8 @@ class Result:
         header |= {
             "status": self.status.value,
             "statuses": [s.value for s in self.statuses],
-            "coords": {k: np.asarray(v).tolist() for k, v in self.coords.items()},
+            "coords": encoded(self.coords),
+            "names": [list(getattr(self, group)) for group in _GROUPS.values()],
         }
         tree = xr.DataTree.from_dict(self.groups())
         tree.attrs["astrozoo"] = json.dumps(header, default=_plain)
@@ -231,9 +243,14 @@ class Result:
                 str(path), f"an unreadable file ({error})", "a result saved by astrozoo"
             ) from error
 
+        names = dict(zip(_GROUPS, header.pop("names"), strict=True))
+
         def arrays(group: str) -> dict[str, np.ndarray]:
-            held = tree[group].data_vars if group in tree.children else {}
-            return {str(name): variable.to_numpy() for name, variable in held.items()}
+            variables = tree[group].data_vars if group in tree.children else {}
+            if group not in names:
+                return {str(name): variable.to_numpy() for name, variable in variables.items()}
+            labels = file_names(names[group], _leading(group, bool(header["statuses"])))
+            return {name: variables[label].to_numpy() for name, label in labels.items()}
 
         return cls(
             draws=arrays("posterior"),
@@ -246,6 +263,7 @@ class Result:
             **cast(dict[str, Any], arrays("approximation")),
             status=Status(header.pop("status")),
             statuses=tuple(Status(s) for s in header.pop("statuses")),
+            coords=decoded(header.pop("coords")),
             dims={k: tuple(v) for k, v in header.pop("dims").items()},
             **header,
         )
@@ -254,6 +272,21 @@ class Result:
 def load(path: str | Path) -> Result:
     """Read a saved result; see :meth:`Result.load`."""
     return Result.load(path)
+
+
+def _leading(group: str, batched: bool) -> tuple[str, ...]:
+    """The axes that the variables of a group begin with."""
+    if group == "trace":
+        return "iteration", "problem" if batched else "start"
+    return (() if group == "observed_data" else ("chain", "draw")) + (("problem",) if batched else ())
+
+
+def _axis_label(axis: str, labels: Mapping[str, str]) -> str:
+    """An axis of a data set: without ``/``, and with a ``_`` where a variable has its name."""
+    label = axis.replace("/", ".").replace("\0", ".")
+    while label in labels.values():
+        label += "_"
+    return label
 
 
 def _plain(value: Any) -> Any:

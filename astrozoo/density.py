@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from astrozoo._capture import Model, is_discrete, latent_sites, run_guide
 from astrozoo._enumerate import MAX_ASSIGNMENTS, Discrete, find_discrete, inverted, make_plan, total
 from astrozoo._graph import PureFunction, rows_of
+from astrozoo._labels import check_sites
 from astrozoo._layout import Layout, Site, lower_triangle
 from astrozoo._scope import Scope, Tape
 from astrozoo.errors import CaptureError, InputError
@@ -158,15 +159,34 @@ class _OfProblem(PureFunction):
         """Sites that follow from all the latent ones, ``{site: [b, m, *shape]}``."""
         return derived_sites(self.model, values, self.args, self.batch)
 
+    def _check_labels(self, problem: Problem, *, part: bool = False) -> None:
+        """Refuse starts and names of axes that do not fit the model's sites, before any work.
+
+        Args:
+            part: True where ``problem`` has only a part of the data, shorter than ``coords``.
+
+        Raises:
+            InputError: naming the site or the axis.
+        """
+        check_sites(problem.dims, {} if part else problem.coords, self.model.shapes)
+        sites = {site.name: site for site in self.layout.sites}
+        for name, value in problem.start.items():
+            if name not in sites:
+                raise InputError("start", f"a value of {name!r}", f"continuous latent sites: {sorted(sites)}")
+            site, lead = sites[name], () if problem.batch is None else (problem.batch,)
+            if value.shape != (*lead, *site.shape):
+                got = f"shape {tuple(value.shape)}"
+                raise InputError(f"start of {name!r}", got, f"shape {(*lead, *site.shape)}")
+            value = value.to(dtype=problem.dtype, device=problem.device)
+            if not (site.support.check(value).all() and site.transform.inv(value).isfinite().all()):
+                raise InputError(f"start of {name!r}", "values outside it", f"values inside {site.support}")
+
     def _fixed(self, b: int) -> Float[Tensor, "b dim"]:
         """The problem's own start, unconstrained; NaN where it gives none."""
         z = torch.full((b, self.layout.dim), torch.nan, dtype=self.dtype, device=self.device)
         for site in self.layout.sites:
             if site.name in self.start:
                 value = self.start[site.name].to(z)
-                shape = site.shape if self.batch is None else (self.batch, *site.shape)
-                if value.shape != shape:
-                    raise InputError(f"start of {site.name!r}", tuple(value.shape), f"shape {tuple(shape)}")
                 flat = site.transform.inv(value).reshape(-1, site.stop - site.start)
                 z[:, site.start : site.stop] = flat
         return z
@@ -183,6 +203,7 @@ class LogDensity(_OfProblem):
         scope = Scope(problem.dtype, problem.device)
         model = Model(problem.model, some_rows(problem), scope, most_assignments)
         self.model, self.layout, self.start = model, model.layout, dict(problem.start)
+        self._check_labels(problem)
         self.choices = model.plan.choices
         if not model.has_latents:
             raise CaptureError(NO_LATENTS)
@@ -294,6 +315,7 @@ class Elbo(_OfProblem):
         self.scope, self.start = scope, dict(problem.start)
         self.model = Model(problem.model, rows, scope)
         self.layout = self.model.layout
+        self._check_labels(problem, part=bool(weights))
         if not self.model.has_latents:
             raise CaptureError(NO_LATENTS)
         with scope.drawing():
