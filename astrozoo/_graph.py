@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable
-from copy import deepcopy
 from typing import Any, Self
 
 import torch
@@ -23,6 +21,9 @@ from torch.func import grad, grad_and_value, jacrev, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from astrozoo._compile import cached as is_cached
+from astrozoo._compile import compiled as compile_graph
+from astrozoo._compile import difference
 from astrozoo._scope import computing
 from astrozoo.errors import CaptureError, InputError
 
@@ -30,6 +31,10 @@ __all__ = ["COMPILE_AFTER", "PureFunction", "rows_of"]
 
 COMPILE_AFTER = 10.0
 """Seconds that one graph runs uncompiled before ``compile="auto"`` compiles it (which takes 5 to 40)."""
+
+LOAD_AFTER = 0.5
+"""Seconds that one graph runs uncompiled before ``compile="auto"`` loads it from the cache on disk. Loading
+takes 1 to 2 s, most of them to import inductor."""
 
 UNCAPTURED, SMALL = 0.25, 100_000
 """Seconds that a function runs as it is before a graph is made of it (which takes about as long, and a short
@@ -124,16 +129,6 @@ def _undefined_where_factors_fail(graph: torch.fx.GraphModule) -> None:
             nodes.erase_node(check)
 
 
-def _read_constants_once(graph: torch.fx.GraphModule) -> None:
-    """Folding drops a constant once one of its readers needs it no more."""
-    readers: dict[Any, torch.fx.Node] = {}
-    for node in graph.graph.find_nodes(op="get_attr"):
-        first = readers.setdefault(node.target, node)
-        if first is not node:
-            node.replace_all_uses_with(first)
-            graph.graph.erase_node(node)
-
-
 def graph_size(b: int, made: set[int]) -> int:
     """Rows of the graph that serves ``b`` rows: one already made if not over twice too large."""
     fitting = [n for n in made if b <= n <= 2 * b]
@@ -150,12 +145,12 @@ class Graph:
         f: Callable[..., Any],
         compile: str,
         patience: Callable[[], float],
-        report: Callable[[float, str | None], None],
+        report: Callable[[float, list[str], str | None], None],
     ) -> None:
         self.f, self.mode, self.patience, self.report = f, compile, patience, report
         self.spent = 0.0
         self.run: Callable[..., Any] | None = None
-        self.settled = self.compiled = False
+        self.settled = self.looked_up = self.compiled = False
 
     def __call__(self, *inputs: Tensor) -> Any:
         if self.compiled:
@@ -175,7 +170,7 @@ class Graph:
                 at_zero = torch.zeros_like(inputs[0])  # where it was checked to run; anywhere else it may not
                 self.run = trace_graph(self.f, (at_zero, *inputs[1:]))
                 self.settled = self.mode == "never"
-            if self.mode == "always" or (self.mode == "auto" and self.spent > self.patience()):
+            if self._pays(inputs):
                 return self._compile(inputs)
             start = time.perf_counter()
             out = self.run(*inputs)
@@ -190,43 +185,42 @@ class Graph:
         small = len(inputs[0]) * sum(x.numel() for x in inputs[1:]) <= SMALL
         return small and not soon and self.spent < UNCAPTURED
 
+    def _pays(self, inputs: tuple[Tensor, ...]) -> bool:
+        """Whether to compile the graph now, or to load it where it is cached."""
+        if self.mode == "auto" and not self.looked_up and LOAD_AFTER < self.spent <= self.patience():
+            self.looked_up = True
+            return is_cached(self.run, inputs)  # type: ignore[arg-type]
+        return self.mode == "always" or (self.mode == "auto" and self.spent > self.patience())
+
     def _compile(self, inputs: tuple[Tensor, ...]) -> Any:
         """Compile, compare with the uncompiled graph, and keep whichever is right."""
-        expected = self.run(*inputs)  # type: ignore[misc]
+        graph: Any = self.run
+        expected, nearby = graph(*inputs), graph(_next_float(inputs[0]), *inputs[1:])
         self.settled = True
         start = time.perf_counter()
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                from torch._inductor.compile_fx import compile_fx  # slow to import, and warns
-                from torch._inductor.constant_folding import constant_fold
-
-                folded = deepcopy(self.run)
-                _read_constants_once(folded)  # type: ignore[arg-type]
-                constant_fold(folded)  # type: ignore[arg-type]
-                compiled: Any = compile_fx(folded, list(inputs))  # type: ignore[arg-type]
-                got = compiled(*inputs)
+            compiled = compile_graph(graph, inputs)
+            notes = list(compiled.notes)
+            wrong = difference(compiled.run(*inputs), expected, nearby)
+            if wrong is not None and compiled.cached:
+                notes.append(f"a cached graph was compiled again: {wrong}")
+                compiled = compile_graph(graph, inputs, fresh=True)
+                wrong = difference(compiled.run(*inputs), expected, nearby)
         except Exception as error:  # whatever a compiler may raise: the graph itself still runs
-            self.report(
-                time.perf_counter() - start, f"not compiled: {type(error).__name__}: {str(error)[:200]}"
-            )
+            note = f"not compiled: {type(error).__name__}: {str(error)[:200]}"
+            self.report(time.perf_counter() - start, [note], None)
             return expected
-        wrong = _difference(got, expected)
         if wrong is None:
-            self.run, self.compiled = compiled, True
-        self.report(time.perf_counter() - start, wrong)
+            self.run, self.compiled = compiled.run, True
+        else:
+            notes.append(wrong)
+        self.report(time.perf_counter() - start, notes, "cached" if compiled.cached else "fresh")
         return expected
 
 
-def _difference(got: Any, expected: Any) -> str | None:
-    pairs = list(zip(got, expected, strict=True)) if isinstance(expected, tuple | list) else [(got, expected)]
-    for a, e in pairs:
-        tolerance = 1e-8 if e.dtype == torch.float64 else 1e-3
-        if not torch.allclose(
-            a, e, rtol=tolerance, atol=tolerance * float(e.nan_to_num().abs().max()), equal_nan=True
-        ):
-            return f"compiled code discarded: it differs by {float((a - e).abs().max()):.2e} from the graph"
-    return None
+def _next_float(x: Tensor) -> Tensor:
+    """Each element moved by one unit in the last place."""
+    return torch.nextafter(x, torch.full_like(x, math.inf))
 
 
 class PureFunction:
@@ -263,6 +257,7 @@ class PureFunction:
         self.f, self.dim, self.args, self.noise_dim, self.batch = f, dim, args, noise_dim, batch
         self.dtype, self.device, self.compile = dtype, torch.device(device), compile
         self.counts = {"value": 0, "gradient": 0, "hvp": 0, "hessian": 0}
+        self.compiled = {"fresh": 0, "cached": 0}
         self._timing = {"compile": 0.0, "patience": COMPILE_AFTER}
         self.notes: list[str] = []
         self._graphs: dict[tuple[str, int | None], dict[int, Graph]] = {}  # (entry, draws) -> rows -> graph
@@ -353,10 +348,11 @@ class PureFunction:
             got = None if noise is None else f"shape {tuple(noise.shape)}"
             raise InputError("noise", got, f"[draws, {self.noise_dim}]" if self.noise_dim else "None")
 
-    def _report(self, seconds: float, note: str | None) -> None:
+    def _report(self, seconds: float, notes: list[str], source: str | None) -> None:
         self._timing["compile"] += seconds
-        if note is not None:
-            self.notes.append(note)
+        self.notes += [note for note in notes if note not in self.notes]
+        if source is not None:
+            self.compiled[source] += 1
 
     @property
     def _tensors(self) -> list[Tensor]:

@@ -516,7 +516,7 @@ def test_auto_compiles_when_it_pays_and_says_why_it_did_not(monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("no compiler here")
 
-    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", broken)
+    monkeypatch.setattr("torch._inductor.standalone_compile", broken)
     density = log_density(Problem(eight_schools, (Y, S)))
     z = points(10)
     first, second, third = (density.values(z) for _ in range(3))

@@ -87,6 +87,7 @@ def finish(
     common: dict[str, Any] = {
         "counts": dict(objective.counts),
         "compile_seconds": compile_seconds,
+        "compiled": dict(getattr(objective, "compiled", {})),
         "run_seconds": time.monotonic() - began - compile_seconds,
         "notes": list(objective.notes),
     }
