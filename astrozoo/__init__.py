@@ -8,7 +8,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from astrozoo.registry import Entry, get, list_models
+from astrozoo._openmp import let_threads_sleep
+
+let_threads_sleep()  # before anything below can import torch
+
+from astrozoo.registry import Entry, get, list_models  # noqa: E402
 
 if TYPE_CHECKING:
     from astrozoo._predictive import predictive

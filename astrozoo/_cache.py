@@ -1,9 +1,10 @@
 """A folder on disk where compiled graphs are kept, so that a second process need not compile them again.
 
 The folder is ``$ASTROZOO_CACHE``, or ``compiled`` in the user's cache folder (``~/.cache/astrozoo`` on
-Linux); an empty ``ASTROZOO_CACHE`` switches the cache off. Each graph has a folder of its own, whose files are listed
-with their SHA-256 in a manifest. It appears under its final name only when it is complete. Files in it are
-executed when they are loaded, so the cache is used only if nobody but its owner can write to it.
+Linux); an empty ``ASTROZOO_CACHE`` switches the cache off. Each graph has a folder of its own, whose
+files are listed with their SHA-256 in a manifest. It appears under its final name only when it is
+complete. Files in it are executed when they are loaded, so the cache is used only if nobody but its owner
+can write to it.
 """
 
 from __future__ import annotations

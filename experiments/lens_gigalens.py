@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -21,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch._inductor import config as inductor
 
 import astrozoo
 from astrozoo.data import root
@@ -99,7 +99,7 @@ def summary(result: Result) -> tuple[float, float, float]:
 
 def main(supersamples: list[int], out: Path | None, **options: Any) -> None:
     """Fit at each supersampling and print the table."""
-    inductor.force_disable_caches = True  # what another run has compiled is compiled again
+    os.environ["ASTROZOO_CACHE"] = tempfile.mkdtemp()  # what another run has compiled is compiled again
     print(f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}, options {options}")
     rows = []
     for supersample in supersamples:

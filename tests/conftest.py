@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import galsim
@@ -12,6 +13,15 @@ from astropy.wcs import WCS
 from astrozoo.data import root
 from astrozoo.data.images import Field, Image
 from astrozoo.data.psf import PixelPsf
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _graphs_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compiled graphs of a test run are its own: the user's cache is neither read nor written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ASTROZOO_CACHE", str(tmp_path_factory.mktemp("graphs")))
+        yield
+
 
 _STAR, _GALAXY = (20.3, 41.7), (43.6, 22.4)  # (x, y) [px] in the reference band
 
