@@ -24,10 +24,14 @@ from astrozoo.errors import InputError
 
 __all__ = ["detect"]
 
-_BACKGROUND_CELL = 64  # [px]
+_BACKGROUND_CELL = 64
+"""Side of a cell of the background mesh [px]: SExtractor's usual value, several times larger than sources."""
 _KRON_FACTOR = 2.5
-_MIN_RADIUS = 3.5  # [px]; SExtractor's default PHOT_AUTOPARAMS
-_STAR_SIZE = 1.2  # a source is a star if its half-light radius is below this many times the PSF's
+"""Apertures have this many Kron radii: SExtractor's default, which holds 94 % of a galaxy's light."""
+_MIN_RADIUS = 3.5
+"""Smallest radius of an aperture [px]: SExtractor's default."""
+_MAX_STAR_SIZE = 1.2
+"""A source is guessed to be a star if its half-light radius is below this many times the PSF's."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +247,7 @@ def _measure(
     table["a"], table["b"], table["theta"] = found["a"], found["b"], theta
     table["flux_radius"] = radius
     table["half_light_radius"] = np.sqrt(np.maximum(radius**2 - seen**2, 0))
-    table["is_star"] = radius < _STAR_SIZE * seen
+    table["is_star"] = radius < _MAX_STAR_SIZE * seen
     table["snr"] = flux / error
     return table
 

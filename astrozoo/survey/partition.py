@@ -20,8 +20,10 @@ __all__ = ["HALF_SIZES", "Sources", "colouring", "half_sizes", "neighbours", "re
 
 HALF_SIZES = (8, 12, 18, 27, 40)
 """Half sizes of patches [px]: few, so that sources of many sizes go through in few batches."""
-_FAINT = 0.3
-_STEP = 1.0  # [arcsec] for derivatives of a WCS
+_NEGLIGIBLE_LIGHT = 0.3
+"""A patch ends where a point source is fainter than this in every image [sigma of a pixel's noise]."""
+_WCS_STEP = 1.0
+"""Step for the derivatives of a WCS [arcsec]: a few pixels, over which SDSS's distortion is linear."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def half_sizes(extent: Float[np.ndarray, "s"], *, factor: float = 4.0) -> Int[np
 def reach(
     sources: Sources, electrons: Float[np.ndarray, "image s"], noise: Float[np.ndarray, "image"]
 ) -> Int[np.ndarray, "s"]:
-    """The patch size beyond which a point source is below ``_FAINT`` of a pixel's noise in every image.
+    """The patch size beyond which a point source is negligible (``_NEGLIGIBLE_LIGHT``) in every image.
 
     Args:
         electrons: of each source in each image; NaN where not known.
@@ -116,7 +118,7 @@ def reach(
     half = np.full(len(sources), HALF_SIZES[-1])
     for h in reversed(HALF_SIZES):
         profile = (sources.psf_weights * np.exp(-(h**2) / (2 * area)) / (2 * np.pi * area)).sum(-1)
-        seen = np.nan_to_num(electrons * profile) > _FAINT * noise[:, None]
+        seen = np.nan_to_num(electrons * profile) > _NEGLIGIBLE_LIGHT * noise[:, None]
         half[~seen.any(0)] = h
     return half
 
@@ -147,11 +149,11 @@ def colouring(adjacent: list[Int[np.ndarray, "n"]]) -> Int[np.ndarray, "s"]:
 
 
 def _project(image: Image, ra: np.ndarray, dec: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    step = _STEP / 3600
+    step = _WCS_STEP / 3600
     here = np.stack(image.wcs.all_world2pix(ra, dec, 0), -1)
     east = np.stack(image.wcs.all_world2pix(ra + step / np.cos(np.deg2rad(dec)), dec, 0), -1)
     north = np.stack(image.wcs.all_world2pix(ra, dec + step, 0), -1)
-    return here, np.stack((east - here, north - here), -1) / _STEP
+    return here, np.stack((east - here, north - here), -1) / _WCS_STEP
 
 
 def _mixtures(image: Image, xy: Float[np.ndarray, "s 2"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

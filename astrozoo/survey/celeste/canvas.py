@@ -22,7 +22,10 @@ PSF_ERROR = 0.04
 
 SDSS eigen-images and their Gaussian mixtures miss the brightest stars of run 2583 by 3 to 5 per cent a pixel.
 """
-_CERTAIN = 20.0  # stars of r = 15 in run 2583 pass for galaxies of 0.1 arcsec, five times the scatter
+_PSF_ERROR_MARGIN = 20.0
+"""Number of standard deviations of the PSF's area by which the smallest galaxy widens it.
+
+In run 2583, stars of r = 15 look like galaxies of 0.1 arcsec, which is five times the scatter."""
 
 
 class Canvas:
@@ -229,8 +232,8 @@ def least_radius(sources: Sources, scatter: float, error: Float[np.ndarray, "s"]
     """Half-light radius [arcsec] below which errors of the PSF make galaxies of stars.
 
     An exponential disc of radius r widens the PSF (of the narrowest image, a Gaussian of equal peak) by about
-    ``(r / sigma)^2`` of its area: as much as ``_CERTAIN`` times its error does, where a source is so bright
-    that this is what limits it.
+    ``(r / sigma)^2`` of its area. The limit is the radius at which this is ``_PSF_ERROR_MARGIN`` times the
+    error of the area, for a source that is so bright that this error dominates.
 
     Args:
         scatter: standard deviation of the PSF's relative area.
@@ -240,4 +243,4 @@ def least_radius(sources: Sources, scatter: float, error: Float[np.ndarray, "s"]
     area = 1 / (sources.psf_weights / np.sqrt(xx * yy - xy**2)).sum(-1)  # [image, s], px^2
     scale = np.abs(np.linalg.det(sources.jacobian))  # px^2 per arcsec^2
     share = scatter**2 / (scatter**2 + error**2)
-    return np.sqrt(_CERTAIN * scatter * share * (area / scale).min(0, initial=np.inf))
+    return np.sqrt(_PSF_ERROR_MARGIN * scatter * share * (area / scale).min(0, initial=np.inf))

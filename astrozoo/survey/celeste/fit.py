@@ -36,8 +36,10 @@ from astrozoo.survey.fields import fingerprint
 
 __all__ = ["FieldFit", "fit_field"]
 
-_SEARCHES = (1, 3, 5)  # sweeps after which companions are looked for in the residuals
-_PART = 32  # sources whose posteriors are drawn, and kept, at once
+_SEARCHES = (1, 3, 5)
+"""Sweeps after which companions are searched for in the residuals, before blends have settled."""
+_PART = 32
+"""Number of sources whose posteriors are drawn, and saved in the checkpoint, at once."""
 
 
 @dataclass(frozen=True)

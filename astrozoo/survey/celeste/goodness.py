@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["chi2_by_band", "good_pixels", "nearest_pixels", "patches"]
 
-_CORE = 3  # [px] around saturated pixels left out
+_CORE = 3
+"""Pixels this near to a saturated one are left out [px]: charge bleeds into them."""
 
 
 def good_pixels(fit: FieldFit) -> list[Bool[np.ndarray, "y x"]]:

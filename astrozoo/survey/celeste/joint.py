@@ -28,10 +28,14 @@ from astrozoo.survey.celeste.modes import BATCH, KINDS, Modes
 
 __all__ = ["settle"]
 
-_LONGEST = 10.0  # of a source's step, in standard deviations given its neighbours
-_IN_QUESTION = 0.01  # probability of a type below which its light counts for nothing
-_TILE = 256  # [px] side of the squares whose sources move at once
-_PARTS = (1.0, 0.5, 0.25, 0.0)  # of a step, until the density of all who take it rises
+_MAX_STEP = 10.0
+"""Longest step of a source [standard deviations, given its neighbours]: second order fails farther away."""
+_MIN_PROBABILITY = 0.01
+"""Probability of a type below which its light is left out of a joint step."""
+_TILE = 256
+"""Side of the squares whose sources are moved at once [px]: it keeps the joint system small."""
+_FRACTIONS = (1.0, 0.5, 0.25, 0.0)
+"""Fractions of a step that are tried in turn, until the joint density of its sources rises."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class _Typed:
     def step(self, z: Float[Tensor, "c d"]) -> Float[Tensor, "c d"]:
         """The parameters' step, of limited length."""
         length = torch.linalg.vector_norm(z, dim=1, keepdim=True)
-        return (self.root @ (z * (_LONGEST / length.clamp_min(_LONGEST)))[..., None]).squeeze(-1)
+        return (self.root @ (z * (_MAX_STEP / length.clamp_min(_MAX_STEP)))[..., None]).squeeze(-1)
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def _settle(job: Modes, moving: Bool[np.ndarray, "s"]) -> None:
 
     before, taken, trying = density(), np.zeros(count), np.ones(count, bool)
     steps = _steps(job.canvas, batches)
-    for part in _PARTS:
+    for part in _FRACTIONS:
         more = np.where(trying, part - taken, 0.0)
         for batch, step in zip(batches, steps, strict=True):
             for name, typed in batch.types.items():
@@ -150,7 +154,7 @@ def _linearised(job: Modes, rows: Int[np.ndarray, "b"]) -> _Batch:
     types = {}
     for name, star, _ in KINDS:
         share = p_star if star else 1 - p_star
-        at = torch.nonzero(share > _IN_QUESTION)[:, 0]
+        at = torch.nonzero(share > _MIN_PROBABILITY)[:, 0]
         if len(at):
             of = rows[at.numpy()]
             density = job.density(patch, rows, star).take(at)
@@ -200,7 +204,7 @@ def _steps(canvas: Canvas, batches: Sequence[_Batch]) -> list[dict[str, Float[Te
         return -(z + torch.cat(pulls).to(z))
 
     gradient = torch.cat([typed.gradient.flatten() for _, _, typed in parts])[None]
-    radius = _LONGEST * sum(len(typed.at) for _, _, typed in parts) ** 0.5
+    radius = _MAX_STEP * sum(len(typed.at) for _, _, typed in parts) ** 0.5
     z, _ = subproblem_krylov(product, gradient, torch.full((1,), radius, dtype=gradient.dtype))
     return [
         {name: batch.types[name].step(part) for name, part in held.items()}

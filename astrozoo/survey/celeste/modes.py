@@ -27,12 +27,27 @@ KINDS = (("galaxy", False, 6), ("star", True, 2))
 """Name of each type, whether it is the star, and how many parameters move or bend its image."""
 BATCH = 64
 """Sources of one patch size that are worked on at once."""
-_NOTICEABLE = 0.1  # [sigma] a change of neighbours' light on a source's own that calls for another fit
-_HOPELESS = 40.0  # [nats] by which a type's evidence must fall short to be ruled out for good
-_LEAST_SATURATED = 1.0  # [arcsec] half-light radius of a galaxy whose core is masked
-_COMPANION, _PSF = "companion_", "psf_"  # of names in a checkpoint
-_COUNTS = ("sweep", "colour", "searches", "skies", "begun")
-_SURE = 10.0  # signal to noise of fluxes whose ratio is taken for a starting colour
+_NOTICEABLE = 0.1
+"""Change of a neighbour's light, on the pixels of a source, above which the source is fitted again [sigma].
+
+A tenth of a standard deviation is small against the error that any posterior states."""
+_MAX_EVIDENCE_DEFICIT = 40.0
+"""A type is ruled out if its log evidence is lower than the other type's by more than this [nat].
+
+Its probability is then below 1e-17. Later changes of neighbours move evidences by far less."""
+_LEAST_SATURATED = 1.0
+"""Smallest half-light radius of a galaxy whose core is saturated, and so masked [arcsec].
+
+The wings alone do not constrain a smaller one."""
+_COMPANION = "companion_"
+"""Prefix of the columns of companions in a checkpoint."""
+_PSF = "psf_"
+"""Prefix of the correction of the PSF in a checkpoint."""
+_COUNTS = ("sweep", "colour", "searches", "skies", "sweep_in_progress")
+_START_COLOUR_SNR = 10.0
+"""Smallest signal to noise of two fluxes whose ratio is used as a starting colour.
+
+A noisier colour may start in another component of the prior's mixture, and stay there."""
 
 
 @dataclass
@@ -42,8 +57,9 @@ class _State:
     Args:
         searches: how often companions have been looked for.
         skies: how often the sky has been corrected.
-        begun: whether a sweep is: what follows its fits is yet to come, though nothing may wait any more.
-        seconds: spent on it, by all processes that worked on it.
+        sweep_in_progress: True between the first fit of a sweep and the end of its bookkeeping (joint steps,
+            sky, PSF), so that a resumed run finishes the bookkeeping first.
+        seconds: spent on the fit, by all processes that worked on it.
     """
 
     mode: dict[str, Tensor]
@@ -56,7 +72,7 @@ class _State:
     colour: int = 0
     searches: int = 0
     skies: int = 0
-    begun: int = 0
+    sweep_in_progress: int = 0
     seconds: float = 0.0
     counts: dict[str, int] = field(
         default_factory=lambda: {"value": 0, "gradient": 0, "hvp": 0, "hessian": 0}
@@ -241,7 +257,7 @@ class Modes:
         colour = mean.expand(n, -1).clone()
         measured = flux.clamp(min=0.3).log().diff(dim=1)
         # a noisy colour may start in another component of the prior's mixture, and stay there
-        sure = flux > torch.where(error.isfinite(), _SURE * error, 5.0)
+        sure = flux > torch.where(error.isfinite(), _START_COLOUR_SNR * error, 5.0)
         good = sure[:, 1:] & sure[:, :-1]
         colour = torch.where(good, measured.clamp(-1.5, 3.5), colour)
         return torch.cat((reference.log()[:, None], colour), 1)
@@ -275,7 +291,7 @@ class Modes:
     def possible(self, rows: np.ndarray, star: bool) -> Tensor:
         """Which sources may be of a type, as far as their last fits say."""
         lead = self.state.evidence["star"][rows] - self.state.evidence["galaxy"][rows]
-        return (lead if star else -lead) >= -_HOPELESS
+        return (lead if star else -lead) >= -_MAX_EVIDENCE_DEFICIT
 
     def p_star(self, rows: np.ndarray) -> Float[Tensor, "b"]:
         """Probability of a star, by the evidences of the last fits."""

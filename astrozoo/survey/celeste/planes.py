@@ -1,4 +1,4 @@
-"""What a field's stars say of its PSF: a plane of relative area over each image, and the scatter about it."""
+"""The correction of a field's PSF from its stars: a plane of relative area over each image, and scatter."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from jaxtyping import Bool, Float
 
 __all__ = ["Planes", "fit_planes"]
 
-_SURE = 0.1  # error of a PSF's relative area from one star, above which the star is not asked
-_SCATTER = 0.02  # between stars, as far as is known before they are seen: worth _BELIEF stars
-_BELIEF = 4.0
-_PRIOR = 0.1  # standard deviation of each coefficient
+_MAX_ERROR = 0.1
+"""Largest error of the PSF's relative area, as measured by one star, at which the star is used."""
+_PRIOR_SCATTER = 0.02
+"""Standard deviation between stars of the PSF's relative area, expected before they are measured."""
+_PRIOR_STARS = 4.0
+"""Number of stars that the expected scatter counts for."""
+_PRIOR_SLOPE = 0.1
+"""Prior standard deviation of each coefficient of a plane: PSF models are off by a few per cent at most."""
 _ROUNDS = 4
+"""Number of times that planes, scatter and outliers are determined in turn."""
 
 
 class Planes(NamedTuple):
@@ -43,22 +48,28 @@ def fit_planes(
         places: (1, x, y) of every source in each image.
         delta: relative excess of the PSF's area seen by each source.
         error: its standard deviation.
-        stars: which sources are to be asked.
+        stars: which sources are stars that may be used.
     """
-    sure = (error < _SURE) & stars
-    used, scatter = sure, _SCATTER
+    sure = (error < _MAX_ERROR) & stars
+    used, scatter = sure, _PRIOR_SCATTER
     slopes = np.zeros((len(delta), 3))
     for _ in range(_ROUNDS):
         weight = np.where(used, 1 / (error**2 + scatter**2), 0.0)
         for k, place in enumerate(places):
-            precision = (place.T * weight[k]) @ place + np.eye(3) / _PRIOR**2
+            precision = (place.T * weight[k]) @ place + np.eye(3) / _PRIOR_SLOPE**2
             slopes[k] = np.linalg.solve(precision, (place.T * weight[k]) @ delta[k])
         left = delta - np.stack([place @ slope for place, slope in zip(places, slopes, strict=True)])
-        told = np.where(used, scatter**2 / (scatter**2 + error**2), 0.0)  # how much of a residual is scatter
-        excess = told * np.where(used, left**2 - error**2, 0.0)
+        scatter_share = np.where(
+            used, scatter**2 / (scatter**2 + error**2), 0.0
+        )  # of the residual's variance
+        excess = scatter_share * np.where(used, left**2 - error**2, 0.0)
         total = max(float(excess.sum()), 0.0)
-        scatter = float(np.sqrt((total + _BELIEF * _SCATTER**2) / (told.sum() + _BELIEF)))
+        scatter = float(
+            np.sqrt((total + _PRIOR_STARS * _PRIOR_SCATTER**2) / (scatter_share.sum() + _PRIOR_STARS))
+        )
         used = sure & (np.abs(left) < 4 * np.sqrt(error**2 + scatter**2))
     precision = (error**-2.0).sum(0)
-    own = np.divide(1.0, np.sqrt(precision), out=np.full(len(precision), np.inf), where=precision > 0)
-    return Planes(slopes, scatter, own)
+    source_error = np.divide(
+        1.0, np.sqrt(precision), out=np.full(len(precision), np.inf), where=precision > 0
+    )
+    return Planes(slopes, scatter, source_error)

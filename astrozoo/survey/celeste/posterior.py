@@ -29,10 +29,14 @@ from astrozoo.survey.celeste.response import Response
 
 __all__ = ["TypedDraws", "draw_type", "mix_types"]
 
-_WIDEN = 1.15  # proposals are this much wider than the moments they are made from
-_TAIL = 5.0  # degrees of freedom of the proposal of position and shape
-_CHUNK = 8  # rows at once, and
-_NUMBERS = 100_000  # pixel coordinates of the renderings at once: what they need fits the cache
+_WIDENING = 1.15
+"""Proposals are wider by this factor than the moments that they are made from, to cover the tails."""
+_DEGREES_OF_FREEDOM = 5.0
+"""Of the Student-t proposal of position and shape: heavy tails keep the weights bounded."""
+_ROWS_AT_ONCE = 8
+"""Sources whose draws are made at once. Together with the next constant, it keeps the work in the cache."""
+_COORDINATES_AT_ONCE = 100_000
+"""Pixel coordinates that are rendered at once."""
 
 
 class TypedDraws(NamedTuple):
@@ -75,7 +79,7 @@ def draw_type(
     )
     if not possible.any():
         return out
-    for rows in torch.nonzero(possible)[:, 0].split(_CHUNK):
+    for rows in torch.nonzero(possible)[:, 0].split(_ROWS_AT_ONCE):
         some, gives = density.take(rows), None if response is None else response.take(rows)
         u, log_ratio = _draw(some, gives, mode[rows], covariance[rows], seed, renderings, fluxes)
         none = (log_ratio == -torch.inf).all(-1)
@@ -131,9 +135,9 @@ def _draw(
     drawn: list[Tensor] = []
     joint: list[Tensor] = []
     share = torch.tensor(renderings, dtype=mode.dtype, device=mode.device)
-    at_once = max(1, _NUMBERS // density.patch.pixels.numel())
+    at_once = max(1, _COORDINATES_AT_ONCE // density.patch.pixels.numel())
     for turn, m in enumerate(renderings):
-        proposal = _Proposal(mean, _WIDEN * torch.linalg.cholesky(cov), density.n_bending)
+        proposal = _Proposal(mean, _WIDENING * torch.linalg.cholesky(cov), density.n_bending)
         bend, u = proposal.draw(m, fluxes, seed + 10 * turn)
         proposals.append(proposal)
         images = torch.cat([density.images(some) for some in bend.split(at_once, 1)], 1)
@@ -174,14 +178,22 @@ def _normals(n: int, d: int, seed: int) -> Float[Tensor, "n d"]:
 def _student(n: int, d: int, seed: int) -> Float[Tensor, "n d"]:
     """Quasi-random draws of a multivariate t of unit covariance."""
     uniform = SobolEngine(d + 1, scramble=True, seed=seed).draw(n, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
-    mixing = torch.from_numpy(stats.chi2(_TAIL).ppf(uniform[:, d].numpy())) / (_TAIL - 2)
+    mixing = torch.from_numpy(stats.chi2(_DEGREES_OF_FREEDOM).ppf(uniform[:, d].numpy())) / (
+        _DEGREES_OF_FREEDOM - 2
+    )
     return torch.special.ndtri(uniform[:, :d]) / mixing.sqrt()[:, None]
 
 
 def _log_student(t: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
     d = t.shape[-1]
-    norm = math.lgamma((_TAIL + d) / 2) - math.lgamma(_TAIL / 2) - 0.5 * d * math.log((_TAIL - 2) * math.pi)
-    return norm - 0.5 * (_TAIL + d) * torch.log1p(t.square().sum(-1) / (_TAIL - 2))
+    norm = (
+        math.lgamma((_DEGREES_OF_FREEDOM + d) / 2)
+        - math.lgamma(_DEGREES_OF_FREEDOM / 2)
+        - 0.5 * d * math.log((_DEGREES_OF_FREEDOM - 2) * math.pi)
+    )
+    return norm - 0.5 * (_DEGREES_OF_FREEDOM + d) * torch.log1p(
+        t.square().sum(-1) / (_DEGREES_OF_FREEDOM - 2)
+    )
 
 
 def mix_types(

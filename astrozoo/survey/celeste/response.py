@@ -23,9 +23,14 @@ from astrozoo.survey.celeste.modes import KINDS, Modes
 
 __all__ = ["Response", "respond"]
 
-_MOST = 6  # neighbours that give way, the nearest
-_STIFFEST = 0.05  # least curvature in units of each source's own: what all may give way together
-_FLOOR = 0.05  # least part of a source's own curvature that its neighbours leave
+_MAX_NEIGHBOURS = 6
+"""Largest number of neighbours, the nearest, that are integrated out: six parameters each are rendered."""
+_MIN_CURVATURE = 0.05
+"""Smallest curvature of the neighbours together, in units of each one's alone: it limits their response."""
+_MIN_REMAINING = 0.05
+"""Smallest fraction of a source's curvature that is left when its neighbours are integrated out.
+
+To second order, nothing or less than nothing would be left in the closest blends."""
 
 
 class Response(NamedTuple):
@@ -56,15 +61,17 @@ class Response(NamedTuple):
     ) -> tuple[Response, Float[Tensor, "b d d"]]:
         """The covariance of sources of a type with their neighbours integrated out.
 
-        Where second order would leave less than ``_FLOOR`` of a curvature, the response is made weaker, and
-        returned so.
+        Where second order would leave less than ``_MIN_REMAINING`` of a curvature, the response is weakened.
+
+        Returns:
+            the response, weakened where it has to be, and the covariance.
         """
         _, slope, chain = density.linearised(mode)
         root = torch.linalg.cholesky(covariance)
         onto = torch.einsum("bqip,bitp->bqit", self.factor, slope).to(root)
         given = torch.einsum("bqit,bitd->bqd", onto, chain) @ root
         values, vectors = torch.linalg.eigh(given.mT @ given)
-        weaker = ((1 - _FLOOR) / values[:, -1].clamp_min(1 - _FLOOR)).sqrt()
+        weaker = ((1 - _MIN_REMAINING) / values[:, -1].clamp_min(1 - _MIN_REMAINING)).sqrt()
         response = Response(
             self.factor * weaker[:, None, None, None].to(self.factor), self.at * weaker[:, None]
         )
@@ -93,7 +100,7 @@ def _factor(job: Modes, row: int, weight: Float[Tensor, "image p"]) -> Float[Ten
     state, xy = job.state, job.sources.xy[0]
     distance = np.abs(xy[job.adjacent[row]] - xy[row]).max(1)
     near = job.adjacent[row][np.argsort(distance, kind="stable")]
-    near = near[np.sort(distance) <= job.sources.half[row]][:_MOST]
+    near = near[np.sort(distance) <= job.sources.half[row]][:_MAX_NEIGHBOURS]
     star = (state.evidence["star"] > state.evidence["galaxy"])[near].numpy()
     changes = []
     for name, is_star, _ in KINDS:
@@ -114,5 +121,5 @@ def _factor(job: Modes, row: int, weight: Float[Tensor, "image p"]) -> Float[Ten
         curvature[block, block] = torch.eye(len(change), dtype=torch.float64)
         first += len(change)
     values, vectors = torch.linalg.eigh(curvature)
-    inverse_root = vectors / values.clamp_min(_STIFFEST).sqrt()
+    inverse_root = vectors / values.clamp_min(_MIN_CURVATURE).sqrt()
     return torch.einsum("qr,qip->rip", inverse_root.to(J), weighted)

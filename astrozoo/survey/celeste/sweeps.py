@@ -33,16 +33,36 @@ from astrozoo.types import Status
 
 __all__ = ["Sweeps"]
 
-_NEAR = 0.05  # [standard deviations] to a mode
-_NOTICEABLE_SKY = 0.03  # [sigma of a pixel] a change of the sky that calls for another fit
-_UNSURE = 5.0  # [nats] by which a galaxy may lead and still be asked for the PSF, lest narrow stars alone are
-_ALONE = 0.03  # of a star's light, that of others where it shines
-_FARTHEST = 2.0  # semi-major axis of half a needle's light, in half sizes of its patch
-_THINNEST = 0.1  # axis ratio of discs seen edge-on
-_SKY_CELL = 128  # [px]
-_RESIDUAL_ERROR = 0.2  # of modelled light, in the search for companions
+_MODE_TOLERANCE = 0.05
+"""Distance to a mode at which its fit stops [standard deviations]: small against any stated error."""
+_NOTICEABLE_SKY = 0.03
+"""Change of the sky above which all sources are fitted again [sigma of a pixel].
+
+A source covers some 100 pixels, over which 0.03 sigma adds up to 0.3 of its flux error."""
+_PSF_CANDIDATE_MARGIN = 5.0
+"""A source is used to correct the PSF if it is a star, or if a galaxy is preferred by less than this [nat].
+
+Excluding the doubtful ones would keep only the narrowest stars and bias the PSF low."""
+_MAX_NEIGHBOUR_LIGHT = 0.03
+"""Largest light of other sources where a star shines, relative to the star's, if it is to correct the PSF.
+
+Light of neighbours looks like a wider or a narrower PSF."""
+_MAX_NEEDLE_LENGTH = 2.0
+"""Longest semi-major half-light axis of a thin galaxy [half sizes of its patch].
+
+Of a longer one, most of the light is where nothing was measured."""
+_MIN_AXIS_RATIO = 0.1
+"""Axis ratio below which a galaxy is thin: that of the flattest discs seen edge-on."""
+_SKY_CELL = 128
+"""Side of a cell of the mesh on which the sky is corrected [px]: several times larger than most sources."""
+_RESIDUAL_ERROR = 0.2
+"""Error of the modelled light in the search for companions, relative to it.
+
+It is five times that of the PSF, so that residuals of an imperfect PSF are not detected as sources."""
 _RESIDUAL_SNR = 5.0
-_CLOSEST = 1.5  # [px] to a known source
+"""Signal to noise of a pixel, above which a residual may be a companion."""
+_MIN_COMPANION_DISTANCE = 1.5
+"""Smallest distance of a companion from a known source [px]: about the radius of the PSF's core."""
 
 
 class Sweeps(Modes):
@@ -58,8 +78,8 @@ class Sweeps(Modes):
             self.repaint(np.arange(len(self.sources)))
         colours = int(self.colour.max(initial=-1)) + 1
         with progress_bar("fitting sources", len(self.sources), self.progress) as report:
-            while state.sweep < most and (state.begun or state.waiting.any()):
-                state.begun = 1
+            while state.sweep < most and (state.sweep_in_progress or state.waiting.any()):
+                state.sweep_in_progress = 1
                 while state.colour < colours:
                     due = np.flatnonzero(state.waiting & (self.colour == state.colour))
                     for rows in self.sources.batches(due, BATCH):
@@ -77,7 +97,7 @@ class Sweeps(Modes):
                     if fit_sky:
                         self._correct_sky()
                     self._correct_psf()
-                state.sweep, state.colour, state.begun = state.sweep + 1, 0, 0
+                state.sweep, state.colour, state.sweep_in_progress = state.sweep + 1, 0, 0
                 self._save()
 
     def _fit(self, rows: np.ndarray) -> None:
@@ -94,7 +114,7 @@ class Sweeps(Modes):
                 continue
             density = self.density(patch, rows, star).take(open_)
             chosen = rows[open_.numpy()]
-            found = maximise(density, state.mode[name][chosen], max_iterations=50, tolerance=_NEAR)
+            found = maximise(density, state.mode[name][chosen], max_iterations=50, tolerance=_MODE_TOLERANCE)
             assert found.hessian is not None  # 11 dimensions are far below the dense limit
             covariance, log_det = _inverse(-found.hessian)
             state.mode[name][chosen], state.covariance[name][chosen] = found.w, covariance
@@ -111,9 +131,9 @@ class Sweeps(Modes):
         self._tell(rows, patch, own)
 
     def _rule_out(self, rows: np.ndarray) -> np.ndarray:
-        """Have no needle be a galaxy: trails, bleeding columns and the light of a crowd ask for them.
+        """Rule out galaxies that are needles: they fit trails, bleeding columns and the light of a crowd.
 
-        It is thinner than discs are, and most of its light is where nothing was measured.
+        A needle is thinner than discs are, and most of its light is where nothing was measured.
 
         Returns:
             which of ``rows`` can now be stars only.
@@ -123,8 +143,8 @@ class Sweeps(Modes):
         shape = state.mode["galaxy"][rows, 2:5]
         axis_ratio, _ = axis_ratio_and_angle(shape[:, 1:])
         semi_major = scale * (shape[:, 0].exp() / axis_ratio.sqrt()).numpy()  # px
-        thin = axis_ratio.numpy() < _THINNEST
-        out = rows[thin & (semi_major > _FARTHEST * self.sources.half[rows])]
+        thin = axis_ratio.numpy() < _MIN_AXIS_RATIO
+        out = rows[thin & (semi_major > _MAX_NEEDLE_LENGTH * self.sources.half[rows])]
         star = state.mode["star"][out]
         typical = star.new_tensor((self.prior.log_radius_mean, 0.0, 0.0, 0.0)).expand(len(out), 4)
         state.mode["galaxy"][out] = torch.cat((star[:, :2], typical, star[:, 2:]), 1)
@@ -151,10 +171,10 @@ class Sweeps(Modes):
         self.checkpoint.save(held, f"sky-{self.state.skies}")
 
     def _correct_psf(self) -> None:
-        """Widen or narrow each image's PSF, by a plane over the image, to what its stars say.
+        """Correct the width of each image's PSF, by a plane over the image that is fitted to its stars.
 
-        A PSF said to be too narrow makes every star a small galaxy, and every small galaxy too large. Stars
-        in the light of others are not asked: they look narrow or wide as that light is taken for theirs.
+        With a PSF that is too narrow, every star looks like a small galaxy, and every small galaxy looks too
+        large. Stars with noticeable light of neighbours are not used.
         """
         n_images, state = len(self.images.images), self.state
         delta, error = np.zeros((2, n_images, len(self.sources)))
@@ -162,20 +182,24 @@ class Sweeps(Modes):
         for rows in self.sources.batches(np.arange(len(self.sources)), BATCH):
             patch, own = self.patch(rows)
             others = patch.background - self.canvas.gather(self.canvas.sky, rows)
-            alone[rows] = (own * others).sum((-2, -1)) < _ALONE * (own * own).sum((-2, -1))
+            alone[rows] = (own * others).sum((-2, -1)) < _MAX_NEIGHBOUR_LIGHT * (own * own).sum((-2, -1))
             density = self.density(patch, rows, star=True)
             found = density.psf_width(state.mode["star"][rows], state.covariance["star"][rows])
             delta[:, rows], error[:, rows] = (t.numpy().T for t in found)
-        stars = (state.evidence["star"] > state.evidence["galaxy"] - _UNSURE) & state.converged & alone
+        stars = (
+            (state.evidence["star"] > state.evidence["galaxy"] - _PSF_CANDIDATE_MARGIN)
+            & state.converged
+            & alone
+        )
         planes = fit_planes([self._places(k) for k in range(n_images)], delta, error, stars.numpy())
         self._broaden(planes)
         state.waiting[:] = True
 
     def companions(self) -> Table:
-        """Sources that show only in what the model leaves: blends that the first detection took for one.
+        """Sources that are detected in the residuals: parts of blends that detection took for one source.
 
-        Residuals count in units of a noise that grows with the modelled light, so that errors of the PSF
-        are not taken for sources.
+        Residuals are divided by a noise that grows with the modelled light, so that errors of the PSF are not
+        detected as sources.
         """
         left = []
         for k, image in enumerate(self.images):
@@ -192,7 +216,9 @@ class Sweeps(Modes):
         known = self.sources.xy[0]
         distance = cKDTree(known).query(xy)[0] if len(known) else np.full(len(found), np.inf)
         keep = (
-            (distance > _CLOSEST) & ~np.asarray(found["saturated"], bool) & ~np.asarray(found["edge"], bool)
+            (distance > _MIN_COMPANION_DISTANCE)
+            & ~np.asarray(found["saturated"], bool)
+            & ~np.asarray(found["edge"], bool)
         )
         found["blended"] = True
         return found[keep]

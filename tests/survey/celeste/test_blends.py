@@ -79,7 +79,7 @@ def newton(job):
 
 def test_the_step_is_newton_s_in_all_sources_together(blend, monkeypatch):
     _, expected = newton(blend)
-    monkeypatch.setattr(joint, "_LONGEST", 1e3)
+    monkeypatch.setattr(joint, "_MAX_STEP", 1e3)
     steps = joint._steps(blend.canvas, [joint._linearised(blend, np.arange(2))])
     assert set(steps[0]) == {"star"}
     # the Krylov method ends at a tenth of the gradient in the metric of each source's own curvature
