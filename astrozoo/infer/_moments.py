@@ -70,7 +70,11 @@ class Moments:
 
     def arrays(self, prefix: str) -> dict[str, np.ndarray]:
         """For a checkpoint."""
-        found = {"count": np.asarray(self.count), "mean": self.mean.numpy(), "squares": self._squares.numpy()}
+        found = {
+            "count": np.asarray(self.count),
+            "mean": self.mean.clone().numpy(),
+            "squares": self._squares.clone().numpy(),
+        }
         return {f"{prefix}_{name}": array for name, array in found.items()}
 
     def restore(self, arrays: Mapping[str, np.ndarray], prefix: str) -> None:

@@ -1,0 +1,168 @@
+"""Every method that takes 130,000 latents, on images whose posteriors are known: errors, seconds, memory.
+
+    python -m experiments.bench.large [METHOD ...] [--side Y X] [--draws N]
+
+Each method runs in a process of its own, so that its peak memory is its own. The images:
+
+* ``waves``: a stationary prior and constant noise, under a model in whitened coordinates. The posterior is
+  diagonal in Fourier space, so that its mean and SD follow from one transform. The best mean field has the
+  same mean, and SDs that are the inverse roots of the precision's diagonal.
+* ``pixels``: independent pixels under noise that varies. The posterior itself is a mean field.
+
+``z``: the largest error of a mean, or of an SD, in standard errors of that many independent draws; 4.9 is the
+largest of 130,000 normal deviates, on average 4.3. The location and the variance that a result holds are
+compared too, as relative errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+import astrozoo
+from astrozoo import Problem
+
+SIDES = (325, 400)
+"""Pixels of the axes of the image: 130,000 in all."""
+NOISE, SOFTEST = 1.0, 10.0
+"""SD of the noise, and of the largest waves of the image: the posterior's precisions are 1 to 101."""
+
+
+def hartley(x: Tensor) -> Tensor:
+    """The orthonormal Hartley transform of an image, its own inverse."""
+    waves = torch.fft.fft2(x, norm="ortho")
+    return waves.real - waves.imag
+
+
+def waves_model(data: Tensor, amplitude: Tensor) -> None:
+    x = pyro.sample("x", dist.Normal(torch.zeros_like(data), 1.0).to_event(2))
+    image = hartley(amplitude * hartley(x))
+    pyro.sample("y", dist.Normal(image, NOISE).to_event(2), obs=data)
+
+
+def pixels_model(data: Tensor, noise: Tensor) -> None:
+    x = pyro.sample("x", dist.Normal(torch.zeros_like(data), 1.0).to_event(2))
+    pyro.sample("y", dist.Normal(x, noise).to_event(2), obs=data)
+
+
+def waves(sides: Sequence[int], seed: int = 0) -> tuple[Problem, dict[str, np.ndarray]]:
+    """The problem; its mean, its SD, the SD of its best mean field and that SD's error on fixed draws."""
+    frequency = np.hypot(*np.meshgrid(*(np.fft.fftfreq(n) for n in sides), indexing="ij"))
+    amplitude = SOFTEST / (1 + (frequency / 0.02) ** 2)
+    rng = np.random.default_rng(seed)
+
+    def transformed(x: np.ndarray) -> np.ndarray:
+        f = np.fft.fft2(x, norm="ortho")
+        return f.real - f.imag
+
+    image = transformed(amplitude * rng.standard_normal(sides))
+    data = image + NOISE * rng.standard_normal(sides)
+    precision = 1 + amplitude**2 / NOISE**2
+    mean = transformed(amplitude / NOISE**2 * transformed(data) / precision)
+    problem = Problem(waves_model, (torch.as_tensor(data), torch.as_tensor(amplitude)), name="waves")
+    correlated = (precision**2).mean() / precision.mean() ** 2 - 1
+    return problem, {
+        "mean": mean,
+        "sd": np.full(sides, np.sqrt((1 / precision).mean())),
+        "mean-field sd": np.full(sides, precision.mean() ** -0.5),
+        "correlated": np.asarray(correlated),
+    }
+
+
+def pixels(sides: Sequence[int], seed: int = 0) -> tuple[Problem, dict[str, np.ndarray]]:
+    """The problem, and its mean and SD, which are those of its best mean field too."""
+    rng = np.random.default_rng(seed)
+    noise = rng.uniform(0.3, 1.3, sides)
+    data = rng.standard_normal(sides) * np.sqrt(1 + noise**2)
+    precision = 1 + noise**-2
+    problem = Problem(pixels_model, (torch.as_tensor(data), torch.as_tensor(noise)), name="pixels")
+    sd = precision**-0.5
+    exact = {"mean": data / noise**2 / precision, "sd": sd, "mean-field sd": sd}
+    return problem, exact | {"correlated": np.asarray(0.0)}
+
+
+RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "hmc": ("waves", "hmc", {"chains": 8, "draws": 60, "warmup": 100, "metric": {"x": "fourier"}}),
+    "hmc_plain": ("waves", "hmc", {"chains": 8, "draws": 60, "warmup": 100}),
+    "laplace": ("waves", "laplace", {"draws": 400, "metric": {"x": "fourier"}}),
+    "laplace_plain": ("waves", "laplace", {"draws": 200}),
+    "auto": ("waves", "auto", {"chains": 8, "draws": 60, "starts": 8, "metric": {"x": "fourier"}}),
+    "svi": ("pixels", "svi", {"draws": 400}),
+    "trust_region": ("pixels", "trust_region", {"draws": 400}),
+    "svi_waves": ("waves", "svi", {"draws": 400}),
+    "trust_region_waves": ("waves", "trust_region", {"draws": 400}),
+}
+"""By name: the image, the method and its options."""
+
+
+def measure(name: str, sides: Sequence[int], draws: int | None, compile: str) -> dict[str, Any]:
+    """Run one method and compare it with the exact answer."""
+    kind, method, options = RUNS[name]
+    problem, exact = (waves if kind == "waves" else pixels)(sides)
+    if draws is not None:
+        options = options | {"draws": draws}
+    began = time.perf_counter()
+    result = astrozoo.infer(problem, method, compile=compile, progress=False, seed=1, **options)
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    sd = exact["mean-field sd" if method in ("svi", "trust_region") else "sd"]
+    x = result.draws["x"].reshape(-1, *sd.shape)
+    n = len(x)
+    mean_z = (x.mean(0) - exact["mean"]) / sd * math.sqrt(n)
+    sd_z = (x.std(0, ddof=1) / sd - 1) * math.sqrt(2 * n)
+    assert result.location is not None
+    assert result.variance is not None
+    location = (result.location[0] - exact["mean"].ravel()) / sd.ravel()
+    width = np.sqrt(result.variance[0]) / sd.ravel() - 1
+    row = {"run": name, "status": result.status.value, "seconds": round(seconds, 1), "GB": round(peak, 2)}
+    row |= {"draws": n, "z mean": np.abs(mean_z).max(), "z sd": np.abs(sd_z).max()}
+    row |= {"rms z mean": np.sqrt((mean_z**2).mean()), "rms z sd": np.sqrt((sd_z**2).mean())}
+    row |= {"location error [sd]": np.abs(location).max(), "sd error": np.abs(width).max()}
+    row |= {"rms sd error": np.sqrt((width**2).mean())}
+    if "particles" in result.stats:
+        pairs = result.stats["particles"] / 2
+        row["sd error of fixed draws"] = math.sqrt(float(exact["correlated"]) / pairs) / 2
+    row["counts"] = result.stats["counts"]
+    return {k: round(float(v), 4) if isinstance(v, float | np.floating) else v for k, v in row.items()}
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("runs", nargs="*", default=list(RUNS), metavar="RUN", help=", ".join(RUNS))
+    parser.add_argument("--side", nargs=2, type=int, default=SIDES, help="pixels of the two axes")
+    parser.add_argument("--draws", type=int, help="per chain, in place of each run's")
+    parser.add_argument("--compile", default="never", choices=("auto", "always", "never"))
+    parser.add_argument("--inside", action="store_true", help="measure in this process (one run)")
+    options = parser.parse_args()
+    if options.inside:
+        print(json.dumps(measure(options.runs[0], options.side, options.draws, options.compile)))
+        return
+    for name in options.runs:
+        command = [sys.executable, "-m", "experiments.bench.large", name, "--inside"]
+        command += ["--side", *map(str, options.side), "--compile", options.compile]
+        command += [] if options.draws is None else ["--draws", str(options.draws)]
+        found = subprocess.run(command, capture_output=True, text=True)
+        if found.returncode:
+            print(f"{name}: failed\n{found.stderr[-2000:]}", flush=True)
+            continue
+        for key, value in json.loads(found.stdout.splitlines()[-1]).items():
+            print(f"{key}: {value}", end="  ")
+        print(flush=True)
+
+
+if __name__ == "__main__":
+    main()
