@@ -61,6 +61,7 @@ _GROUPS = {
     "log_prior": "log_prior",
     "posterior_predictive": "predictive",
     "observed_data": "observed",
+    "summaries": "summaries",
     "trace": "trace",
 }
 """Groups of a saved result, and the fields of a Result that they hold."""
@@ -84,6 +85,8 @@ class Result:
             latents.
         variance: its diagonal, ``[problem, dim]``, for any number of latents.
         guide_parameters: flat parameters of a fitted guide, ``[problem, parameter]``.
+        summaries: mean, SD and quantiles of all draws, ``{site: [statistic, ...]}`` in the order of
+            :data:`astrozoo.infer.recorder.STATISTICS`, where a run was asked for them.
         observed: the data, by observed site.
         log_likelihood, log_prior: per draw, of the elements of observed and of latent sites.
         predictive: replicated data, by observed site. These, and ``observed``, are filled in by
@@ -105,6 +108,7 @@ class Result:
     covariance: np.ndarray | None = None
     variance: np.ndarray | None = None
     guide_parameters: np.ndarray | None = None
+    summaries: dict[str, np.ndarray] = field(default_factory=dict)
     observed: dict[str, np.ndarray] = field(default_factory=dict)
     log_likelihood: dict[str, np.ndarray] = field(default_factory=dict)
     log_prior: dict[str, np.ndarray] = field(default_factory=dict)
@@ -153,6 +157,7 @@ class Result:
             statuses=(),
             sample_stats=sampled(self.sample_stats),
             trace={name: x[:, one] if x.ndim > 1 else x for name, x in self.trace.items()},
+            summaries={name: x[:, problem] for name, x in self.summaries.items()},
             observed={name: x[problem] for name, x in self.observed.items()},
             log_likelihood=sampled(self.log_likelihood),
             log_prior=sampled(self.log_prior),
@@ -192,7 +197,7 @@ class Result:
 
         groups = self.groups()
         if arviz.__version__.startswith("0."):
-            known = {k: v for k, v in groups.items() if k not in ("trace", "approximation")}
+            known = {k: v for k, v in groups.items() if k not in ("trace", "approximation", "summaries")}
             return arviz.InferenceData(**known)  # type: ignore[arg-type]
         import xarray as xr
 
@@ -255,6 +260,7 @@ class Result:
         return cls(
             draws=arrays("posterior"),
             sample_stats=arrays("sample_stats"),
+            summaries=arrays("summaries"),
             observed=arrays("observed_data"),
             log_likelihood=arrays("log_likelihood"),
             log_prior=arrays("log_prior"),
@@ -278,6 +284,8 @@ def _leading(group: str, batched: bool) -> tuple[str, ...]:
     """The axes that the variables of a group begin with."""
     if group == "trace":
         return "iteration", "problem" if batched else "start"
+    if group == "summaries":
+        return ("statistic", "problem") if batched else ("statistic",)
     return (() if group == "observed_data" else ("chain", "draw")) + (("problem",) if batched else ())
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from astrozoo.infer import _metric
-from astrozoo.infer._metric import DENSE_LIMIT, Dense, Metric, estimated
+from astrozoo.infer._metric import DENSE_LIMIT, Dense, Metric, Preconditioner, estimated
 
 __all__ = ["Chart", "arrays", "bent", "flat", "padded", "restored"]
 
@@ -82,10 +82,12 @@ def arrays(chart: Chart) -> dict[str, np.ndarray]:
     return held | _metric.arrays(chart.metric)
 
 
-def restored(held: Mapping[str, np.ndarray], device: torch.device) -> Chart:
-    """From a checkpoint."""
+def restored(
+    held: Mapping[str, np.ndarray], device: torch.device, outer: Preconditioner | None = None
+) -> Chart:
+    """From a checkpoint; ``outer`` as in :func:`astrozoo.infer._metric.restored`."""
     parts = [torch.as_tensor(held[f"chart_{n}"], device=device) for n in ("curve", "along", "shift")]
-    return Chart(_metric.restored(held, device), *parts)
+    return Chart(_metric.restored(held, device, outer), *parts)
 
 
 def bent(metric: Metric, x: Float[Tensor, "B n d"], g: Float[Tensor, "B n d"]) -> Chart:

@@ -16,8 +16,9 @@ from astrozoo.infer._metric import DENSE_LIMIT, Block, Metric, Structure
 __all__ = ["CurvatureDraws", "draws_by_products", "inverse_root"]
 
 PROBES = 16
-"""Random vectors whose products with the curvature give the preconditioner. It is exact from two of them where
-the curvature is diagonal in the preconditioner's basis."""
+"""Random vectors whose products with the curvature give the preconditioner. Two of them make it exact where
+the curvature is diagonal in the preconditioner's basis.
+"""
 MAX_PRODUCTS = 200
 """The most products with the curvature for one draw. Lanczos needs about the square root of the condition
 number of the preconditioned curvature, times a few."""
@@ -25,8 +26,9 @@ TOLERANCE = 1e-4
 """Relative change of a draw by another product at which it has converged. A hundred draws tell means apart to
 a tenth of an SD, a thousand times this."""
 BASIS_ELEMENTS = 2**25
-"""Numbers of all Lanczos bases of the draws that are made at once, if each takes 50 products: 270 MB in double
-precision."""
+"""Numbers of all Lanczos bases of the draws that are made at once, if each takes 50 products: 270 MB in
+double precision.
+"""
 
 
 @dataclass(frozen=True)
@@ -58,16 +60,17 @@ def draws_by_products(
 ) -> CurvatureDraws:
     """Independent draws of ``N(mode, A^-1)``.
 
-    With the preconditioner ``root``, a draw is ``mode + root (root' A root)^-1/2 e`` of a standard normal ``e``;
-    the inverse square root is by Lanczos, which also gives the determinant (stochastic Lanczos quadrature).
+    With the preconditioner ``root``, a draw is ``mode + root (root' A root)^-1/2 e`` of a standard normal
+    ``e``. The inverse square root is by Lanczos, which also gives the determinant (stochastic Lanczos
+    quadrature).
 
     Args:
         product: A times each row.
         structure: of the preconditioner, which is estimated from products with random vectors.
 
     References:
-        Chow & Saad 2014, SIAM J. Sci. Comput. 36, A588 (preconditioned Lanczos draws); Ubaru, Chen & Saad 2017,
-        SIAM J. Matrix Anal. 38, 1075 (log determinants).
+        Chow & Saad 2014, SIAM J. Sci. Comput. 36, A588 (preconditioned Lanczos draws); Ubaru, Chen & Saad
+        2017, SIAM J. Matrix Anal. 38, 1075 (log determinants).
     """
     d, count = len(mode), 0
 
@@ -121,7 +124,7 @@ def inverse_root(
     tolerance: float = TOLERANCE,
     max_products: int = MAX_PRODUCTS,
 ) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m"]]:
-    """``A^-1/2 e`` and ``e' log(A) e`` of each row, A positive definite and known by its products, by Lanczos.
+    """``A^-1/2 e`` and ``e' log(A) e`` of each row by Lanczos, A positive definite and known by its products.
 
     A row that needs more products, or meets negative curvature, is NaN.
     """

@@ -337,12 +337,15 @@ def of_result(precondition: Result, problems: int, d: int, like: Mapping[str, An
         InputError: if it has neither, of another shape, or one that is not positive (definite).
     """
     location, variance = precondition.location, precondition.variance
+    dense = precondition.covariance is not None or variance is None
+    root = checked_root(precondition, problems, d, like) if dense else None
     if location is None or location.shape != (problems, d):
         got = None if location is None else location.shape
         raise InputError("precondition", f"a result with location {got}", f"one of shape {(problems, d)}")
     centre = torch.as_tensor(location, **like)
-    if precondition.covariance is not None or variance is None:
-        return given(centre, checked_root(precondition, problems, d, like))
+    if root is not None:
+        return given(centre, root)
+    assert variance is not None
     scale = torch.as_tensor(variance, **like).sqrt()
     if scale.shape != centre.shape or not (scale.isfinite() & (scale > 0)).all():
         raise InputError(

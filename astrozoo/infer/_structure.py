@@ -9,6 +9,7 @@ from typing import Any
 from astrozoo._layout import Layout, Site
 from astrozoo.errors import InputError, UnknownNameError
 from astrozoo.infer._metric import KINDS, Block, Structure
+from astrozoo.types import DENSE_COVARIANCE
 
 __all__ = ["structure_of"]
 
@@ -70,6 +71,8 @@ def _block(size: int, kind: str, site: Site | None) -> Block:
     where = "metric" if site is None else f"metric of site {site.name!r}"
     if kind not in KINDS:
         raise InputError(where, repr(kind), ", ".join(map(repr, KINDS)))
+    if kind == "dense" and size > DENSE_COVARIANCE:
+        raise InputError(where, f"'dense' of {size} latents", f"it for at most {DENSE_COVARIANCE}")
     if kind != "fourier":
         return Block(size, kind)
     shape = () if site is None else site.unconstrained_shape

@@ -12,6 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from astrozoo import registry
 from astrozoo.density import log_density
@@ -19,7 +21,8 @@ from astrozoo.infer._search import beside, search
 from astrozoo.infer.hmc import hmc
 from astrozoo.infer.laplace import laplace
 from astrozoo.infer.options import AutoSettings, HMCSettings, LaplaceSettings, RunOptions
-from astrozoo.types import Problem, Result, Status
+from astrozoo.objective import Density
+from astrozoo.types import DENSE_COVARIANCE, Problem, Result, Status
 
 __all__ = ["auto"]
 
@@ -34,7 +37,8 @@ def auto(problem: Problem, run: RunOptions, settings: AutoSettings) -> Result:
     1. ``starts`` draws of the prior climb the log density by Adam, all at once, in units of the prior's SDs.
     2. The highest point continues by a trust region on exact Hessians to its mode
        (:func:`~astrozoo.infer.laplace`).
-    3. Chains start from the Gaussian there, which is their first mass matrix (:func:`~astrozoo.infer.hmc`).
+    3. Chains start from the Gaussian there, which is their first mass matrix (:func:`~astrozoo.infer.hmc`);
+       above ``DENSE_COVARIANCE`` latents they start from its draws, and estimate their mass matrix.
 
     Chains see only the best mode: others are counted in ``stats["modes"]``, not sampled.
 
@@ -67,12 +71,18 @@ def auto(problem: Problem, run: RunOptions, settings: AutoSettings) -> Result:
         run = replace(run, start=start)
         seconds["search"] = running() - began
     began = running()
-    mode = laplace(problem, _laplace_options(run), LaplaceSettings())
+    large = density.layout.dim > DENSE_COVARIANCE
+    mode_run = _laplace_options(run, draws=run.chains if large else 1)
+    mode = laplace(problem, mode_run, LaplaceSettings(metric=settings.metric))
     seconds["laplace"] = running() - began - mode.stats["compile_seconds"]
     began = running()
     usable = Status.DIVERGED not in (mode.statuses or (mode.status,))
-    hmc_run = replace(run, start=None if usable else mode.location, checkpoint=beside(run.checkpoint, "hmc"))
-    hmc_settings = HMCSettings(warmup=settings.warmup, precondition=mode if usable else None)
+    hmc_start: Any = None if usable else mode.location
+    if usable and large:
+        hmc_start = _unconstrained(density, mode)
+    hmc_run = replace(run, start=hmc_start, checkpoint=beside(run.checkpoint, "hmc"))
+    precondition = mode if usable and not large else None
+    hmc_settings = HMCSettings(warmup=settings.warmup, precondition=precondition, metric=settings.metric)
     result = hmc(sampled, hmc_run, hmc_settings, density=density)
     seconds["hmc"] = running() - began
     counts = {k: v + mode.stats["counts"][k] for k, v in result.stats["counts"].items()}
@@ -88,10 +98,20 @@ def auto(problem: Problem, run: RunOptions, settings: AutoSettings) -> Result:
     return replace(result, method="auto", digest=problem.digest, stats={**result.stats, **stats})
 
 
-def _laplace_options(run: RunOptions) -> RunOptions:
+def _unconstrained(density: Density, result: Result) -> Float[Tensor, "rows d"]:
+    """All draws of a result as starts of chains, problem by problem."""
+    like: dict[str, Any] = {"dtype": density.dtype, "device": density.device}
+    values = {}
+    for site in density.layout.sites:
+        x = torch.as_tensor(result.draws[site.name], **like).flatten(0, 1)  # [draw, (problem), ...]
+        values[site.name] = x.movedim(1, 0).flatten(0, 1) if result.statuses else x
+    return density.layout.unconstrain(values)
+
+
+def _laplace_options(run: RunOptions, draws: int) -> RunOptions:
     return replace(
         run,
-        draws=1,
+        draws=draws,
         chains=1,
         budget=registry.METHODS["laplace"].defaults["budget"],
         compile="never" if run.compile == "auto" else run.compile,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from astrozoo.types import Status
 
-__all__ = ["ensemble_status"]
+__all__ = ["ensemble_status", "status_by_r_hat"]
 
 R_HAT = 1.05
 """Split R-hat below which chains are taken to agree."""
@@ -25,11 +25,25 @@ def ensemble_status(
     """
     if z.shape[2] < 4:
         return [Status.BUDGET_SPENT] * len(z)
-    r_hat = _split_r_hat(z).amax(1)  # NaN where nothing moved
+    return status_by_r_hat(_split_r_hat(z), diverging, discrete)
+
+
+def status_by_r_hat(
+    r_hats: Float[Tensor, "b d"], diverging: Tensor, discrete: Float[Tensor, "b c n e"] | None = None
+) -> list[Status]:
+    """The same rule, where the draws themselves are not in memory.
+
+    Args:
+        r_hats: split R-hat of each latent.
+        diverging: of each draw, ``[b, c, n]``.
+    """
+    if diverging.shape[2] < 4:
+        return [Status.BUDGET_SPENT] * len(r_hats)
+    r_hat = r_hats.amax(1)  # NaN where nothing moved
     if discrete is not None and discrete.shape[3]:
         agreed = (discrete == discrete[:, :1, :1]).flatten(1, 2).all(1)
         r_hat = torch.maximum(r_hat, torch.where(agreed, 1.0, _split_r_hat(discrete)).amax(1))
-    share = diverging.to(z.dtype).mean((1, 2))
+    share = diverging.to(r_hats.dtype).mean((1, 2))
     out = []
     for r, bad in zip(r_hat.tolist(), share.tolist(), strict=True):
         settled = r < R_HAT and bad < 0.01

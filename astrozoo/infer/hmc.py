@@ -20,6 +20,7 @@ from torch import Tensor
 
 from astrozoo.checkpoint import Checkpoint
 from astrozoo.density import log_density
+from astrozoo.errors import UnknownNameError
 from astrozoo.infer import _chart, _metric
 from astrozoo.infer._adaptation import (
     LONGEST_STEP,
@@ -32,11 +33,13 @@ from astrozoo.infer._adaptation import (
     rescued,
 )
 from astrozoo.infer._chart import Chart
-from astrozoo.infer._metric import Metric
+from astrozoo.infer._metric import Metric, Preconditioner, Structure
+from astrozoo.infer._structure import structure_of
 from astrozoo.infer._trajectory import Chains, gibbs, normals, transition, uniforms
-from astrozoo.infer.convergence import ensemble_status
+from astrozoo.infer.convergence import status_by_r_hat
 from astrozoo.infer.options import HMCSettings, RunOptions
 from astrozoo.infer.progress import Report, progress_bar
+from astrozoo.infer.recorder import DrawsOnDisk, Recorder
 from astrozoo.infer.results import by_chain, constrained, finish, run_checkpoint
 from astrozoo.infer.starts import chain_starts, start_points
 from astrozoo.objective import Density
@@ -54,10 +57,14 @@ JITTER = 0.4
 """Step sizes, and with them lengths of trajectories, are drawn within this fraction of their mean."""
 ROWS = 8192
 """Draws of a window that are kept for the mass matrix: the last."""
+WINDOW_ELEMENTS = 2**24
+"""Numbers of all positions of a window that are kept, at most: 134 MB in double precision, and as much again
+for the gradients. Of 130,000 dimensions these are 129 draws: enough for a diagonal and 32 directions.
+"""
 ENUMERATED = 64
 """Joint assignments of discrete sites (six binary ones) up to which they are summed out at every step."""
 _START, _RESCUE = 0, 9
-_DRAWN = ("position", "energy", "acceptance_rate", "diverging", "n_steps", "lp")
+_DRAWN = ("energy", "acceptance_rate", "diverging", "n_steps", "lp", "discrete")
 
 
 @dataclass
@@ -68,13 +75,15 @@ class HMCState:
         log_step, averaging: of each chain (the same in all chains of a problem, once the early warm-up is
             over), and the state of dual averaging.
         window: positions and gradients since the mass matrix was last estimated.
-        drawn: what has been sampled, per draw.
+        drawn: energies and so on of each draw, and its discrete coordinates.
+        recorder: what is kept of the continuous ones.
     """
 
     position: Float[Tensor, "B C d"]
     value: Float[Tensor, "B C"]
     gradient: Float[Tensor, "B C d"]
     chart: Chart
+    recorder: Recorder
     log_step: Float[Tensor, "B C"]
     averaging: Float[Tensor, "4 B C"]
     length: Float[Tensor, "4 B"]
@@ -90,19 +99,33 @@ class HMCState:
         held = {n: getattr(self, n).cpu().numpy() for n in _TENSORS} | _chart.arrays(self.chart)
         held |= {n: np.asarray(getattr(self, n)) for n in _COUNTS}
         held |= {f"drawn_{name}": np.asarray(rows) for name, rows in self.drawn.items()}
+        held |= self.recorder.arrays()
         for name, column in zip(("window_x", "window_g"), zip(*self.window, strict=True), strict=False):
             held[name] = torch.stack(column).cpu().numpy()
         return held
 
     @classmethod
-    def restored(cls, arrays: Mapping[str, np.ndarray], device: torch.device) -> HMCState:
-        """From a checkpoint."""
+    def restored(
+        cls,
+        arrays: Mapping[str, np.ndarray],
+        device: torch.device,
+        recorder: Recorder,
+        outer: Preconditioner | None = None,
+    ) -> HMCState:
+        """From a checkpoint.
+
+        Args:
+            recorder: a new one, which takes over what the checkpoint has.
+            outer: a preconditioner that was given; the checkpoint does not have it.
+        """
+        recorder.restore(arrays)
         held: dict[str, Any] = {n: torch.as_tensor(arrays[n], device=device) for n in _TENSORS}
         held |= {n: int(arrays[n]) for n in _COUNTS}
         columns = [torch.as_tensor(arrays.get(name, ()), device=device) for name in ("window_x", "window_g")]
         return cls(
             **held,
-            chart=_chart.restored(arrays, device),
+            chart=_chart.restored(arrays, device, outer),
+            recorder=recorder,
             window=list(zip(*columns, strict=True)),
             drawn={name: list(arrays[f"drawn_{name}"]) for name in _DRAWN},
         )
@@ -120,6 +143,7 @@ class _Plan:
     draws: int
     warmup: int
     settings: HMCSettings
+    structure: Structure
 
     @property
     def target(self) -> float:
@@ -153,6 +177,8 @@ def _advance(chains: Chains, state: HMCState, plan: _Plan) -> None:
     state.position, state.value, state.gradient = out["position"], out["lp"], out["gradient"]
     state.iteration = n + 1
     if not warming:
+        state.recorder.add(state.position)
+        out["discrete"] = state.position[..., state.recorder.dim :]
         for name in _DRAWN:
             state.drawn[name].append(out[name].cpu().numpy())
         return
@@ -178,13 +204,14 @@ def _advance(chains: Chains, state: HMCState, plan: _Plan) -> None:
 def _learn(chains: Chains, state: HMCState, plan: _Plan) -> None:
     """Keep the draw for the mass matrix, and re-estimate that at the end of a window."""
     state.window.append((state.position, state.gradient))
-    del state.window[: -max(2, ROWS // state.position.shape[1])]
+    most = min(ROWS // state.position.shape[1], WINDOW_ELEMENTS // state.position.numel())
+    del state.window[: -max(2, most)]
     ends = [int(fraction * plan.warmup) for fraction in WINDOWS]
     if state.iteration in ends and len(state.window) > 1:
         discrete = len(chains.choices)
         d = state.position.shape[2] - discrete
         x, g = (torch.stack(column, 2).flatten(1, 2)[..., :d] for column in zip(*state.window, strict=True))
-        metric, early = _metric.updated(state.chart.metric, x, g), plan.early(state.iteration)
+        metric, early = _metric.updated(state.chart.metric, x, g, plan.structure), plan.early(state.iteration)
         state.chart = _chart.padded(_chart.flat(metric) if early else _chart.bent(metric, x, g), discrete)
         state.window = []
         if not early:
@@ -225,7 +252,7 @@ def _first_step(chains: Chains, state: HMCState, plan: _Plan) -> None:
     state.averaging = begin_step(step)
 
 
-def _begin(target: Density, chains: Chains, run: RunOptions, plan: _Plan) -> HMCState:
+def _begin(target: Density, chains: Chains, recorder: Recorder, run: RunOptions, plan: _Plan) -> HMCState:
     """Starts, and the mass matrix of ``precondition`` or else the identity."""
     problems, count, start = target.batch or 1, run.chains, run.start
     precondition: Result | None = plan.settings.precondition
@@ -234,18 +261,16 @@ def _begin(target: Density, chains: Chains, run: RunOptions, plan: _Plan) -> HMC
     fresh = start is None and precondition is None
     defaults = chain_starts(target, count, plan.seed) if fresh or discrete else None
     if precondition is not None:
-        root = _metric.checked_root(precondition, problems, d, like)
-        centre = start_points(precondition, target, problems, d)
-        metric: Metric = _metric.given(centre, root)
+        metric: Metric = _metric.of_result(precondition, problems, d, like)
     if start is not None:
         q = start_points(start, target, problems * count, d).view(problems, count, d)
     elif precondition is not None:
         e = normals(plan.seed, _START, like=torch.empty(problems, count, d, **like))
-        q = centre[:, None] + metric.velocity(e)
+        q = metric.centre[:, None] + metric.velocity(e)
     if defaults is not None:
         q = defaults if fresh else torch.cat((q, defaults[..., d:]), -1)
     if precondition is None:
-        metric = _metric.identity(q[..., :d].mean(1))
+        metric = _metric.identity(q[..., :d].mean(1), plan.structure)
     value, gradient = chains(q)
     bad = ~(value.isfinite() & gradient.isfinite().all(-1))
     if bad.any():
@@ -253,8 +278,8 @@ def _begin(target: Density, chains: Chains, run: RunOptions, plan: _Plan) -> HMC
         raise target.undefined_at(q[0], c) if target.batch is None else target.undefined_at(q[:, c], b)
     step = torch.full((problems, count), LONGEST_STEP, **like)
     state = HMCState(
-        q, value, gradient, _chart.padded(_chart.flat(metric), discrete), step.log(), begin_step(step),
-        begin_length(problems, plan.settings.least_length, step),
+        q, value, gradient, _chart.padded(_chart.flat(metric), discrete), recorder, step.log(),
+        begin_step(step), begin_length(problems, plan.settings.least_length, step),
     )  # fmt: skip
     _first_step(chains, state, plan)
     return state
@@ -277,6 +302,9 @@ def hmc(
     ``stats`` says which. Every problem sees the same random numbers, so it does not depend on its
     neighbours; nor do those of a chain depend on how many others there are.
 
+    Draws may be thinned, kept of chosen sites only, summarised as they come, and written to disk
+    (:class:`~astrozoo.infer.options.HMCSettings`); R-hat and moments are of all draws in any case.
+
     Above ``DENSE_LIMIT`` dimensions a covariance from ``precondition`` is kept, and what is estimated are
     corrections in the coordinates that it whitens: each window's on top of those before.
 
@@ -289,7 +317,9 @@ def hmc(
 
     Raises:
         InputError: for a start or precondition of the wrong shape, a covariance that is not positive
-            definite, or a start without a finite density (naming the site).
+            definite, a metric that does not suit the problem, or a start without a finite density (naming
+            the site).
+        UnknownNameError: for a site of ``keep`` or ``metric`` that the model has not.
 
     References:
         Shahbaba et al. 2014 (split steps); Hoffman & Gelman 2014 (step size); Hoffman, Radul & Sountsov 2021
@@ -298,13 +328,20 @@ def hmc(
     """
     began = time.monotonic()
     target = density or log_density(problem, compile=run.compile, most_assignments=ENUMERATED)
-    plan = _Plan(run.seed, run.draws, settings.warmup, settings)
+    structure = structure_of(settings.metric, target.layout)
+    plan = _Plan(run.seed, run.draws, settings.warmup, settings, structure)
     header: dict[str, Any] = {"chains": run.chains, "warmup": settings.warmup}
     header |= {"target": settings.target_acceptance, "max_steps": settings.max_steps}
+    header |= {"thin": settings.thin, "keep": settings.keep, "summaries": settings.summaries}
+    header |= {"metric": structure.blocks} if structure.blocks else {}
     checkpoint = run_checkpoint(run, problem, "hmc", **header, least_length=settings.least_length)
     saved = checkpoint.load()
     chains = Chains(target, problem.batch or 1, run.chains)
-    state = _begin(target, chains, run, plan) if saved is None else HMCState.restored(saved, target.device)
+    recorder = _recorder(problem, target, run, settings)
+    if saved is None:
+        state = _begin(target, chains, recorder, run, plan)
+    else:
+        state = HMCState.restored(saved, target.device, recorder, structure.outer)
     with progress_bar("hmc", settings.warmup + run.draws, run.progress) as report:
         early_end = _run(chains, state, plan, run.budget, checkpoint, report)
     checkpoint.save(state.arrays())
@@ -345,18 +382,17 @@ def _result(
     batched = problem.batch is not None
     columns = {}
     for name, rows in state.drawn.items():
-        B, C, *rest = state.position.shape if name == "position" else state.position.shape[:2]
-        column = np.asarray(rows[: run.draws]).reshape(-1, B, C, *rest)
+        B, C = state.position.shape[:2]
+        rest = (len(target.choices),) if name == "discrete" else ()
+        column = np.asarray(rows[: run.draws]).reshape(len(rows[: run.draws]), B, C, *rest)
         columns[name] = torch.as_tensor(column).movedim(0, 2)  # [B, C, draw, ...]
-    z = columns.pop("position")
-    d = target.layout.dim
-    statuses = (
-        [early_end] * len(z) if early_end else ensemble_status(z[..., :d], columns["diverging"], z[..., d:])
-    )
-    flat = (z.flatten(1, 2) if z.shape[2] else state.position.cpu())[..., :d]
-    centred = flat - flat.mean(1, keepdim=True)
-    chains = z.shape[1]
-    sites = constrained(target, z.flatten(1, 2), run.seed)
+    discrete = columns.pop("discrete")
+    fields = state.recorder.finished(state.position)
+    if early_end:
+        statuses = [early_end] * len(discrete)
+    else:
+        statuses = status_by_r_hat(state.recorder.split_r_hat(), columns["diverging"], discrete)
+    chains = discrete.shape[1]
     return finish(
         problem,
         target,
@@ -364,7 +400,6 @@ def _result(
         run=run,
         statuses=statuses,
         began=began,
-        draws={name: by_chain(x, chains, batched) for name, x in sites.items()},
         sample_stats={name: by_chain(x.flatten(1, 2), chains, batched) for name, x in columns.items()},
         stats={
             "rescued_chains": state.rescued,
@@ -376,8 +411,32 @@ def _result(
             "discrete_summed_out": target.summed_out,
             "discrete_by_gibbs": target.in_vector,
         },
-        location=flat.mean(1),
-        covariance=centred.mT @ centred / max(1, flat.shape[1] - 1),
+        **fields,
+    )
+
+
+def _recorder(problem: Problem, target: Density, run: RunOptions, settings: HMCSettings) -> Recorder:
+    """What the settings say that is kept of the draws."""
+    names = {site.name for site in target.layout.sites} | {*target.summed_out, *target.in_vector}
+    for name in settings.keep or ():
+        if name not in names:
+            raise UnknownNameError("site to keep", name, names)
+    disk = None
+    if settings.stream is not None:
+        header = {"digest": problem.digest, "seed": run.seed, "chains": run.chains, "draws": run.draws}
+        disk = DrawsOnDisk(settings.stream, header | {"thin": settings.thin})
+    return Recorder(
+        lambda z, first: constrained(target, z, run.seed, *((first,) if first else ())),
+        problem.batch or 1,
+        run.chains,
+        run.draws,
+        target.layout.dim,
+        problem.batch is not None,
+        thin=settings.thin,
+        keep=None if settings.keep is None else tuple(settings.keep),
+        summarise=settings.summaries,
+        disk=disk,
+        dtype=target.dtype,
     )
 
 

@@ -8,7 +8,7 @@ no torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Real
 from pathlib import Path
@@ -96,6 +96,18 @@ def _result(name: str, value: Any) -> None:
         raise InputError(name, type(value).__name__, "a Result")
 
 
+def _metric(name: str, value: Any) -> None:
+    """Whether it fits the problem is checked by the methods (:mod:`astrozoo.infer._structure`)."""
+    if isinstance(value, Real | Path | list | tuple):
+        raise InputError(name, repr(value), "a kind, a mapping of sites to kinds, or an operator")
+
+
+def _site_names(name: str, value: Any) -> None:
+    named = isinstance(value, Sequence) and all(isinstance(item, str) for item in value)
+    if isinstance(value, str) or not named:
+        raise InputError(name, repr(value), "a sequence of names of sites")
+
+
 def _by(check: Check, *, required: bool = True) -> dict[str, Any]:
     """Metadata of a field: its check. None passes too, unless a value is ``required``."""
     return {"check": check, "required": required}
@@ -171,8 +183,19 @@ class HMCSettings(Settings):
             quarter of the normal's period: the rate of ChEES is greatest at 1.17, by 14 %, but there a
             direction that is badly whitened mixes at half the pace. A posterior that is far from normal
             gains by a longer one.
-        precondition: a Result whose covariance is the first mass matrix. Chains then start from its normal
-            unless ``start`` is given.
+        precondition: a Result whose covariance (of many latents: whose variances) is the first mass matrix.
+            Chains then start from its normal unless ``start`` is given.
+        metric: which mass matrices are estimated: "dense", "low_rank" or "diagonal" for all latents, or one
+            of these or "fourier" by site. "fourier" is diagonal in Fourier space, over the last two axes of a
+            site (or its only one), and suits a field on a grid. It may also be an operator with ``velocity``,
+            ``force``, ``whiten`` and ``log_det``, such as a model's own preconditioner
+            (:class:`astrozoo.infer._metric.Preconditioner`); the rest is then estimated in its coordinates.
+            None: dense up to 200 latents, and low rank above.
+        thin: every how many draws one is kept.
+        keep: names of the sites whose draws are kept. None: all.
+        summaries: make ``Result.summaries`` of all draws as they come, those not kept among them.
+        stream: folder to which draws are written as they come; ``Result.draws`` are then memory-mapped.
+            :func:`astrozoo.infer.recorder.open_draws` reads what a killed run left.
     """
 
     warmup: int = field(default=200, metadata=_by(_whole(0)))
@@ -180,6 +203,11 @@ class HMCSettings(Settings):
     max_steps: int = field(default=256, metadata=_by(_whole(1)))
     least_length: float = field(default=math.pi / 2, metadata=_by(_real(0.0)))
     precondition: Any = field(default=None, metadata=_by(_result, required=False))
+    metric: Any = field(default=None, metadata=_by(_metric, required=False))
+    thin: int = field(default=1, metadata=_by(_whole(1)))
+    keep: Sequence[str] | None = field(default=None, metadata=_by(_site_names, required=False))
+    summaries: bool = field(default=False, metadata=_by(_flag))
+    stream: str | Path | None = field(default=None, metadata=_by(_path, required=False))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +252,7 @@ class AutoSettings(Settings):
 
     Args:
         warmup: of the final ``hmc``.
+        metric: of ``hmc``, and of ``laplace`` above :data:`astrozoo.types.DENSE_COVARIANCE` latents.
         starts: draws of the prior from which the search climbs. As many as ``chains`` share compiled graphs.
         steps: of each climb.
         precision: "single" searches and samples in float32, at about half the price; the mode and its
@@ -232,6 +261,7 @@ class AutoSettings(Settings):
     """
 
     warmup: int = field(default=100, metadata=_by(_whole(0)))
+    metric: Any = field(default=None, metadata=_by(_metric, required=False))
     starts: int = field(default=48, metadata=_by(_whole(1)))
     steps: int = field(default=300, metadata=_by(_whole(1)))
     precision: Literal["data", "single"] = field(default="data", metadata=_by(_one_of("data", "single")))
@@ -244,10 +274,13 @@ class LaplaceSettings(Settings):
     Args:
         radius: first radius of the trust region, in unconstrained space.
         tolerance: length of the Newton step at which the mode is reached [posterior SD].
+        metric: the preconditioner of the products with the curvature that take the place of a Hessian above
+            :data:`astrozoo.types.DENSE_COVARIANCE` latents, as in :class:`HMCSettings`.
     """
 
     radius: float = field(default=1.0, metadata=_by(_real(0.0)))
     tolerance: float = field(default=1e-4, metadata=_by(_real(0.0)))
+    metric: Any = field(default=None, metadata=_by(_metric, required=False))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,9 @@ __all__ = ["STATISTICS", "DrawsOnDisk", "Recorder", "Summary", "open_draws"]
 STATISTICS = ("mean", "sd", "5%", "50%", "95%")
 """What a summary holds of each latent, in this order."""
 BINS = 128
-"""Bins of the histogram from which quantiles are read: an even number. The bins of all draws so far span at most
-twice their range, so that a bin is at most 1/64 of the range: about 0.12 SD of 1,000 normal draws."""
+"""Bins of the histogram from which quantiles are read: an even number. They span at most about twice the
+range of the draws, so that a bin is at most 1/64 of the range: about 0.12 SD of 1,000 normal draws.
+"""
 AT_ONCE = 2**22
 """Numbers in the draws that are constrained and stored in one go: 32 MiB in double precision."""
 
@@ -31,8 +32,8 @@ AT_ONCE = 2**22
 class Summary:
     """Mean, SD and quantiles of every latent, in one pass and bounded memory.
 
-    Mean and SD are exact. Quantiles are interpolated in a histogram of ``BINS`` bins for each latent, whose bins
-    are merged in pairs when a draw lies outside: they are within a bin of the quantile of all draws.
+    Mean and SD are exact. Quantiles are interpolated in a histogram of ``BINS`` bins for each latent, whose
+    bins are merged in pairs when a draw lies outside: they are within a bin of the quantile of all draws.
     """
 
     def __init__(self, size: int) -> None:
@@ -99,8 +100,8 @@ class Summary:
 class DrawsOnDisk:
     """A folder of draws, one memory-mapped ``.npy`` file a site, ``[chain, draw, ...]``.
 
-    ``draws.json`` says how many draws have been written. It is replaced after the draws are on disk, so that a
-    killed run leaves all draws that it counted.
+    ``draws.json`` says how many draws have been written. It is replaced after the draws are on disk, so that
+    a killed run leaves all draws that it counted.
 
     Args:
         folder: made if it is missing.
@@ -167,11 +168,11 @@ def open_draws(folder: str | Path) -> dict[str, np.ndarray]:
 class Recorder:
     """What is kept of the draws of ``C`` chains of ``B`` problems.
 
-    Draws are collected until they are ``AT_ONCE`` numbers, then constrained and stored. Moments, and summaries if
-    they are wanted, are of all draws; those that are kept may be fewer.
+    Draws are collected until they are ``AT_ONCE`` numbers, then constrained and stored. Moments, and
+    summaries if they are wanted, are of all draws; those that are kept may be fewer.
 
     Args:
-        constrain: ``z [B, m, d]`` and the index of the first draw to constrained draws ``{site: [B, m, *shape]}``.
+        constrain: from ``z [B, m, d]`` and the index of the first draw to ``{site: [B, m, *shape]}``.
         draws: of each chain, in all.
         dim: continuous latents, the first coordinates of a position.
         thin: every how many draws one is kept.
@@ -297,10 +298,11 @@ class Recorder:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """For a checkpoint. Draws on disk are not in it."""
-        self.store()
         found = {"recorder_stored": np.asarray(self.stored)} | self.moments.arrays("recorder_moments")
         for i, half in enumerate(self.halves):
             found |= half.arrays(f"recorder_half{i}")
+        if self.waiting:
+            found["recorder_waiting"] = torch.stack(self.waiting).cpu().numpy()
         for name, parts in self.kept.items():
             found[f"recorder_kept_{name}"] = np.concatenate(parts, 1)
         for name, summary in self.summaries.items():
@@ -314,6 +316,7 @@ class Recorder:
         self.moments.restore(arrays, "recorder_moments")
         for i, half in enumerate(self.halves):
             half.restore(arrays, f"recorder_half{i}")
+        self.waiting = list(torch.as_tensor(arrays.get("recorder_waiting", ())))
         for key in arrays:
             if key.startswith("recorder_kept_"):
                 self.kept[key.removeprefix("recorder_kept_")] = [arrays[key]]

@@ -43,11 +43,15 @@ def worst(statuses: Sequence[Status]) -> Status:
     return next(status for status in order if status in statuses)
 
 
-def constrained(target: Captured, z: Float[Tensor, "b m d"], seed: int) -> dict[str, Tensor]:
-    """Constrained draws of all sites, the discrete and derived ones too: ``{site: [b, m, *shape]}``."""
+def constrained(target: Captured, z: Float[Tensor, "b m d"], seed: int, *stream: int) -> dict[str, Tensor]:
+    """Constrained draws of all sites, the discrete and derived ones too: ``{site: [b, m, *shape]}``.
+
+    Args:
+        stream: of the random numbers for discrete sites, where draws come in parts.
+    """
     z = z.to(target.device)
     continuous = target.layout.constrain(z[..., : target.layout.dim])
-    latent = continuous | target.discrete(z, generator_for(seed, DISCRETE_STREAM))
+    latent = continuous | target.discrete(z, generator_for(seed, DISCRETE_STREAM, *stream))
     return latent | target.derived(latent)
 
 

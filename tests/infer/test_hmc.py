@@ -18,6 +18,7 @@ from astrozoo.infer._chart import flat
 from astrozoo.infer._metric import DENSE_LIMIT, Dense, LowRank, estimated, given, identity, updated
 from astrozoo.infer._trajectory import Chains, trajectory
 from astrozoo.infer.hmc import HMCState
+from astrozoo.infer.recorder import Recorder
 from astrozoo.types import Problem, Result, Status
 
 F64 = torch.float64
@@ -347,8 +348,12 @@ def test_a_state_comes_back_from_its_arrays():
     q = torch.randn(1, 32, DENSE_LIMIT + 1, dtype=F64)
     metric = estimated(q, q**3)
     step = torch.ones(1, 32, dtype=F64)
-    state = HMCState(q, step, q, flat(metric), step, step.expand(4, 1, 32), begin_length(1, LEAST, step))
+    recorder, fresh = (Recorder(lambda z, first: {"z": z}, 1, 32, 3, q.shape[2], False) for _ in range(2))
+    averaging, length = step.expand(4, 1, 32), begin_length(1, LEAST, step)
+    state = HMCState(q, step, q, flat(metric), recorder, step, averaging, length)
     state.window.append((q, q))
-    back = HMCState.restored(state.arrays(), torch.device("cpu"))
+    recorder.add(q)
+    back = HMCState.restored(state.arrays(), torch.device("cpu"), fresh)
+    np.testing.assert_array_equal(back.recorder.finished(q)["draws"]["z"], q.movedim(1, 0))
     torch.testing.assert_close(back.chart.position(q), flat(metric).position(q))
     assert len(back.window) == 1
