@@ -39,7 +39,8 @@ def status_by_r_hat(
     """
     if diverging.shape[2] < 4:
         return [Status.BUDGET_SPENT] * len(r_hats)
-    r_hat = r_hats.amax(1)  # NaN where nothing moved
+    # NaN where nothing moved; a model of discrete latents alone has no column.
+    r_hat = r_hats.amax(1) if r_hats.shape[1] else r_hats.new_ones(len(r_hats))
     if discrete is not None and discrete.shape[3]:
         agreed = (discrete == discrete[:, :1, :1]).flatten(1, 2).all(1)
         r_hat = torch.maximum(r_hat, torch.where(agreed, 1.0, _split_r_hat(discrete)).amax(1))

@@ -417,10 +417,12 @@ def _result(
 
 def _recorder(problem: Problem, target: Density, run: RunOptions, settings: HMCSettings) -> Recorder:
     """What the settings say that is kept of the draws."""
-    names = {site.name for site in target.layout.sites} | {*target.summed_out, *target.in_vector}
-    for name in settings.keep or ():
-        if name not in names:
-            raise UnknownNameError("site to keep", name, names)
+    if settings.keep:
+        z = torch.zeros(problem.batch or 1, 1, target.dim, dtype=target.dtype, device=target.device)
+        names = constrained(target, z, run.seed).keys()
+        for name in settings.keep:
+            if name not in names:
+                raise UnknownNameError("site to keep", name, names)
     disk = None
     if settings.stream is not None:
         header = {"digest": problem.digest, "seed": run.seed, "chains": run.chains, "draws": run.draws}
