@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -41,6 +41,9 @@ UNCAPTURED, SMALL = 0.25, 100_000
 run needs none), up to this product of rows and elements of other inputs: larger ones take more memory."""
 
 _HESSIAN_CHUNK = 128  # rows of a Hessian that are held at once
+
+Part = TypeVar("Part", Tensor, tuple[Tensor, ...])
+"""A result of one process: a tensor or several."""
 
 
 def batched(
@@ -310,7 +313,19 @@ class PureFunction:
             run = self._runs[key] = self._prepare(entry, w, noise)
         self.counts[entry] += w.shape[0] * (1 if noise is None else noise.shape[0])
         inputs = (w, *more) if noise is None else (w, *more, noise)
-        return run(*[x.detach().contiguous() for x in inputs])  # compiled code takes strides for granted
+        # compiled code takes strides for granted
+        return self.reduced(run(*[x.detach().contiguous() for x in inputs]))
+
+    def reduced(self, part: Part) -> Part:
+        """The sum, over all processes that share the data, of a result of this process.
+
+        It is the one place where a communicator enters; methods never see it. Every result (values of each
+        draw, gradients, Hessians, Hessian-vector products, density ratios) is linear in the log density. If
+        the function of each process is the log likelihood of its data, and the prior (or the density ratio
+        of prior and guide) is in that of one process only, the sums over processes of the results are the
+        results of the whole. Here one process has all data, and the result is returned as it is.
+        """
+        return part
 
     def _prepare(self, entry: str, w: Tensor, noise: Tensor | None) -> Callable[..., Any]:
         """Check the shapes, and find or make the graph that serves them."""

@@ -374,7 +374,7 @@ class Elbo(_OfProblem):
             self.derivatives(x.detach(), *(self.args if self.batch is None else rows_of(self.args, i)))
             for i, x in enumerate(w)
         ]
-        value, gradient, hessian = (torch.stack(column) for column in zip(*rows, strict=True))
+        value, gradient, hessian = self.reduced(tuple(torch.stack(x) for x in zip(*rows, strict=True)))
         return value, gradient, hessian
 
     def initial(self, z0: Float[Tensor, "b dim"] | None = None) -> Float[Tensor, "b p"]:
@@ -431,7 +431,7 @@ class Elbo(_OfProblem):
         def ratio(guide: poutine.Trace, args: tuple[Any, ...]) -> Tensor:
             return self.model.log_prob(self._values(guide), args) - total(guide)
 
-        return self._each(w, noise, ratio)
+        return self.reduced(self._each(w, noise, ratio))
 
     def _each(
         self, w: Tensor, noise: Tensor | None, of: Callable[[poutine.Trace, tuple[Any, ...]], Any]
