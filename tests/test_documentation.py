@@ -1,0 +1,42 @@
+"""Every Python block of the README and of docs/ runs, in order, in one namespace for each document."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from astrozoo.data.lenses import write
+from astrozoo.data.simulate_lens import simulate_lens
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+DOCUMENTS = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))]
+
+
+def blocks(path: Path) -> list[str]:
+    """The Python code of a document, with its lines where they are in the document."""
+    text = path.read_text()
+    return ["\n" * text.count("\n", 0, match.start(1)) + match[1] for match in BLOCK.finditer(text)]
+
+
+@pytest.mark.parametrize("path", [p for p in DOCUMENTS if blocks(p)], ids=lambda p: p.name)
+def test_python_blocks_run(path: Path, tmp_path: Path, monkeypatch, request):
+    """A document finds a lens at LENS.fits and, where it names one, an SDSS field at FOLDER."""
+    code = blocks(path)
+    monkeypatch.chdir(tmp_path)
+    if any('"FOLDER"' in block for block in code):
+        os.symlink(request.getfixturevalue("sdss_folder"), "FOLDER")
+    if any('"LENS.fits"' in block for block in code):
+        lens = {"einstein_radius": 0.5, "source_radius": 0.2}
+        write(simulate_lens(0, lens=lens, shape=(24, 24))[0], "LENS.fits")
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for block in code:
+        exec(compile(block, str(path), "exec"), namespace)
+
+
+def test_every_document_is_found():
+    assert len(DOCUMENTS) > 3
+    assert blocks(ROOT / "README.md")
