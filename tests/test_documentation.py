@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from astrozoo.data.simulate_lens import simulate_lens
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-DOCUMENTS = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(path: Path) -> list[str]:
@@ -28,10 +27,9 @@ def test_python_blocks_run(path: Path, tmp_path: Path, monkeypatch, request):
     code = blocks(path)
     monkeypatch.chdir(tmp_path)
     if any('"FOLDER"' in block for block in code):
-        os.symlink(request.getfixturevalue("sdss_folder"), "FOLDER")
+        Path("FOLDER").symlink_to(request.getfixturevalue("sdss_folder"))
     if any('"LENS.fits"' in block for block in code):
-        lens = {"einstein_radius": 0.5, "source_radius": 0.2}
-        write(simulate_lens(0, lens=lens, shape=(24, 24))[0], "LENS.fits")
+        write(simulate_lens(0, shape=(44, 44))[0], "LENS.fits")
     namespace: dict[str, object] = {"__name__": "__main__"}
     for block in code:
         exec(compile(block, str(path), "exec"), namespace)
