@@ -14,9 +14,11 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from astrozoo._enumerate import Discrete, Plan, find_discrete, make_plan, total
 from astrozoo._layout import Layout, Site, bijection, grouped, innermost, is_bijective
+from astrozoo._parameters import Parameters, Watch, empty_store
 from astrozoo._scalar_index import ScalarIndices
 from astrozoo._scope import Scope, Tape
 from astrozoo.errors import AstrozooError, CaptureError
@@ -58,7 +60,7 @@ def trace(
     f: Callable[..., Any], args: tuple[Any, ...], give: Callable[[Any], Tensor | None]
 ) -> poutine.Trace:
     """The Pyro trace of ``f(*args)`` with latent sites given by ``give``."""
-    with ScalarIndices():
+    with ScalarIndices(), empty_store():  # a PyroModule would find there what an earlier run left
         return poutine.trace(_Give(give)(f)).get_trace(*args)
 
 
@@ -106,11 +108,12 @@ class Model:
         most: int | None = None,
     ) -> None:
         self.model, self.scope = model, scope
-        self.layout, self.discrete = self._look(rows[0])
+        self.layout, self.discrete, self.parameters = self._look(rows[0])
         self._check_supports(rows)
         self.plan, self.derived = Plan(), self._check_runs(rows[0])
         if self.discrete:
-            with self.scope.drawing(), torch.no_grad():
+            flat = self.parameters.initial(scope.dtype, scope.device)
+            with self.scope.drawing(), torch.no_grad(), self.parameters.given(flat):
                 values = self.layout.constrain(torch.rand(self.layout.dim) * 2 - 1)
                 self.plan = make_plan(self.discrete, lambda given: (self.run(values | given, rows[0]),), most)
 
@@ -126,7 +129,10 @@ class Model:
         """Whether there is anything to infer."""
         return bool(self.layout.sites or self.discrete)
 
-    def _look(self, args: tuple[Any, ...], seed: int = 0) -> tuple[Layout, tuple[Discrete, ...]]:
+    def _look(
+        self, args: tuple[Any, ...], seed: int = 0, flat: Tensor | None = None
+    ) -> tuple[Layout, tuple[Discrete, ...], Parameters]:
+        """Sites and parameters of one run; with ``flat`` as the values of the known parameters."""
         sites: list[Site] = []
         discrete: list[Discrete] = []
 
@@ -140,25 +146,42 @@ class Model:
             sites.append(site)
             return value
 
-        with self.scope.drawing(seed), torch.no_grad():
-            _run_once(self.model, args, give)
+        watch = Watch(self.model)
+        args = pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, args)
+        with self.scope.drawing(seed):
+            with watch() if flat is None else self.parameters.given(flat):
+                seen = _run_once(self.model, args, give)
             layout = Layout(tuple(sites), grouped(sites))
-        return layout, tuple(discrete)
+        if flat is not None:
+            return layout, tuple(discrete), self.parameters
+        if total(seen).requires_grad:
+            raise CaptureError(
+                "the model reads a tensor that requires gradients where it cannot be replaced (in a scripted "
+                "or compiled module, say): use the module itself, or call requires_grad_(False) of it"
+            )
+        self.has_statements = watch.any_statement
+        return layout, tuple(discrete), watch.found()
 
     def _check_supports(self, rows: list[tuple[Any, ...]]) -> None:
-        """Supports must be the same for all values of other sites and all problems: the layout has one."""
+        """Supports must be the same for all values of sites and parameters, and for all problems."""
         z = torch.full((self.layout.dim,), 0.3, dtype=self.scope.dtype, device=self.scope.device)
         expected = self.layout.constrain(z)
         names = [(s.name, s.shape) for s in self.layout.sites], [d.name for d in self.discrete]
-        for seed, row in enumerate(rows):
-            layout, discrete = self._look(row, seed + 1)
+        looks = [self._look(row, seed + 1) for seed, row in enumerate(rows)]
+        if self.parameters:
+            flat = self.parameters.initial(self.scope.dtype, self.scope.device)
+            with torch.no_grad():
+                looks.append(self._look(rows[0], 0, flat + 0.25))
+        for layout, discrete, parameters in looks:
+            if parameters.shapes != self.parameters.shapes:
+                raise CaptureError("the model's parameters or their shapes change from run to run")
             if ([(s.name, s.shape) for s in layout.sites], [d.name for d in discrete]) != names:
                 raise CaptureError("the model's latent sites or their shapes change from run to run")
             for name, value in layout.constrain(z).items():
                 if not torch.equal(value, expected[name]):
                     raise CaptureError(
-                        f"site {name!r}: its support depends on other sites or differs between problems; "
-                        "write it as a transform of a site of fixed support"
+                        f"site {name!r}: its support depends on other sites or parameters, or differs "
+                        "between problems; write it as a transform of a site of fixed support"
                     )
 
     def _check_runs(self, args: tuple[Any, ...]) -> tuple[str, ...]:
@@ -170,7 +193,8 @@ class Model:
         """
         runs = []
         for seed in (1, 2):
-            with self.scope.drawing(seed), torch.no_grad():
+            flat = self.parameters.initial(self.scope.dtype, self.scope.device)
+            with self.scope.drawing(seed), torch.no_grad(), self.parameters.given(flat):
                 z = torch.full((self.layout.dim,), 0.2)
                 values = self.layout.constrain(z) | {d.name: d.first() for d in self.discrete}
                 runs.append(self.run(values, args).nodes)
@@ -193,6 +217,13 @@ class Model:
                         "draws random numbers outside pyro.sample, or keeps a state between runs"
                     )
         return tuple(name for name, site in first.items() if is_derived(site))
+
+    def initial_parameters(self, args: tuple[Any, ...]) -> Tensor:
+        """Initial values of the parameters for these arguments, as a flat vector."""
+        found = self.parameters
+        if any(p.leaf is None for p in found.items):
+            found = self._look(args)[2]
+        return found.initial(self.scope.dtype, self.scope.device)
 
     def run(self, values: Mapping[str, Tensor], args: tuple[Any, ...]) -> poutine.Trace:
         """The trace with every latent site given, its log probabilities computed."""
@@ -218,10 +249,12 @@ class Model:
         return given | self.plan.draw(lambda assigned: self.run({**values, **assigned}, args), uniform)
 
 
-def _run_once(model: Callable[..., Any], args: tuple[Any, ...], give: Callable[[Any], Any]) -> None:
+def _run_once(model: Callable[..., Any], args: tuple[Any, ...], give: Callable[[Any], Any]) -> poutine.Trace:
     """Run the model for what ``give`` sees of it; what it raises becomes a CaptureError that says so."""
     try:
-        trace(model, args, give)
+        seen = trace(model, args, give)
+        seen.compute_log_prob()
+        return seen
     except AstrozooError:
         raise
     except Exception as error:
@@ -249,13 +282,12 @@ def _continuous_site(msg: Any, start: int) -> tuple[Site, Tensor]:
 
 def run_guide(
     guide: torch.nn.Module,
-    parameters: Mapping[str, Tensor],
     args: tuple[Any, ...],
     tape: Tape,
     give: Callable[[Any], Tensor | None] = lambda msg: None,
 ) -> poutine.Trace:
-    """The trace of a guide with the given parameters, its normals read from ``tape``."""
+    """The trace of a guide, its normals read from ``tape``; its parameters are those given by the context."""
     with tape.playing():
-        found = trace(lambda *a: torch.func.functional_call(guide, dict(parameters), a), args, give)
+        found = trace(guide, args, give)
     found.compute_log_prob()
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,12 +86,14 @@ def checked_cut(problem: Problem, plates: Sequence[str]) -> CheckedCut:
     args = cut.take(row, few)
     generator = torch.Generator().manual_seed(0)
     local: list[str] = []
-    with scope.drawing(), torch.no_grad():
+    with scope.drawing(), torch.no_grad(), ExitStack() as opened:
         try:
             model = Model(problem.model, [args], scope)
             z = torch.rand(model.layout.dim, generator=generator, dtype=problem.dtype) - 0.5
             values = model.layout.constrain(z.to(problem.device))
             values |= {d.name: d.first() for d in model.discrete}
+            flat = model.parameters.initial(problem.dtype, problem.device)
+            opened.enter_context(model.parameters.given(flat))
             whole = model.run(values, args)
         except (RuntimeError, ValueError) as error:
             raise CaptureError(

@@ -58,9 +58,15 @@ def predictive(problem: Problem, result: Result, *, seed: int = 0, most: int = 1
         name: torch.as_tensor(x, dtype=problem.dtype, device=problem.device).flatten(0, 1)
         for name, x in thin.items()
     }
+    rows = problem.batch or 1
+    if sorted(result.parameters) != sorted(model.parameters.names):
+        raise InputError("parameters of the result", sorted(result.parameters), f"{model.parameters.names}")
+    flat = torch.zeros(rows, 0, dtype=problem.dtype, device=problem.device)
+    if model.parameters:
+        flat = model.parameters.unconstrain(result.parameters, flat).expand(rows, -1)
     with scope.drawing(seed), torch.no_grad():
-        found, notes = _run(model, values, problem)
-        observed = _observed(model, {k: v[0] for k, v in values.items()}, problem)
+        found, notes = _run(model, values, flat, problem)
+        observed = _observed(model, {k: v[0] for k, v in values.items()}, flat, problem)
     shaped: dict[str, Any] = {
         group: {name: x.unflatten(0, (chains, kept)).cpu().numpy() for name, x in sites.items()}
         for group, sites in found.items()
@@ -82,13 +88,14 @@ def _row(args: Any, index: int) -> Any:
 
 
 def _run(
-    model: Model, values: Mapping[str, Tensor], problem: Problem
+    model: Model, values: Mapping[str, Tensor], parameters: Tensor, problem: Problem
 ) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
     """By group and site, ``[draw, (problem), ...]``, and a note on each site without replicated data."""
     notes: dict[str, str] = {}
 
-    def one(given: dict[str, Tensor], args: tuple[Any, ...]) -> dict[str, dict[str, Tensor]]:
-        sites: Any = model.run(given, args).nodes
+    def one(given: dict[str, Tensor], flat: Tensor, args: tuple[Any, ...]) -> dict[str, dict[str, Tensor]]:
+        with model.parameters.given(flat):
+            sites: Any = model.run(given, args).nodes
         out: dict[str, dict[str, Tensor]] = {"log_likelihood": {}, "log_prior": {}, "predictive": {}}
         for name, site in sites.items():
             if site["type"] != "sample" or site_is_subsample(site) or name in model.derived:
@@ -107,14 +114,15 @@ def _run(
     dims = [0 if isinstance(leaf, Tensor) else None for leaf in leaves]
     over: Any = one
     if problem.batch is not None:
-        in_dims = (0, pytree.tree_unflatten(dims, spec))
+        in_dims = (0, 0, pytree.tree_unflatten(dims, spec))
         over = vmap(one, in_dims=in_dims, randomness="different")
-    over = vmap(over, in_dims=(0, None), randomness="different")
+    over = vmap(over, in_dims=(0, None, None), randomness="different")
+    flat = parameters[0] if problem.batch is None else parameters
     total = len(next(iter(values.values())))
     parts = []
     try:
         for i in range(0, total, _CHUNK):
-            parts.append(over({name: x[i : i + _CHUNK] for name, x in values.items()}, problem.args))
+            parts.append(over({n: x[i : i + _CHUNK] for n, x in values.items()}, flat, problem.args))
     except (RuntimeError, NotImplementedError) as error:
         raise CaptureError(f"the model cannot be run for many draws at once: {error}") from error
     found = {
@@ -129,13 +137,16 @@ def _has_data(site: Any) -> bool:
     return site["is_observed"] and hasattr(site["fn"], "has_rsample") and site["value"].numel() > 0
 
 
-def _observed(model: Model, values: Mapping[str, Tensor], problem: Problem) -> dict[str, Tensor]:
+def _observed(
+    model: Model, values: Mapping[str, Tensor], parameters: Tensor, problem: Problem
+) -> dict[str, Tensor]:
     rows = range(problem.batch) if problem.batch is not None else [None]
     found = []
     for row in rows:
         args = problem.args if row is None else _row(problem.args, row)
         given = values if row is None else {name: x[row] for name, x in values.items()}
-        nodes: Any = model.run(given, args).nodes
+        with model.parameters.given(parameters[row or 0]):
+            nodes: Any = model.run(given, args).nodes
         held = {
             name: site["value"]
             for name, site in nodes.items()

@@ -176,6 +176,46 @@ class Problem:
         model = self.model if self.version is None else ("version", self.version)
         return model, pytree.tree_map(_readable, self.args), self.batch, self.data_plates
 
+    def fix(self, values: Mapping[str, Any] | Any = None) -> Problem:
+        """The same problem with parameters of its model made constants.
+
+        Args:
+            values: constrained values by name (of some or all parameters), a Result that has them, or None:
+                the current (initial) values of all. In a batch they may have the axis of the problems: the
+                model of the problem returned, and its guides and objectives, then take one more argument.
+
+        Raises:
+            InputError: if the model has no such parameter, or a value is of a wrong shape or out of range.
+        """
+        from astrozoo._capture import Model
+        from astrozoo._parameters import Fixed
+        from astrozoo._scope import Scope
+
+        def row(i: int) -> tuple[Any, ...]:
+            if self.batch is None:
+                return self.args
+            return pytree.tree_map(lambda leaf: leaf[i] if isinstance(leaf, Tensor) else leaf, self.args)
+
+        model = Model(self.model, [row(0)], Scope(self.dtype, self.device))
+        found = model.parameters
+        values = getattr(values, "parameters", values)
+        if values is None:
+            flat = torch.stack([model.initial_parameters(row(i)) for i in range(self.batch or 1)])
+            flat = flat[0] if (flat == flat[0]).all() else flat
+        else:
+            unknown = sorted(set(values) - set(found.names))
+            if unknown or not values:
+                raise InputError("values", unknown or "none", f"the model's parameters: {found.names}")
+            found = found.only(list(values))
+            flat = found.unconstrain(values, torch.zeros((), dtype=self.dtype, device=self.device))
+        if not found:
+            return self
+        if flat.ndim == 1:
+            return replace(self, model=Fixed(self.model, found, flat))
+        if self.batch is None or flat.shape[0] != self.batch:
+            raise InputError("values", f"of {flat.shape[0]} problems", f"those of {self.batch or 'one'}")
+        return replace(self, model=Fixed(self.model, found), args=(*self.args, flat))
+
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Problem:
         """The same problem with its data in another floating dtype or on another device."""
 

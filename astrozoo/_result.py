@@ -62,6 +62,7 @@ _GROUPS = {
     "posterior_predictive": "predictive",
     "observed_data": "observed",
     "summaries": "summaries",
+    "parameters": "parameters",
     "trace": "trace",
 }
 """Groups of a saved result, and the fields of a Result that they hold."""
@@ -84,7 +85,10 @@ class Result:
         covariance: in unconstrained space, ``[problem, dim, dim]``; None above :data:`DENSE_COVARIANCE`
             latents.
         variance: its diagonal, ``[problem, dim]``, for any number of latents.
-        guide_parameters: flat parameters of a fitted guide, ``[problem, parameter]``.
+        guide_parameters: flat parameters of a fitted guide, ``[problem, parameter]``; those of the model are
+            at the end.
+        parameters: fitted (constrained) values of the model's parameters by name; in a batched problem
+            ``[problem, ...]``, as independent problems share none.
         summaries: mean, SD and quantiles of all draws, ``{site: [statistic, ...]}`` in the order of
             :data:`astrozoo.infer.recorder.STATISTICS`, where a run was asked for them.
         observed: the data, by observed site.
@@ -109,6 +113,7 @@ class Result:
     variance: np.ndarray | None = None
     guide_parameters: np.ndarray | None = None
     summaries: dict[str, np.ndarray] = field(default_factory=dict)
+    parameters: dict[str, np.ndarray] = field(default_factory=dict)
     observed: dict[str, np.ndarray] = field(default_factory=dict)
     log_likelihood: dict[str, np.ndarray] = field(default_factory=dict)
     log_prior: dict[str, np.ndarray] = field(default_factory=dict)
@@ -121,7 +126,7 @@ class Result:
         object.__setattr__(self, "coords", checked_coords(self.coords))
 
     def groups(self) -> dict[str, xr.Dataset]:
-        """The result as labelled data sets by ArviZ group name, plus ``trace`` and ``approximation``."""
+        """Labelled data sets by group name: those of ArviZ, and trace, approximation and parameters."""
         import xarray as xr
 
         out = {
@@ -158,6 +163,7 @@ class Result:
             sample_stats=sampled(self.sample_stats),
             trace={name: x[:, one] if x.ndim > 1 else x for name, x in self.trace.items()},
             summaries={name: x[:, problem] for name, x in self.summaries.items()},
+            parameters={name: np.asarray(x[problem]) for name, x in self.parameters.items()},
             observed={name: x[problem] for name, x in self.observed.items()},
             log_likelihood=sampled(self.log_likelihood),
             log_prior=sampled(self.log_prior),
@@ -198,6 +204,7 @@ class Result:
         groups = self.groups()
         if arviz.__version__.startswith("0."):
             known = {k: v for k, v in groups.items() if k not in ("trace", "approximation", "summaries")}
+            known = {k: v for k, v in groups.items() if k not in ("trace", "approximation", "parameters")}
             return arviz.InferenceData(**known)  # type: ignore[arg-type]
         import xarray as xr
 
@@ -262,6 +269,7 @@ class Result:
             sample_stats=arrays("sample_stats"),
             summaries=arrays("summaries"),
             observed=arrays("observed_data"),
+            parameters=arrays("parameters"),
             log_likelihood=arrays("log_likelihood"),
             log_prior=arrays("log_prior"),
             predictive=arrays("posterior_predictive"),

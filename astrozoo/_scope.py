@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import lowrank_multivariate_normal, multivariate_normal, normal
+
+from astrozoo._parameters import empty_store
 
 __all__ = ["Scope", "Tape", "computing"]
 
@@ -75,10 +78,14 @@ class Scope:
         with (
             computing(self.dtype),
             pyro.validation_enabled(False),
-            pyro.settings.context(module_local_params=True),
+            pyro.settings.context(module_local_params=False),
+            empty_store(),
+            warnings.catch_warnings(),
             torch.device(self.device) if self.device.type != "cpu" else nullcontext(),
             _Weight(self.weights) if self.weights else nullcontext(),
         ):
+            # Of pyro.module: a weight that requires no gradients is a constant here too.
+            warnings.filterwarnings("ignore", ".*not registered in the param store", UserWarning)
             yield
 
     @contextmanager

@@ -9,6 +9,7 @@ once. :class:`PureFunction` does the same for any pure torch function. This file
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -23,6 +24,7 @@ from astrozoo._enumerate import MAX_ASSIGNMENTS, Discrete, find_discrete, invert
 from astrozoo._graph import PureFunction, rows_of
 from astrozoo._labels import check_sites
 from astrozoo._layout import Layout, Site, lower_triangle
+from astrozoo._parameters import Fixed, Parameters, Watch, module_parameters, sharing
 from astrozoo._scope import Scope, Tape
 from astrozoo.errors import CaptureError, InputError
 from astrozoo.types import Problem
@@ -69,13 +71,18 @@ def draw_discrete(
     args: tuple[Any, ...],
     batch: int | None,
     generator: torch.Generator | None,
+    parameters: Float[Tensor, "b q"] | None = None,
 ) -> dict[str, Tensor]:
-    """Discrete sites given the others, ``{site: [b, m, *shape]}``: see :meth:`LogDensity.discrete`."""
+    """Discrete sites given the others, ``{site: [b, m, *shape]}``: see :meth:`LogDensity.discrete`.
+
+    Args:
+        parameters: flat parameters of the model.
+    """
     if not model.discrete:
         return {}
 
-    def one(z: Tensor, uniform: Tensor, args: tuple[Any, ...]) -> dict[str, Tensor]:
-        with model.scope():
+    def one(z: Tensor, flat: Tensor, uniform: Tensor, args: tuple[Any, ...]) -> dict[str, Tensor]:
+        with model.scope(), model.parameters.given(flat):
             return model.draw_discrete(z, uniform, args)
 
     b, m = z.shape[:2]
@@ -83,43 +90,50 @@ def draw_discrete(
     uniform = torch.rand(b * m, model.plan.uniforms, dtype=z.dtype, device=device, generator=generator)
     uniform, z = uniform.to(z.device), z.flatten(0, 1)
     problem = torch.arange(b, device=z.device).repeat_interleave(m)
-    over = vmap(one, in_dims=(0, 0, _in_dims(args, batch)))
+    flat = z.new_zeros(b, 0) if parameters is None else parameters
+    over = vmap(one, in_dims=(0, 0, 0, _in_dims(args, batch)))
     parts = []
     with torch.no_grad():
         for i in range(0, b * m, _CHUNK):
             rows = slice(i, i + _CHUNK)
             given = args if batch is None else rows_of(args, problem[rows])
-            parts.append(over(z[rows], uniform[rows], given))
+            parts.append(over(z[rows], flat[problem[rows]], uniform[rows], given))
     if not parts:
         return {d.name: d.first().new_zeros(b, m, *d.first().shape) for d in model.discrete}
     return {d.name: torch.cat([p[d.name] for p in parts]).unflatten(0, (b, m)) for d in model.discrete}
 
 
 def derived_sites(
-    model: Model, values: Mapping[str, Tensor], args: tuple[Any, ...], batch: int | None
+    model: Model,
+    values: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    batch: int | None,
+    parameters: Float[Tensor, "b q"] | None = None,
 ) -> dict[str, Tensor]:
     """Sites of ``pyro.deterministic``, and latent Deltas, at these values of all latent sites.
 
     Args:
         values: ``{site: [b, m, *shape]}``; what is returned has the same leading axes.
+        parameters: flat parameters of the model.
     """
     if not model.derived:
         return {}
 
-    def one(values: dict[str, Tensor], args: tuple[Any, ...]) -> dict[str, Tensor]:
-        with model.scope():
+    def one(values: dict[str, Tensor], q: Tensor, args: tuple[Any, ...]) -> dict[str, Tensor]:
+        with model.scope(), model.parameters.given(q):
             return model.derived_values(values, args)
 
     b, m = next(iter(values.values())).shape[:2]
     flat = {name: x.flatten(0, 1) for name, x in values.items()}
     problem = torch.arange(b, device=model.scope.device).repeat_interleave(m)
-    over = vmap(one, in_dims=(0, _in_dims(args, batch)))
+    q = torch.zeros(b, 0, device=model.scope.device) if parameters is None else parameters
+    over = vmap(one, in_dims=(0, 0, _in_dims(args, batch)))
     parts = []
     with torch.no_grad():
         for i in range(0, max(1, b * m), _CHUNK):
             rows = slice(i, i + _CHUNK)
             given = args if batch is None else rows_of(args, problem[rows])
-            parts.append(over({name: x[rows] for name, x in flat.items()}, given))
+            parts.append(over({name: x[rows] for name, x in flat.items()}, q[problem[rows]], given))
     return {name: torch.cat([p[name] for p in parts]).unflatten(0, (b, m)) for name in model.derived}
 
 
@@ -202,6 +216,13 @@ class LogDensity(_OfProblem):
     def __init__(self, problem: Problem, compile: str = "auto", most_assignments: int | None = None) -> None:
         scope = Scope(problem.dtype, problem.device)
         model = Model(problem.model, some_rows(problem), scope, most_assignments)
+        if model.parameters:
+            raise InputError(
+                "problem",
+                f"a model with parameters {', '.join(model.parameters.names)}, which have no prior",
+                "one without parameters: give them a prior (pyro.sample, PyroSample), or make them constants "
+                "by problem.fix(), problem.fix({...}) or problem.fix(result), or use svi or trust_region",
+            )
         self.model, self.layout, self.start = model, model.layout, dict(problem.start)
         self._check_labels(problem)
         self.choices = model.plan.choices
@@ -319,25 +340,29 @@ class Elbo(_OfProblem):
         if not self.model.has_latents:
             raise CaptureError(NO_LATENTS)
         with scope.drawing():
-            module: Any = guide(problem)
+            module: Any = guide(self._without_parameters(problem))
             if not isinstance(module, nn.Module):
                 raise InputError("guide", type(module).__name__, "a factory of guides that are torch modules")
-            module(*row)
+            with sharing(self.model.parameters):
+                module(*row)
         self.module: Any = module.to(dtype=problem.dtype, device=problem.device)
-        self.shapes = {name: p.shape for name, p in self.module.named_parameters()}
+        self._guide_parameters = module_parameters(self.module, self.model.parameters)
         self.draw_dim = self._look(row)
+        guide_parameters, own = self._guide_parameters, self.model.parameters
+        self.shapes, self.guide_dim = guide_parameters.shapes, guide_parameters.dim
+        self.every_parameter = Parameters.of(guide_parameters.items + own.items)
         if self._discrete:
-            w = torch.cat([p.detach().reshape(-1) for p in self.module.parameters()])
+            w = self.every_parameter.initial(scope.dtype, scope.device)
             noise = torch.linspace(-1, 1, self.draw_dim, dtype=scope.dtype, device=scope.device)
-            with scope.drawing(), torch.no_grad():
-                self.plan = make_plan(self.model.discrete, lambda given: self._pair(w, noise, row, given))
+            with scope.drawing(), torch.no_grad(), self.every_parameter.given(w):
+                self.plan = make_plan(self.model.discrete, lambda given: self._pair(noise, row, given))
         f, noise_dim = self._elbo, self.draw_dim
         if objective != "monte_carlo":
-            f, noise_dim = problem.factory("objectives", objective)(problem, self.module), 0
+            f, noise_dim = self._of_guide(problem.factory("objectives", objective)(problem, self.module)), 0
         self.derivatives = getattr(f, "derivatives", None)
         super().__init__(
             f,
-            sum(s.numel() for s in self.shapes.values()),
+            self.every_parameter.dim,
             args=problem.args,
             noise_dim=noise_dim,
             batch=problem.batch,
@@ -351,6 +376,11 @@ class Elbo(_OfProblem):
     def has_derivatives(self) -> bool:
         """Whether the objective comes with a Hessian of its own."""
         return self.derivatives is not None
+
+    @property
+    def has_parameters(self) -> bool:
+        """Whether the model has parameters."""
+        return bool(self.model.parameters)
 
     @property
     def has_normal(self) -> bool:
@@ -377,35 +407,72 @@ class Elbo(_OfProblem):
         value, gradient, hessian = self.reduced(tuple(torch.stack(x) for x in zip(*rows, strict=True)))
         return value, gradient, hessian
 
-    def initial(self, z0: Float[Tensor, "b dim"] | None = None) -> Float[Tensor, "b p"]:
+    def initial(
+        self, z0: Float[Tensor, "b dim"] | None = None, parameters: Mapping[str, Any] | None = None
+    ) -> Float[Tensor, "b p"]:
         """Flat parameters to start from: the guide's own, moved to ``z0`` by its method ``initial``.
 
         Without ``z0`` they are moved to ``problem.start``, as far as it is given.
+
+        Args:
+            parameters: constrained values of all parameters of the model, as in ``Result.parameters``;
+                None: their initial values.
         """
         b = (self.batch or 1) if z0 is None else len(z0)
-        own = {n: p.detach().expand(b, *p.shape) for n, p in self.module.named_parameters()}
+        model_part = self._initial_of_model(b, parameters)
+        own = {
+            p.name: p.unconstrained.expand(b, *p.unconstrained.shape) for p in self._guide_parameters.items
+        }
         if z0 is None and self.start:
-            w = torch.cat([p.reshape(b, -1) for p in own.values()], -1)
+            w = torch.cat((self._flattened(own), model_part), -1)
             centre = self.unconstrained(w, w.new_zeros(1, self.draw_dim) if self.draw_dim else None)[:, 0]
             fixed = self._fixed(b)
             z0 = torch.where(fixed.isnan(), centre, fixed)
         if z0 is not None and hasattr(self.module, "initial"):
-            own |= self.module.initial(self.layout, z0)
-        if own.keys() != self.shapes.keys():
-            raise InputError("initial of the guide", sorted(own), f"names among {sorted(self.shapes)}")
-        return self._flattened(own)
+            moved = self.module.initial(self.layout, z0)
+            known = dict(self.module.named_parameters())
+            if not moved.keys() <= known.keys():
+                raise InputError("initial of the guide", sorted(moved), f"names among {sorted(known)}")
+            own |= {name: value for name, value in moved.items() if name in own}
+        return torch.cat((self._flattened(own), model_part), -1)
+
+    def _without_parameters(self, problem: Problem) -> Problem:
+        """For the guide, which may run the model to learn its sites: it then reads constants."""
+        if not (self.model.has_statements or self.model.parameters):
+            return problem
+        flat = self.model.parameters.initial(self.scope.dtype, self.scope.device)
+        return replace(problem, model=Fixed(problem.model, self.model.parameters, flat))
+
+    def _initial_of_model(self, b: int, parameters: Mapping[str, Any] | None) -> Float[Tensor, "b q"]:
+        model = self.model.parameters
+        like = torch.zeros(b, 0, dtype=self.dtype, device=self.device)
+        if not model:
+            return like
+        if parameters is not None:
+            return model.unconstrain(parameters, like).expand(b, model.dim)
+        rows = [self.args if self.batch is None else rows_of(self.args, i) for i in range(self.batch or 1)]
+        return torch.stack([self.model.initial_parameters(row) for row in rows]).expand(b, model.dim)
+
+    def derived(self, values: Mapping[str, Tensor], w: Tensor | None = None) -> dict[str, Tensor]:
+        """Sites that follow from all the latent ones, and from the parameters in ``w``."""
+        q = None if w is None else w[:, self.guide_dim :]
+        return derived_sites(self.model, values, self.args, self.batch, q)
 
     def normal(self, mean: Float[Tensor, "b dim"], sd: Float[Tensor, "b dim"]) -> Float[Tensor, "b p"]:
         """Flat parameters of independent normals with these moments: for a guide with a method ``normal``."""
-        return self._flattened(self.module.normal(self.layout, mean, sd))
+        w = self._flattened(self.module.normal(self.layout, mean, sd))
+        return torch.cat((w, self._initial_of_model(len(w), None)), -1)
 
     def _flattened(self, parameters: Mapping[str, Tensor]) -> Float[Tensor, "b p"]:
         return torch.cat([parameters[n].reshape(len(parameters[n]), -1) for n in self.shapes], -1)
 
     def parameters(self, w: Float[Tensor, "*b p"]) -> dict[str, Tensor]:
         """The guide's (unconstrained) parameters by name."""
-        parts = torch.split(w, [s.numel() for s in self.shapes.values()], -1)
-        return {n: p.reshape(w.shape[:-1] + s) for (n, s), p in zip(self.shapes.items(), parts, strict=True)}
+        return {p.name: p.take(w) for p in self._guide_parameters.items}
+
+    def model_parameters(self, w: Float[Tensor, "*b p"]) -> dict[str, Tensor]:
+        """The model's (constrained) parameters by name."""
+        return self.model.parameters.constrain(w[..., self.guide_dim :])
 
     def sample(self, w: Float[Tensor, "b p"], noise: Float[Tensor, "m e"] | None) -> dict[str, Tensor]:
         """Draws of the guide, constrained: ``{site: [b, m, *shape]}``, from ``noise [m, draw_dim]``."""
@@ -418,12 +485,20 @@ class Elbo(_OfProblem):
         return self.layout.unconstrain(self.sample(w, noise))
 
     def discrete(
-        self, z: Float[Tensor, "b m dim"], generator: torch.Generator | None = None
+        self,
+        z: Float[Tensor, "b m dim"],
+        generator: torch.Generator | None = None,
+        w: Float[Tensor, "b p"] | None = None,
     ) -> dict[str, Tensor]:
-        """Discrete sites that the guide lacks, given its draws: see :meth:`LogDensity.discrete`."""
+        """Discrete sites that the guide lacks, given its draws: see :meth:`LogDensity.discrete`.
+
+        Args:
+            w: flat parameters, among them the model's.
+        """
         if self._discrete:
             return {}
-        return draw_discrete(self.model, z, self.args, self.batch, generator)
+        q = None if w is None else w[:, self.guide_dim :]
+        return draw_discrete(self.model, z, self.args, self.batch, generator, q)
 
     def log_ratio(self, w: Float[Tensor, "b p"], noise: Float[Tensor, "m e"] | None) -> Float[Tensor, "b m"]:
         """log p - log q of each draw."""
@@ -437,8 +512,8 @@ class Elbo(_OfProblem):
         self, w: Tensor, noise: Tensor | None, of: Callable[[poutine.Trace, tuple[Any, ...]], Any]
     ) -> Any:
         def one(w: Tensor, args: tuple[Any, ...], e: Tensor) -> Any:
-            with self.scope():
-                return of(self._guide(w, e, args), args)
+            with self.scope(), self.every_parameter.given(w):
+                return of(self._guide(e, args), args)
 
         if noise is None:
             noise = w.new_zeros(1, self.draw_dim)
@@ -448,18 +523,25 @@ class Elbo(_OfProblem):
 
     def _elbo(self, w: Tensor, *rest: Any) -> Tensor:
         noise, args = (rest[0], rest[1:]) if self.draw_dim else (w.new_zeros(0), rest)
-        with self.scope():
+        with self.scope(), self.every_parameter.given(w):
             if self._discrete:
-                return self.plan.expectation(lambda given: self._pair(w, noise, args, given))
-            guide = self._guide(w, noise, args)
+                return self.plan.expectation(lambda given: self._pair(noise, args, given))
+            guide = self._guide(noise, args)
             return self.model.log_prob(self._values(guide), args) - total(guide)
 
+    def _of_guide(self, f: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """A problem's own objective, which takes the guide's part of the vector."""
+        if not self.model.parameters:
+            return f
+
+        def with_parameters(w: Tensor, *args: Any) -> Tensor:
+            with self.scope(), self.every_parameter.given(w):
+                return f(w[: self.guide_dim], *args)
+
+        return with_parameters
+
     def _guide(
-        self,
-        w: Tensor,
-        noise: Tensor | None,
-        args: tuple[Any, ...],
-        given: Mapping[str, Tensor] | None = None,
+        self, noise: Tensor | None, args: tuple[Any, ...], given: Mapping[str, Tensor] | None = None
     ) -> poutine.Trace:
         """The guide's trace; its discrete sites are ``given``, or drawn."""
         tape = Tape(noise)
@@ -471,12 +553,12 @@ class Elbo(_OfProblem):
             normals = tape((site.elements.numel(),), self.scope.dtype, self.scope.device)
             return site.draw(msg["fn"], normals) if given is None else given[site.name]
 
-        return run_guide(self.module, self.parameters(w), args, tape, give)
+        return run_guide(self.module, args, tape, give)
 
     def _pair(
-        self, w: Tensor, noise: Tensor | None, args: tuple[Any, ...], given: Mapping[str, Tensor]
+        self, noise: Tensor | None, args: tuple[Any, ...], given: Mapping[str, Tensor]
     ) -> tuple[poutine.Trace, poutine.Trace]:
-        guide = self._guide(w, noise, args, given)
+        guide = self._guide(noise, args, given)
         return guide, self.model.run(self._values(guide), args)
 
     def _values(self, guide: Any) -> dict[str, Tensor]:
@@ -503,8 +585,11 @@ class Elbo(_OfProblem):
                 )
             return value
 
-        with scope.drawing(), torch.no_grad():
-            found = run_guide(self.module, dict(self.module.named_parameters()), row, tape, give)
+        known = Parameters.of(self._guide_parameters.items + self.model.parameters.items)
+        watch = Watch(self.module, known)
+        with scope.drawing(), watch():
+            found = run_guide(self.module, row, tape, give)
+        self._guide_parameters = Parameters.of(self._guide_parameters.items + watch.found().items)
         sites = {n: s for n, s in latent_sites(found).items() if not s["infer"].get("is_auxiliary")}
         shapes = {s.name: s.shape for s in self.layout.sites}
         if found_discrete:  # all or none: a part of them would need both a sum and an expectation

@@ -9,7 +9,7 @@ whether the data of a function are spread over several processes (:mod:`astrozoo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from jaxtyping import Float
@@ -144,12 +144,23 @@ class VariationalObjective(Captured, Protocol):
         ...
 
     @property
+    def has_parameters(self) -> bool:
+        """Whether the model has parameters, which are at the end of the vector."""
+        ...
+
+    @property
     def recovers_discrete(self) -> bool:
         """Whether :meth:`discrete` draws any site: one that the guide lacks."""
         ...
 
-    def initial(self, z0: Float[Tensor, "b dim"] | None = None) -> Float[Tensor, "b p"]:
-        """Flat parameters to start from, moved to the unconstrained latents ``z0`` where these are given."""
+    def initial(
+        self, z0: Float[Tensor, "b dim"] | None = None, parameters: Mapping[str, Any] | None = None
+    ) -> Float[Tensor, "b p"]:
+        """Flat parameters to start from, moved to the unconstrained latents ``z0`` where these are given.
+
+        Args:
+            parameters: constrained values of all parameters of the model; None: their initial values.
+        """
         ...
 
     def normal(self, mean: Float[Tensor, "b dim"], sd: Float[Tensor, "b dim"]) -> Float[Tensor, "b p"]:
@@ -158,6 +169,25 @@ class VariationalObjective(Captured, Protocol):
 
     def parameters(self, w: Float[Tensor, "*b p"]) -> Mapping[str, Tensor]:
         """The guide's (unconstrained) parameters by name."""
+        ...
+
+    def model_parameters(self, w: Float[Tensor, "*b p"]) -> Mapping[str, Tensor]:
+        """The model's (constrained) parameters by name."""
+        ...
+
+    def discrete(
+        self,
+        z: Float[Tensor, "b m dim"],
+        generator: torch.Generator | None = None,
+        w: Float[Tensor, "b p"] | None = None,
+    ) -> dict[str, Tensor]:
+        """Draws of the discrete sites that the guide lacks, given its draws and the parameters ``w``."""
+        ...
+
+    def derived(
+        self, values: Mapping[str, Tensor], w: Float[Tensor, "b p"] | None = None
+    ) -> dict[str, Tensor]:
+        """Sites that follow from all the latent ones and the parameters ``w``."""
         ...
 
     def sample(self, w: Float[Tensor, "b p"], noise: Float[Tensor, "m e"] | None) -> dict[str, Tensor]:

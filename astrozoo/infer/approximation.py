@@ -124,8 +124,8 @@ def guide_draws(elbo: VariationalObjective, w: Float[Tensor, "b p"], run: RunOpt
         noise = torch.randn(shape, generator=generator, dtype=elbo.dtype).to(elbo.device)
         part = elbo.sample(w, noise)
         if elbo.recovers_discrete:
-            part |= elbo.discrete(elbo.unconstrained(w, noise), discrete)
-        part |= elbo.derived(part)
+            part |= elbo.discrete(elbo.unconstrained(w, noise), discrete, w)
+        part |= elbo.derived(part, w)
         if elbo.draw_dim:
             part[_RATIO] = torch.cat(
                 [elbo.log_ratio(w, part_noise) for part_noise in noise.split(RATIOS_AT_ONCE)], 1
@@ -139,7 +139,11 @@ def guide_draws(elbo: VariationalObjective, w: Float[Tensor, "b p"], run: RunOpt
     draws = {name: by_chain(x, run.chains, batched) for name, x in columns.items()}
     stats = {"log_ratio": draws.pop(_RATIO)} if _RATIO in draws else {}
     moments = sampled.fields() if exact is None else exact
-    return {"draws": draws, "sample_stats": stats, "guide_parameters": w.detach().cpu().numpy(), **moments}
+    values = {name: x.detach().cpu().numpy() for name, x in elbo.model_parameters(w).items()}
+    parameters = {name: np.asarray(x if batched else x[0]) for name, x in values.items()}
+    flat = w.detach().cpu().numpy()
+    fields = {"draws": draws, "sample_stats": stats, "parameters": parameters, "guide_parameters": flat}
+    return fields | moments
 
 
 def elbo_of_draws(fitted: Mapping[str, Any]) -> dict[str, Any]:

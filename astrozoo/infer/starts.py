@@ -63,7 +63,8 @@ def variational_start(start: Any, elbo: VariationalObjective) -> Float[Tensor, "
     value = torch.as_tensor(start.location if isinstance(start, Result) else start)
     if value.shape[-1] == elbo.dim and elbo.dim != elbo.layout.dim:
         return start_points(value, elbo, rows, elbo.dim)
-    return elbo.initial(start_points(value, elbo, rows, elbo.layout.dim))
+    parameters = (start.parameters or None) if isinstance(start, Result) else None
+    return elbo.initial(start_points(value, elbo, rows, elbo.layout.dim), parameters)
 
 
 def chain_starts(density: Density, chains: int, seed: int) -> Float[Tensor, "b c dim"]:

@@ -60,8 +60,8 @@ def trust_region(
 
     An iteration takes a gradient and up to 100 Hessian-vector products per draw (a Hessian where the
     objective has one of its own, or no noise and at most ``DENSE`` parameters). A mean field of at most
-    ``DENSE`` parameters on fixed draws starts by :func:`mode_start`, and takes only gradients until it is
-    near its optimum.
+    ``DENSE`` parameters (of a model without any) on fixed draws starts by :func:`mode_start`, and takes only
+    gradients until it is near its optimum.
 
     With ``covariance="linear_response"`` the draws, and ``log_ratio``, are of the normal with that
     covariance. ``stats["linear-response sd"]`` then holds the SD of every element of every site by the
@@ -116,7 +116,7 @@ def trust_region(
     state = None if saved is None else TrustRegionState.restored(saved, target.device)
     used = particles if saved is None else int(saved["particles"])
     curvature = None
-    if state is None and coarse and target.dim <= DENSE and target.has_normal:
+    if state is None and coarse and target.dim <= DENSE and target.has_normal and not target.has_parameters:
         searched = log_density(problem, compile="never")  # too few evaluations to pay for compiling
         w0, curvature = mode_start(target, searched, w0, seed=seed, draws=coarse)
         for name, n in searched.counts.items():  # a gradient of log p costs what one draw of the ELBO's does
@@ -192,7 +192,8 @@ def trust_region(
         assert response is not None
         if response.inverse is not None:
             stats["linear-response sd"] = {name: sd.tolist() for name, sd in response.sd().items()}
-        fitted |= _corrected(problem, response, fitted["location"], run)
+        constant = problem.fix(fitted["parameters"]) if target.has_parameters else problem
+        fitted |= _corrected(constant, response, fitted["location"], run)
     return finish(
         problem,
         target,

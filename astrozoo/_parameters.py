@@ -1,0 +1,513 @@
+"""Parameters of Pyro programs: how they are found, and how a run is given values of them.
+
+A parameter is a ``pyro.param`` statement, or a tensor that requires gradients and that the program reads: a
+weight of a module which the model is, holds, closes over or registers with ``pyro.module``. Statements are
+answered by a Pyro handler, and such tensors are replaced in each torch operation, so that Pyro's store is
+neither read nor written, and modules stay as they are. A private helper of :mod:`astrozoo.density`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Float
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+from torch.distributions import constraints, transform_to
+from torch.overrides import TorchFunctionMode
+
+from astrozoo.errors import CaptureError, InputError
+
+__all__ = ["Fixed", "Parameter", "Parameters", "Watch", "empty_store", "module_parameters", "sharing"]
+
+_DEPTH = 6
+"""Steps from the program to an object in which parameters are looked up to name them."""
+_FLAGS = {
+    getattr(Tensor, name).__get__ for name in ("requires_grad", "is_leaf", "grad", "grad_fn", "_version")
+}
+"""Attributes of the tensor itself, of which a replaced tensor has none."""
+_DETACHED = {Tensor.data.__get__, Tensor.detach}  # type: ignore[attr-defined]
+"""Reads of a tensor that pass no gradient, so that they make it no parameter."""
+
+
+@dataclass(frozen=True, eq=False)
+class Parameter:
+    """A parameter, and its slice of the flat vector.
+
+    Args:
+        unconstrained: its initial value, before the transform of its constraint.
+        leaf: the tensor that the program reads, which holds the unconstrained value; None for a
+            ``pyro.param`` statement with an initial value.
+        stated: True if a Pyro statement gives the name, so that the statement is answered by name.
+    """
+
+    name: str
+    constraint: Any
+    unconstrained: Tensor
+    leaf: Tensor | None
+    stated: bool
+    start: int = 0
+
+    @property
+    def stop(self) -> int:
+        """End of the slice."""
+        return self.start + self.unconstrained.numel()
+
+    @property
+    def transform(self) -> Any:
+        """From unconstrained to constrained values, as Pyro's store has it."""
+        return transform_to(self.constraint)
+
+    def take(self, flat: Float[Tensor, "*b dim"]) -> Tensor:
+        """The unconstrained value in a flat vector."""
+        return flat[..., self.start : self.stop].reshape(flat.shape[:-1] + self.unconstrained.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Parameters:
+    """Parameters that lie one after another in a flat vector."""
+
+    items: tuple[Parameter, ...] = ()
+
+    @classmethod
+    def of(cls, items: Sequence[Parameter]) -> Parameters:
+        """With the slices set."""
+        placed, start = [], 0
+        for item in items:
+            placed.append(replace(item, start=start))
+            start = placed[-1].stop
+        return cls(tuple(placed))
+
+    def __bool__(self) -> bool:
+        return bool(self.items)
+
+    @property
+    def names(self) -> list[str]:
+        """In the order of the vector."""
+        return [p.name for p in self.items]
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Shapes of the unconstrained values by name."""
+        return {p.name: p.unconstrained.shape for p in self.items}
+
+    @property
+    def dim(self) -> int:
+        """Length of the vector."""
+        return self.items[-1].stop if self.items else 0
+
+    def initial(self, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "dim"]:
+        """Initial values as a flat vector."""
+        parts = [p.unconstrained.detach().reshape(-1).to(dtype=dtype, device=device) for p in self.items]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=dtype, device=device)
+
+    def constrain(self, flat: Float[Tensor, "*b dim"]) -> dict[str, Tensor]:
+        """Constrained values by name, each ``[*b, *shape]``."""
+        return {p.name: p.transform(p.take(flat)) for p in self.items}
+
+    def unconstrain(self, values: Mapping[str, Any], like: Tensor) -> Float[Tensor, "*b dim"]:
+        """The flat vector of constrained values.
+
+        Raises:
+            InputError: if a value lacks, is of another shape, or lies outside of its constraint.
+        """
+        parts = []
+        for p in self.items:
+            if p.name not in values:
+                raise InputError("parameters", sorted(values), f"a value of {p.name!r}")
+            value = torch.as_tensor(values[p.name]).to(like)
+            shape = p.transform(p.unconstrained).shape
+            lead = value.shape[: value.ndim - len(shape)]
+            if value.shape != lead + shape:
+                raise InputError(f"parameter {p.name!r}", f"shape {tuple(value.shape)}", f"{tuple(shape)}")
+            inner = p.transform.inv(value)
+            if not inner.isfinite().all():
+                raise InputError(f"parameter {p.name!r}", "a value", f"one inside of {p.constraint}")
+            parts.append(inner.reshape(*lead, p.unconstrained.numel()))
+        return torch.cat(parts, -1)
+
+    def only(self, names: Sequence[str]) -> Parameters:
+        """Those of these names."""
+        return Parameters.of([p for p in self.items if p.name in names])
+
+    @contextmanager
+    def given(self, flat: Float[Tensor, "dim"]) -> Iterator[None]:
+        """While it lasts, programs read these values."""
+        stated: dict[str, Tensor] = {}
+        leaves: dict[int, Tensor] = {}
+        for p in self.items:
+            value = p.take(flat)
+            if p.leaf is not None:
+                leaves[id(p.leaf)] = value.to(p.leaf.dtype)
+            if p.stated:
+                stated[p.name] = _with_unconstrained(p.transform, leaves.get(id(p.leaf), value))
+        with _Answers(stated, leaves), _Replaces(leaves) if leaves else nullcontext():
+            yield
+
+
+@contextmanager
+def sharing(parameters: Parameters) -> Iterator[None]:
+    """While it lasts, statements of these names are answered with initial values, and others by Pyro."""
+    stated = {
+        p.name: _with_unconstrained(p.transform, p.unconstrained.detach())
+        for p in parameters.items
+        if p.stated
+    }
+    with _Shared(stated, {}):
+        yield
+
+
+def module_parameters(module: nn.Module, shared: Parameters) -> Parameters:
+    """Parameters of a guide's module that require gradients, without those of the model."""
+    known = {id(p.leaf) for p in shared.items}
+    return Parameters.of(
+        [
+            Parameter(name, constraints.real, leaf.detach(), leaf, False)
+            for name, leaf in module.named_parameters()
+            if leaf.requires_grad and id(leaf) not in known
+        ]
+    )
+
+
+@contextmanager
+def empty_store() -> Iterator[None]:
+    """While it lasts, Pyro's parameter store is an empty one; afterwards it is what it was."""
+    store = pyro.get_param_store()
+    before = store._params, store._param_to_name, store._constraints
+    store._params, store._param_to_name, store._constraints = {}, {}, {}
+    try:
+        yield
+    finally:
+        store._params, store._param_to_name, store._constraints = before
+
+
+def _with_unconstrained(transform: Any, unconstrained: Tensor) -> Tensor:
+    """The constrained value, with the attribute that Pyro's store gives it."""
+    value = transform(unconstrained)
+    if value is unconstrained:
+        value = unconstrained.view_as(unconstrained)
+    value.unconstrained = lambda: unconstrained
+    return value
+
+
+class _Answers(Messenger):
+    """Answers parameter statements: by name, else by the tensor that they register."""
+
+    def __init__(self, stated: dict[str, Tensor], leaves: dict[int, Tensor]) -> None:
+        super().__init__()
+        self.stated, self.leaves = stated, leaves
+
+    def _pyro_param(self, msg: Any) -> None:
+        if msg["done"]:
+            return
+        name = _plain(msg["name"])
+        if name in self.stated:
+            msg["value"], msg["done"] = self.stated[name], True
+        elif len(msg["args"]) > 1:
+            given = msg["args"][1]
+            if id(given) in self.leaves:
+                msg["value"], msg["done"] = self.leaves[id(given)], True
+            else:
+                self._unknown(msg, name, given)
+
+    def _unknown(self, msg: Any, name: str, given: Any) -> None:
+        """A statement of a constant: its tensor requires no gradients, which Pyro's store would change."""
+        if not isinstance(given, nn.Parameter):
+            raise CaptureError(f"parameter {name!r} appears in some runs of the program and not in others")
+        msg["value"], msg["done"] = given.detach(), True
+
+
+class _Shared(_Answers):
+    """Answers known statements, and leaves others to Pyro."""
+
+    def _unknown(self, msg: Any, name: str, given: Any) -> None:
+        pass
+
+
+class _Replaces(TorchFunctionMode):
+    """Gives torch operations other tensors in place of chosen ones."""
+
+    def __init__(self, leaves: dict[int, Tensor]) -> None:
+        super().__init__()
+        self.leaves = leaves
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _FLAGS:
+            return func(*args, **kwargs or {})
+        args = tuple(self._swapped(x, func) for x in args)
+        return func(*args, **{k: self._swapped(x, func) for k, x in (kwargs or {}).items()})
+
+    def _swapped(self, x: Any, func: Any) -> Any:
+        if isinstance(x, Tensor):
+            return self._tensor(x, func)
+        if type(x) in (list, tuple) and any(isinstance(y, Tensor) for y in x):
+            return type(x)(self._swapped(y, func) for y in x)
+        return x
+
+    def _tensor(self, x: Tensor, func: Any) -> Tensor:
+        return self.leaves.get(id(x), x)
+
+
+class Watch:
+    """A context in which a run of a program shows its parameters; the values are the initial ones.
+
+    Args:
+        program: the model or guide, in which parameters are looked up to name them.
+        known: parameters that are known already.
+    """
+
+    def __init__(self, program: Any, known: Parameters | None = None) -> None:
+        self.names, self.buffers = _named(program)
+        self.known = known or Parameters()
+        self.statements: dict[str, tuple[Any, Tensor, Tensor | None]] = {}
+        self.read: dict[int, Tensor] = {}
+        self.any_statement = False
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        leaves = {id(p.leaf): p.leaf.detach() for p in self.known.items if p.leaf is not None}
+        stated = {
+            p.name: _with_unconstrained(p.transform, p.unconstrained.detach())
+            for p in self.known.items
+            if p.stated
+        }
+        with torch.enable_grad(), _Statements(self, stated, leaves), _Reads(self, leaves):
+            yield
+
+    def found(self) -> Parameters:
+        """The parameters of the runs so far that were not known: in the order of their first use."""
+        items: list[Parameter] = []
+        taken = {id(leaf) for _, _, leaf in self.statements.values() if leaf is not None}
+        for name, (constraint, value, leaf) in self.statements.items():
+            items.append(Parameter(name, constraint, value, leaf, True))
+        used = set(self.statements) | set(self.known.names)
+        for key, leaf in self.read.items():
+            if key in taken:
+                continue
+            if key not in self.names:
+                raise CaptureError(
+                    f"the program reads a tensor of shape {tuple(leaf.shape)} that requires gradients and "
+                    "that it creates itself or that no object of it refers to: state it as a pyro.param, or "
+                    "keep it in a module that the model refers to"
+                )
+            name = self.names[key]
+            while name in used:
+                name += "_"
+            used.add(name)
+            items.append(Parameter(name, constraints.real, leaf.detach(), leaf, False))
+        for item in items:
+            if not item.unconstrained.is_floating_point():
+                raise CaptureError(
+                    f"parameter {item.name!r}: its dtype {item.unconstrained.dtype} is not real"
+                )
+            if not item.unconstrained.isfinite().all():
+                raise InputError(
+                    f"parameter {item.name!r}",
+                    "an initial value",
+                    f"a finite one inside of {item.constraint}",
+                )
+        return Parameters.of(items)
+
+
+class _Statements(_Answers):
+    """Records the parameter statements of a run."""
+
+    def __init__(self, watch: Watch, stated: dict[str, Tensor], leaves: dict[int, Tensor]) -> None:
+        super().__init__(stated, leaves)
+        self.watch = watch
+
+    def _pyro_param(self, msg: Any) -> None:
+        self.watch.any_statement = True
+        if len(msg["args"]) > 1 and callable(msg["args"][1]) and _plain(msg["name"]) not in self.stated:
+            with torch.no_grad():
+                msg["args"] = (msg["args"][0], msg["args"][1](), *msg["args"][2:])
+        name, given = _plain(msg["name"]), msg["args"][1] if len(msg["args"]) > 1 else None
+        if name in self.stated or msg["done"]:
+            return super()._pyro_param(msg)
+        if given is None and msg["args"][0] not in pyro.get_param_store():
+            raise CaptureError(f"pyro.param({name!r}) has no initial value, and Pyro's store is not read")
+        if given is None:
+            given = pyro.get_param_store()._params[msg["args"][0]]  # put there by the PyroModule
+            if id(given) in self.leaves and id(given) not in self.watch.read:
+                return None  # of a known parameter: a guide's
+            if given.requires_grad:
+                self._state(msg, name, given, given)
+        elif id(given) in self.leaves and id(given) not in self.watch.read:
+            return super()._pyro_param(msg)
+        elif given.requires_grad and given.is_leaf and msg["kwargs"].get("constraint") in _REAL:
+            self._state(msg, name, given, given)
+        elif isinstance(given, nn.Parameter) and not given.requires_grad:
+            return super()._pyro_param(msg)
+        else:
+            with torch.no_grad():
+                transform = transform_to(msg["kwargs"]["constraint"])
+                start = given.detach()
+                start = start if start.is_floating_point() or start.is_complex() else start * 1.0
+                self._state(msg, name, transform.inv(start).clone(), None)
+        return None
+
+    def _state(self, msg: Any, name: str, unconstrained: Tensor, leaf: Tensor | None) -> None:
+        constraint = msg["kwargs"].get("constraint", constraints.real)
+        if leaf is not None and len(msg["args"]) < 2:
+            constraint = pyro.get_param_store()._constraints[msg["args"][0]]
+        self.watch.statements[name] = (constraint, unconstrained.detach(), leaf)
+        if leaf is not None:
+            self.leaves[id(leaf)] = leaf.detach()
+        self.stated[name] = _with_unconstrained(transform_to(constraint), unconstrained.detach())
+        msg["value"], msg["done"] = self.stated[name], True
+
+
+_REAL = (None, constraints.real)
+
+
+class _Reads(_Replaces):
+    """Records the tensors that require gradients and that operations of a run read."""
+
+    def __init__(self, watch: Watch, leaves: dict[int, Tensor]) -> None:
+        super().__init__(leaves)
+        self.watch = watch
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name.endswith("_") and not name.endswith("__") and args:
+            changed = self.watch.buffers.get(id(args[0]))
+            if changed is not None:
+                raise CaptureError(
+                    f"the program changes {changed!r}, a buffer or parameter of a module, by {name}(): call "
+                    "eval() of the module first (batch normalisation changes its averages in training mode)"
+                )
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def _tensor(self, x: Tensor, func: Any) -> Tensor:
+        if id(x) in self.leaves:
+            return self.leaves[id(x)]
+        if (
+            not torch._C._functorch.is_functorch_wrapped_tensor(x)
+            and x.requires_grad
+            and torch.is_grad_enabled()
+            and func not in _DETACHED
+        ):
+            if not x.is_leaf:
+                raise CaptureError(
+                    f"the program reads a tensor of shape {tuple(x.shape)} that was computed outside of it "
+                    "from tensors that require gradients: compute it in the program, or detach() it"
+                )
+            self.watch.read[id(x)] = x
+            self.leaves[id(x)] = x.detach()
+            return self.leaves[id(x)]
+        return x
+
+
+def _plain(name: str) -> str:
+    """The name of a parameter without Pyro's divider between a module's name and its parameter's."""
+    return name.replace("$$$", ".")
+
+
+def _named(program: Any) -> tuple[dict[int, str], dict[int, str]]:
+    """Names of the tensors that a program can reach, and of the buffers and parameters of its modules."""
+    names: dict[int, str] = {}
+    protected: dict[int, str] = {}
+    seen: set[int] = set()
+    keep: list[Any] = []  # so that no address is used twice
+    queue: list[tuple[Any, str, int]] = [(program, "", 0)]
+    while queue:
+        thing, prefix, depth = queue.pop(0)
+        if id(thing) in seen or depth > _DEPTH:
+            continue
+        seen.add(id(thing))
+        keep.append(thing)
+        if isinstance(thing, Tensor):
+            names.setdefault(id(thing), prefix or "parameter")
+        elif isinstance(thing, nn.Module):
+            for name, tensor in thing.named_parameters():
+                names.setdefault(id(tensor), _joined(prefix, name))
+                protected.setdefault(id(tensor), _joined(prefix, name))
+            protected |= {id(t): _joined(prefix, name) for name, t in thing.named_buffers()}
+        queue += [(child, _joined(prefix, name), depth + 1) for name, child in _children(thing)]
+    return names, protected
+
+
+def _joined(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix and name else prefix or name
+
+
+def _children(thing: Any) -> list[tuple[str, Any]]:
+    """Objects that a program refers to, with the part that they add to a name."""
+    if isinstance(thing, MethodType):
+        return [("", thing.__self__), ("", thing.__func__)]
+    if isinstance(thing, partial):
+        return [("", thing.func), *_by_place(thing.args), *thing.keywords.items()]
+    if isinstance(thing, FunctionType):
+        if thing.__module__.split(".")[0] in ("torch", "pyro"):
+            return []
+        closed = [
+            (name, cell.cell_contents)
+            for name, cell in zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=True)
+            if _is_set(cell)
+        ]
+        used = [(n, thing.__globals__[n]) for n in thing.__code__.co_names if n in thing.__globals__]
+        used = [(n, x) for n, x in used if not isinstance(x, ModuleType | type)]
+        wrapped = [("", thing.__wrapped__)] if hasattr(thing, "__wrapped__") else []
+        defaults = _by_place(thing.__defaults__ or ())
+        return [("" if isinstance(x, FunctionType) else n, x) for n, x in closed + used] + wrapped + defaults
+    if isinstance(thing, Mapping):
+        return [(str(name), x) for name, x in thing.items()]
+    if isinstance(thing, list | tuple):
+        return _by_place(thing)
+    if isinstance(thing, str | bytes | int | float | type | ModuleType | Tensor | torch.dtype):
+        return []
+    call = [("", type(thing).forward)] if isinstance(thing, nn.Module) else []
+    if hasattr(thing, "__wrapped__"):
+        return [("", thing.__wrapped__)]
+    if is_dataclass(thing):
+        return [(f.name, getattr(thing, f.name)) for f in fields(thing)] + _called(thing)
+    inside = [] if not hasattr(thing, "__dict__") else list(vars(thing).items())
+    return [*call, *((n, x) for n, x in inside if not n.startswith("_")), *_called(thing)]
+
+
+def _called(thing: Any) -> list[tuple[str, Any]]:
+    method = vars(type(thing)).get("__call__")
+    return [("", method)] if isinstance(method, FunctionType) else []
+
+
+def _by_place(things: Sequence[Any]) -> list[tuple[str, Any]]:
+    """Members of a sequence, named by their places."""
+    return [(str(i), x) for i, x in enumerate(things)]
+
+
+def _is_set(cell: Any) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
+@dataclass(frozen=True, eq=False)
+class Fixed:
+    """A model, some of whose parameters are constants: see :meth:`astrozoo.Problem.fix`.
+
+    Args:
+        flat: their unconstrained values; None: the last argument of the model holds them.
+    """
+
+    model: Callable[..., Any]
+    parameters: Parameters
+    flat: Tensor | None = field(default=None)
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        return self.model
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the model with the constants."""
+        flat = args[-1] if self.flat is None else self.flat
+        with self.parameters.given(flat):
+            return self.model(*(args[:-1] if self.flat is None else args))
