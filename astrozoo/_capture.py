@@ -151,6 +151,7 @@ class Model:
         with self.scope.drawing(seed):
             with watch() if flat is None else self.parameters.given(flat):
                 seen = _run_once(self.model, args, give)
+                seen.compute_log_prob()
             layout = Layout(tuple(sites), grouped(sites))
         if flat is not None:
             return layout, tuple(discrete), self.parameters
@@ -252,9 +253,7 @@ class Model:
 def _run_once(model: Callable[..., Any], args: tuple[Any, ...], give: Callable[[Any], Any]) -> poutine.Trace:
     """Run the model for what ``give`` sees of it; what it raises becomes a CaptureError that says so."""
     try:
-        seen = trace(model, args, give)
-        seen.compute_log_prob()
-        return seen
+        return trace(model, args, give)
     except AstrozooError:
         raise
     except Exception as error:
