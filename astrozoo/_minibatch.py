@@ -95,7 +95,7 @@ def checked_cut(problem: Problem, plates: Sequence[str]) -> CheckedCut:
             flat = model.parameters.initial(problem.dtype, problem.device)
             opened.enter_context(model.parameters.given(flat))
             whole = model.run(values, args)
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, CaptureError) as error:
             raise CaptureError(
                 f"data plates {list(few)} cannot be cut: with {_TRIED} elements of each the model fails "
                 f"({error}): a size is fixed in the model, or another tensor must be cut with these"
