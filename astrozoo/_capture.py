@@ -19,8 +19,9 @@ from torch.utils import _pytree as pytree
 from astrozoo._enumerate import Discrete, Plan, find_discrete, make_plan, total
 from astrozoo._layout import Layout, Site, bijection, grouped, innermost, is_bijective
 from astrozoo._parameters import Parameters, Watch, empty_store
-from astrozoo._scalar_index import ScalarIndices
+from astrozoo._scalar_index import ScalarIndices, plate_indices
 from astrozoo._scope import Scope, Tape
+from astrozoo._vmappable import vmappable
 from astrozoo.errors import AstrozooError, CaptureError
 
 __all__ = ["Model", "is_derived", "is_discrete", "latent_sites", "run_guide"]
@@ -41,6 +42,7 @@ class _Give(Messenger):
                     f"plate {msg['name']!r} draws a random subsample, which a graph would freeze: "
                     "subsample the data and pass them as arguments instead"
                 )
+            msg["value"], msg["done"] = plate_indices(msg["fn"]()), True
             return
         if msg["is_observed"]:
             self.observed.add(msg["name"])
@@ -60,7 +62,11 @@ def trace(
     f: Callable[..., Any], args: tuple[Any, ...], give: Callable[[Any], Tensor | None]
 ) -> poutine.Trace:
     """The Pyro trace of ``f(*args)`` with latent sites given by ``give``."""
-    with ScalarIndices(), empty_store():  # a PyroModule would find there what an earlier run left
+    with (
+        ScalarIndices(),
+        vmappable(),
+        empty_store(),
+    ):  # a PyroModule would find there what an earlier run left
         return poutine.trace(_Give(give)(f)).get_trace(*args)
 
 
@@ -82,8 +88,11 @@ def is_derived(site: Any) -> bool:
     """True at a site whose value follows from others: of ``pyro.deterministic``, or a latent Delta."""
     if site["type"] != "sample" or site_is_subsample(site):
         return False
-    point = not site["is_observed"] and isinstance(innermost(site["fn"]), dist.Delta)
-    return point or bool(site["infer"].get("_deterministic"))
+    if site["infer"].get("_deterministic"):
+        return True
+    fn = site["fn"]
+    replaced = isinstance(fn, dist.MaskedDistribution) and fn._mask is False  # by ``poutine.reparam``
+    return isinstance(innermost(fn), dist.Delta) and (replaced or not site["is_observed"])
 
 
 class Model:
@@ -229,7 +238,8 @@ class Model:
     def run(self, values: Mapping[str, Tensor], args: tuple[Any, ...]) -> poutine.Trace:
         """The trace with every latent site given, its log probabilities computed."""
         found = trace(self.model, args, lambda msg: None if is_derived(msg) else values[msg["name"]])
-        found.compute_log_prob()
+        with vmappable():
+            found.compute_log_prob()
         return found
 
     def derived_values(self, values: Mapping[str, Tensor], args: tuple[Any, ...]) -> dict[str, Tensor]:

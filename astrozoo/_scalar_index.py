@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["ScalarIndices"]
+__all__ = ["ScalarIndices", "plate_indices"]
+
+
+_PLATE = "_astrozoo_plate_indices"
+
+
+def plate_indices(indices: Tensor) -> Tensor:
+    """Mark all indices of a plate: a sequential plate then iterates over numbers, which a graph can hold."""
+    setattr(indices, _PLATE, True)
+    return indices
 
 
 class ScalarIndices(TorchFunctionMode):
@@ -18,6 +27,8 @@ class ScalarIndices(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.unbind and getattr(args[0], _PLATE, False):  # of ``for i in plate``
+            return range(len(args[0]))
         if func is Tensor.__getitem__:
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
             if any(map(_is_scalar, index)):
