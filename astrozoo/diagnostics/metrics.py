@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from astrozoo.diagnostics.arviz import bfmi, ess, k_hat, mcse, r_hat
 from astrozoo.errors import InputError
@@ -21,6 +21,7 @@ __all__ = [
     "POOR_K_HAT",
     "Scalars",
     "compare",
+    "count_scalars",
     "diagnose",
     "el2o_value",
     "is_chain",
@@ -35,6 +36,8 @@ POOR_K_HAT = 0.7
 """Pareto k-hat above which importance weights, and what was fitted, are not to be trusted."""
 
 _CHAIN_STATS = {"acceptance_rate", "diverging", "energy", "tree_depth"}
+MOST_COMPARED = 10_000
+"""Scalars that are compared one by one: where there are more, a table has so many rows for each method."""
 _MOST = 1000
 """Scalars that R-hat and ESS are computed of (7 ms each); where there are more, evenly chosen ones."""
 
@@ -67,23 +70,46 @@ def is_chain(result: Result) -> bool:
     return bool(_CHAIN_STATS & result.sample_stats.keys())
 
 
-def scalars(result: Result, most: int | None = None) -> Scalars:
-    """The draws of a result, scalar by scalar; with ``most``, about equally many of every site."""
+def count_scalars(result: Result) -> int:
+    """The number of scalars in a draw."""
+    return sum(math.prod(draws.shape[2:]) for draws in result.draws.values())
+
+
+def scalars(result: Result, most: int | None = None, *, evenly: bool = False) -> Scalars:
+    """The draws of a result, scalar by scalar; labels and draws are made of those that are chosen alone.
+
+    Args:
+        most: at most so many, about equally many of every site.
+        evenly: choose them evenly among all scalars instead.
+    """
     posterior = result.groups()["posterior"]
     labels, columns = [], []
     share = None if most is None else max(1, most // max(1, len(posterior.data_vars)))
+    total, first = count_scalars(result), 0
+    chosen = np.arange(total)
+    if evenly and most is not None and most < total:
+        chosen = np.linspace(0, total - 1, most).round().astype(int)
     for name, variable in posterior.data_vars.items():
-        axes = variable.dims[2:]
-        held = {axis: variable.coords.get(axis) for axis in axes}
-        ticks = [range(variable.sizes[a]) if held[a] is None else np.asarray(held[a]).tolist() for a in axes]
-        places = [", ".join(f"{a}={t}" for a, t in zip(axes, at, strict=True)) for at in product(*ticks)]
-        found = [f"{name}[{place}]" for place in places]
-        flat = variable.to_numpy().reshape(*variable.shape[:2], -1)
-        site = Scalars(found if axes else [str(name)], flat)
-        site = site if share is None else site.some(share)
-        labels += site.labels
-        columns.append(site.draws)
+        size = math.prod(variable.shape[2:])
+        kept = chosen[(chosen >= first) & (chosen < first + size)] - first
+        if share is not None and not evenly and share < size:
+            kept = np.linspace(0, size - 1, share).round().astype(int)
+        first += size
+        labels += _labels(str(name), variable, kept)
+        columns.append(variable.to_numpy().reshape(*variable.shape[:2], -1)[..., kept])
     return Scalars(labels, np.concatenate(columns, axis=-1))
+
+
+def _labels(name: str, variable: Any, kept: Int[np.ndarray, "scalar"]) -> list[str]:
+    axes = variable.dims[2:]
+    if not axes:
+        return [name]
+    ticks = [variable.coords[a].values.tolist() if a in variable.coords else None for a in axes]
+    found = []
+    for at in zip(*np.unravel_index(kept, variable.shape[2:]), strict=True):
+        marks = (i if tick is None else tick[i] for tick, i in zip(ticks, at, strict=True))
+        found.append(f"{name}[{', '.join(f'{a}={mark}' for a, mark in zip(axes, marks, strict=True))}]")
+    return found
 
 
 def standard_errors(result: Result, of: Scalars) -> Float[np.ndarray, "scalar"]:
@@ -144,13 +170,12 @@ def diagnose(result: Result) -> dict[str, Any]:
     found: dict[str, Any] = {}
     stats = result.sample_stats
     if is_chain(result):
-        every = scalars(result)
-        held = every.some(_MOST)
+        held, total = scalars(result, _MOST, evenly=True), count_scalars(result)
         found["largest r-hat"] = _worst(np.max, r_hat(held.draws))
         found["smallest bulk ess"] = _worst(np.min, ess(held.draws, "bulk"))
         found["smallest tail ess"] = _worst(np.min, ess(held.draws, "tail"))
-        if len(held) < len(every):
-            found["scalars looked at"] = f"{len(held)} of {len(every)}, evenly chosen"
+        if len(held) < total:
+            found["scalars looked at"] = f"{len(held)} of {total}, evenly chosen"
     if "diverging" in stats:
         found["divergences"] = int(stats["diverging"].sum())
     if "energy" in stats and stats["energy"].ndim == 2 and stats["energy"].shape[1] > 1:
@@ -205,6 +230,8 @@ def reference_of(results: Mapping[str, Result]) -> str:
 def compare(results: Mapping[str, Result], reference: str | None = None) -> list[dict[str, Any]]:
     """Every scalar under every method, beside a reference: the first chain-based result, else the first.
 
+    Of more than ``MOST_COMPARED`` scalars so many are compared, evenly chosen.
+
     Columns: mean, sd, Monte-Carlo standard error; ``z``, the difference of means in units of its Monte-Carlo
     error; ``shift``, the same in posterior SDs of the reference; ``sd ratio``.
 
@@ -220,7 +247,7 @@ def compare(results: Mapping[str, Result], reference: str | None = None) -> list
     if len(digests) > 1:
         raise InputError("results", f"digests {sorted(digests)}", "results of one problem")
     first = reference or reference_of(results)
-    held = {name: scalars(result) for name, result in results.items()}
+    held = {name: scalars(result, MOST_COMPARED, evenly=True) for name, result in results.items()}
     moments = {name: _moments(results[name], of) for name, of in held.items()}
     rows = []
     for name, of in held.items():

@@ -20,9 +20,11 @@ from astrozoo._files import replacing
 from astrozoo.diagnostics import plots
 from astrozoo.diagnostics.arviz import loo, prior_sensitivity
 from astrozoo.diagnostics.metrics import (
+    MOST_COMPARED,
     POOR_K_HAT,
     Scalars,
     compare,
+    count_scalars,
     diagnose,
     is_chain,
     scalars,
@@ -116,7 +118,7 @@ def _summary_page(result: Result, found: Mapping[str, Any]) -> Page:
 
 def _chain_pages(result: Result) -> list[Page]:
     few = scalars(result, 8).some(8)
-    shown = "" if len(few) == len(scalars(result)) else " Some parameters only."
+    shown = "" if len(few) == count_scalars(result) else " Some parameters only."
     parts: list[Any] = [(plots.trace(few), f"Marginals and draws of each chain.{shown}")]
     if few.draws.shape[0] > 1:
         caption = "Ranks of each chain's draws among all: level where chains agree."
@@ -294,7 +296,7 @@ def comparison_report(
     if not results:
         raise InputError("results", "none", "at least one method that did not fail")
     rows = compare(results)
-    held = {name: scalars(result) for name, result in results.items()}
+    held = {name: scalars(result, MOST_COMPARED, evenly=True) for name, result in results.items()}
     labels = next(iter(held.values())).some(12).labels
     table = runs(results) if table is None else table
     costs = [{"method": name} | cost(result) for name, result in results.items()]

@@ -90,7 +90,7 @@ def score(result: Result, reference: Result | None) -> dict[str, float]:
     names += ("mmd", "mmd null", "c2st", "c2st null")
     if reference is None:
         return dict.fromkeys(names, math.nan)
-    ours, theirs = scalars(result).some(_SCALARS), scalars(reference).some(_SCALARS)
+    ours, theirs = (scalars(r, _SCALARS, evenly=True) for r in (result, reference))
     shared = [label for label in theirs.labels if label in ours.labels]
     a = ours.draws[..., [ours.labels.index(label) for label in shared]]
     b = theirs.draws[..., [theirs.labels.index(label) for label in shared]]

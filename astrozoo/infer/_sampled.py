@@ -21,6 +21,9 @@ GRADIENT, CURVATURE = 0.5, 0.25
 
 PART = 32
 """Draws of one problem that are evaluated at once, at most (or the coarse ones)."""
+PART_ELEMENTS = 2**20
+"""Numbers of noise in these draws, at most: 8 MiB in double precision. The intermediate results of a
+Hessian-vector product take some thirty times as much."""
 
 
 class Sampled:
@@ -255,7 +258,8 @@ def part_size(draws: int, coarse: int, objective: Objective) -> int:
     """
     if objective.batch is not None:
         return coarse
-    pairs, most = (draws + 1) // 2, max(PART // 2, (coarse + 1) // 2)
+    pairs = (draws + 1) // 2
+    most = max(min(PART // 2, PART_ELEMENTS // (2 * max(1, objective.noise_dim))), (coarse + 1) // 2)
     return 2 * max(n for n in range(1, most + 1) if pairs % n == 0)
 
 

@@ -31,8 +31,8 @@ __all__ = [
 
 PROBED = 1000
 """Noise coordinates of a guide up to which its shape is probed one by one: the probes of 1,000 take 8 MB."""
-ELEMENTS_AT_ONCE = 2**22
-"""Numbers of noise or of draws that one call evaluates: 32 MiB in double precision, of which the intermediate
+ELEMENTS_AT_ONCE = 2**20
+"""Numbers of noise or of draws that one call evaluates: 8 MiB in double precision, of which the intermediate
 results of a captured function take ten to thirty times as much."""
 RATIOS_AT_ONCE = 100
 """Draws whose density ratios are computed in one batch; bounds memory for large data."""

@@ -57,9 +57,9 @@ JITTER = 0.4
 """Step sizes, and with them lengths of trajectories, are drawn within this fraction of their mean."""
 ROWS = 8192
 """Draws of a window that are kept for the mass matrix: the last."""
-WINDOW_ELEMENTS = 2**24
-"""Numbers of all positions of a window that are kept, at most: 134 MB in double precision, and as much again
-for the gradients. Of 130,000 dimensions these are 129 draws: enough for a diagonal and 32 directions.
+WINDOW_ELEMENTS = 2**23
+"""Numbers of all positions of a window that are kept, at most: 67 MB in double precision, and as much again
+for the gradients. Of 130,000 dimensions these are 64 draws: enough for a diagonal and 16 directions.
 """
 ENUMERATED = 64
 """Joint assignments of discrete sites (six binary ones) up to which they are summed out at every step."""

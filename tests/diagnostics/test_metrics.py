@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from astrozoo.diagnostics import arviz as stats
+from astrozoo.diagnostics import metrics
 from astrozoo.diagnostics.metrics import (
     compare,
     diagnose,
@@ -148,3 +149,15 @@ def test_compare_takes_chains_as_the_reference():
         compare({"a": make(), "b": make(digest="another")})
     with pytest.raises(InputError, match="one or more"):
         compare({})
+
+
+def test_tables_of_very_many_parameters_are_of_some_of_them(monkeypatch):
+    x = np.random.default_rng(0).normal(size=(2, 50, 300, 400))
+    many = make(draws={"image": x}, dims={}, coords={}, sample_stats={})
+    held = scalars(many, 100, evenly=True)
+    assert len(held) == 100
+    assert held.labels[-1] == "image[image_dim_0=299, image_dim_1=399]"
+    np.testing.assert_array_equal(held.draws[..., -1], x[..., -1, -1])
+    np.testing.assert_array_equal(held.draws[..., 50], x.reshape(2, 50, -1)[..., round(119_999 * 50 / 99)])
+    monkeypatch.setattr(metrics, "MOST_COMPARED", 20)
+    assert len(compare({"a": many, "b": many})) == 40
