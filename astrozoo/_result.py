@@ -294,7 +294,8 @@ def _leading(group: str, batched: bool) -> tuple[str, ...]:
         return "iteration", "problem" if batched else "start"
     if group == "summaries":
         return ("statistic", "problem") if batched else ("statistic",)
-    return (() if group == "observed_data" else ("chain", "draw")) + (("problem",) if batched else ())
+    sampled = () if group in ("observed_data", "parameters") else ("chain", "draw")
+    return sampled + (("problem",) if batched else ())
 
 
 def _axis_label(axis: str, labels: Mapping[str, str]) -> str:
