@@ -1,0 +1,85 @@
+"""Trained weights by name or path: shipped in the package, or fetched and checked."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import pooch
+
+from astrozoo._trained import Trained
+from astrozoo.errors import DataError, UnknownNameError
+
+__all__ = ["load_weights", "weights"]
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """One file of weights.
+
+    Args:
+        sha256: of the file.
+        package, name: where it is shipped; or
+        url: where it is downloaded from.
+    """
+
+    summary: str
+    sha256: str
+    package: str = ""
+    name: str = ""
+    url: str = ""
+
+
+_WEIGHTS = {
+    "learned_source": _Weights(
+        "decoder of galaxies (64 x 64 pixels, 32 latents) and the flow over its latents",
+        "@SHA@",
+        package="astrozoo.models",
+        name="learned_source.safetensors",
+    ),
+}
+
+
+def weights() -> dict[str, str]:
+    """Names that :func:`load_weights` knows, each with a summary."""
+    return {name: entry.summary for name, entry in _WEIGHTS.items()}
+
+
+def load_weights(source: str | Path) -> Trained:
+    """Trained weights, with the record of their training.
+
+    Args:
+        source: the path of a file (it ends in ``.safetensors``), or one of :func:`weights`.
+
+    Raises:
+        UnknownNameError: no weights of that name.
+        DataError: the file is missing, corrupt, of another version, or not what its checksum says.
+    """
+    if Path(source).suffix == ".safetensors":
+        return Trained.load(source)
+    if source not in _WEIGHTS:
+        raise UnknownNameError("weights", str(source), _WEIGHTS)
+    entry = _WEIGHTS[str(source)]
+    path = _path(entry, str(source))
+    if not path.is_file():
+        raise DataError(str(path), "no such file", f"the weights {source!r}: install astrozoo again")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != entry.sha256:
+        raise DataError(str(path), f"SHA-256 {digest}", f"{entry.sha256} (a damaged or another file)")
+    return Trained.load(path)
+
+
+def _path(entry: _Weights, name: str) -> Path:
+    if entry.package:
+        return Path(str(files(entry.package).joinpath(entry.name)))
+    folder = Path(pooch.os_cache("astrozoo")) / "weights"
+    try:
+        fetched = pooch.retrieve(
+            entry.url, known_hash=f"sha256:{entry.sha256}", fname=f"{name}.safetensors", path=folder
+        )
+    except (OSError, ValueError) as error:
+        expected = "a connection, and a file with the right checksum"
+        raise DataError(f"weights {name!r}: {entry.url}", f"{type(error).__name__}: {error}", expected) from error
+    return Path(fetched)

@@ -1,0 +1,1 @@
+"""Torch modules without Pyro, which models and guides are made of."""
