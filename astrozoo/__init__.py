@@ -16,9 +16,12 @@ from astrozoo.registry import Entry, get, list_models  # noqa: E402
 
 if TYPE_CHECKING:
     from astrozoo._predictive import predictive
+    from astrozoo._trained import Trained
+    from astrozoo.data.weights import load_weights
     from astrozoo.diagnostics.report import report
     from astrozoo.errors import AstrozooError
     from astrozoo.infer import infer
+    from astrozoo.train import train
     from astrozoo.types import Problem, Result, Status, load, stack
 
 __all__ = [
@@ -27,13 +30,16 @@ __all__ = [
     "Problem",
     "Result",
     "Status",
+    "Trained",
     "get",
     "infer",
     "list_models",
     "load",
+    "load_weights",
     "predictive",
     "report",
     "stack",
+    "train",
 ]
 
 __version__ = "0.1.0"
@@ -43,7 +49,9 @@ _LAZY = {
     "Problem": "astrozoo.types",
     "Result": "astrozoo.types",
     "Status": "astrozoo.types",
+    "Trained": "astrozoo._trained",
     "load": "astrozoo.types",
+    "load_weights": "astrozoo.data.weights",
     "predictive": "astrozoo._predictive",
     "report": "astrozoo.diagnostics.report",
     "stack": "astrozoo.types",
@@ -51,8 +59,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "infer":
-        return import_module("astrozoo.infer")  # a package that can be called
+    if name in ("infer", "train"):
+        return import_module(f"astrozoo.{name}")  # a package that can be called
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_LAZY[name]), name)

@@ -22,7 +22,7 @@ from astrozoo.density import Elbo
 from astrozoo.errors import CaptureError, InputError
 from astrozoo.types import Problem
 
-__all__ = ["Minibatches", "checked_cut", "sizes_of"]
+__all__ = ["Minibatches", "check_amortised", "checked_cut", "sizes_of"]
 
 _TRIED = 4
 """Elements of each plate on which a cut is tried: the fewest whose halves have more than one element."""
@@ -234,7 +234,7 @@ class Minibatches:
         weights = {plate: self.cut.lengths[plate] / n for plate, n in self.sizes.items()}
         first = self._part({plate: torch.arange(n) for plate, n in self.sizes.items()}, problem.args)
         if self.local:
-            self._check_amortised(problem, guide)
+            check_amortised(problem, guide, self.cut, tuple(self.sizes), self.local)
         self.target = Elbo(
             replace(problem, args=first, data_plates=()), guide, compile=compile, weights=weights
         )
@@ -269,20 +269,36 @@ class Minibatches:
     def _part(self, index: Mapping[str, Tensor], args: tuple[Any, ...]) -> tuple[Any, ...]:
         return self.cut.take(args, index, batched=self.batch is not None)
 
-    def _check_amortised(self, problem: Problem, guide: Callable[[Problem], Any]) -> None:
-        """Guides for minibatches of two sizes must have the same parameters."""
-        scope, shapes = Scope(problem.dtype, problem.device), []
-        for n in (min(_TRIED, *self.cut.lengths.values()), 1):
-            args = self._part({plate: torch.arange(n) for plate in self.sizes}, problem.args)
-            part = replace(problem, args=args, data_plates=())
-            with scope.drawing():
-                module = guide(part)
-                module(*(args if problem.batch is None else rows_of(args, 0)))
-            shapes.append({name: tuple(p.shape) for name, p in module.named_parameters()})
-        changed = sorted(name for name in shapes[0] if shapes[0][name] != shapes[1].get(name))
-        if changed:
-            raise CaptureError(
-                f"latent sites {list(self.local)} lie in the data plates {tuple(self.sizes)}, and the guide "
-                f"has parameters for each of their elements ({changed[0]!r}); minibatches need an amortised "
-                "guide: one that computes the sites' distributions from the data that it is called with"
-            )
+
+def check_amortised(
+    problem: Problem,
+    guide: Callable[[Problem], Any],
+    cut: Cut,
+    plates: Sequence[str],
+    local: Sequence[str],
+) -> None:
+    """Check that guides for minibatches of two sizes have the same parameters.
+
+    Args:
+        plates: that are cut.
+        local: latent sites inside them.
+
+    Raises:
+        CaptureError: if the guide has parameters for each element.
+    """
+    scope, shapes = Scope(problem.dtype, problem.device), []
+    batched = problem.batch is not None
+    for n in (min(_TRIED, *cut.lengths.values()), 1):
+        args = cut.take(problem.args, {plate: torch.arange(n) for plate in plates}, batched=batched)
+        part = replace(problem, args=args, data_plates=())
+        with scope.drawing():
+            module = guide(part)
+            module(*(rows_of(args, 0) if batched else args))
+        shapes.append({name: tuple(p.shape) for name, p in module.named_parameters()})
+    changed = sorted(name for name in shapes[0] if shapes[0][name] != shapes[1].get(name))
+    if changed:
+        raise CaptureError(
+            f"latent sites {list(local)} lie in the data plates {tuple(plates)}, and the guide has "
+            f"parameters for each of their elements ({changed[0]!r}); minibatches need an amortised guide: "
+            "one that computes the sites' distributions from the data that it is called with"
+        )

@@ -63,21 +63,22 @@ class Trained:
         return {n.removeprefix(f"{name}."): w for n, w in self.weights.items() if n.startswith(f"{name}.")}
 
     def load_into(self, module: nn.Module, name: str) -> None:
-        """Set the parameters and buffers of a module to the weights below a name.
+        """Set the parameters of a module to the weights below a name, and the buffers that are among them.
 
         Raises:
             DataError: if names or shapes differ.
         """
         weights, own = self.part(name), module.state_dict()
-        missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+        needed = dict(module.named_parameters()).keys()
+        missing, extra = sorted(needed - weights.keys()), sorted(weights.keys() - own.keys())
         if missing or extra:
             expected = f"those of {type(module).__name__}"
             raise DataError(f"weights {name!r}", f"missing {missing}, unknown {extra}", expected)
-        for n, value in own.items():
-            if weights[n].shape != value.shape:
-                got, expected = tuple(weights[n].shape), f"shape {tuple(value.shape)}"
+        for n, w in weights.items():
+            if w.shape != own[n].shape:
+                got, expected = tuple(w.shape), f"shape {tuple(own[n].shape)}"
                 raise DataError(f"weights {name}.{n}", f"shape {got}", expected)
-        module.load_state_dict(weights)
+        module.load_state_dict(own | weights)
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file, with the record as JSON in its header, to a temporary name first.
@@ -91,7 +92,10 @@ class Trained:
         record["curve"] = {name: np.asarray(values).tolist() for name, values in self.curve.items()}
         tensors = {name: w.detach().cpu().contiguous() for name, w in self.weights.items()}
         with replacing(path) as partial:
-            save_file(tensors, partial, {_HEADER: json.dumps(record)})
+            try:
+                save_file(tensors, partial, {_HEADER: json.dumps(record)})
+            except SafetensorError as error:
+                raise OSError(str(error)) from error
         return path
 
     @classmethod

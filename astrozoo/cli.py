@@ -59,6 +59,7 @@ _Method = Annotated[
 ]
 _Guide = Annotated[str | None, typer.Option("--guide", help="Guide of the variational methods.")]
 _Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the simulation and the inference.")]
+_PRECISION = "32-true, 64-true, 16-mixed or bf16-mixed."
 _Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 ...")]
 _Strict = Annotated[bool, typer.Option("--strict", help="Exit with 5 if the run does not converge.")]
 
@@ -246,17 +247,67 @@ def sbc(
         _jobs.sbc(entry, out, simulations=simulations, batch=batch, options=own_options(context), **settings)
 
 
+@app.command(
+    cls=ModelCommand,
+    epilog="Example: [bold]astrozoo train strong_lens --out weights[/]; the same command continues a run "
+    "that was stopped.",
+)
+def train(
+    context: typer.Context,
+    model: _Model,
+    out: _Out,
+    data: _Data = None,
+    seed: _Seed = 0,
+    device: _Device = "cpu",
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Length of the run.")] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", min=0, help="The same, in passes.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Elements of a minibatch.")] = None,
+    rate: Annotated[float | None, typer.Option("--rate", help="Learning rate.")] = None,
+    precision: Annotated[str | None, typer.Option("--precision", help=_PRECISION)] = None,
+    devices: Annotated[int, typer.Option("--devices", min=1, help="How many work together.")] = 1,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that read data.")] = 0,
+) -> None:
+    """Fit the weights of a model's networks, and write weights.safetensors, report.html and summary.json."""
+    entry = registry.get(model)
+    _check_data(data)
+    _check_out(out)
+    _check_device(device)
+    from astrozoo import _train_command
+
+    settings = {"steps": steps, "epochs": epochs, "batch": batch, "learning_rate": rate}
+    settings |= {"precision": precision, "devices": devices, "workers": workers}
+    alone = _alone(out) if _train_command.is_first_process() else contextlib.nullcontext()
+    try:
+        with alone:
+            _train_command.train(
+                entry,
+                out=out,
+                path=data,
+                seed=seed,
+                device=device,
+                options=own_options(context),
+                **settings,
+            )
+    except KeyboardInterrupt:
+        kept = out / _train_command.CHECKPOINT
+        if kept.is_file():
+            say(f"the work so far is kept in {kept}: the same command continues it")
+        raise
+
+
 @app.command("report", epilog="Example: [bold]astrozoo report results/posterior.nc --out report.html[/]")
 def report_command(
-    result: Annotated[Path, typer.Argument(metavar="RESULT.nc", help="A saved result.")],
+    result: Annotated[Path, typer.Argument(metavar="RESULT", help="A saved result (.nc), or weights.")],
     out: Annotated[Path, typer.Option("--out", help="The HTML file to write.")],
 ) -> None:
     """Write the general report of a saved result."""
+    from astrozoo.data.weights import load_weights
     from astrozoo.diagnostics.report import report
     from astrozoo.types import load
 
     _check_out(out.parent)
-    typer.echo(f"written to {report(load(result), out)}")
+    read = load_weights if result.suffix == ".safetensors" else load
+    typer.echo(f"written to {report(read(result), out)}")
 
 
 def _method(entry: registry.Entry, name: str | None) -> str:

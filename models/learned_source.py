@@ -1,6 +1,6 @@
 """A learned prior on source galaxies: a small decoder and a flow over its latents.
 
-It stands in until the zoo's galaxy models proper take its place, so it is two things only::
+A lens model uses the two::
 
     decoder, prior = learned_source.load()
     z = pyro.sample("source_latent", prior)          # [32]
@@ -9,55 +9,55 @@ It stands in until the zoo's galaxy models proper take its place, so it is two t
 Where a sampler should see independent normals instead of ``z``, draw them and push them through the flow:
 ``z = prior.transforms[0](u)`` with ``u ~ N(0, I)`` is the same prior, in one pass.
 
-The weights come from ``experiments/train_learned_source.py``: an autoencoder of galaxies drawn by GalSim
-(:func:`astrozoo.data.simulate_lens.draw_source`), half of them smooth and half of them clumpy, seen through a
-Gaussian of one pixel, their half-light radii 5 to 9 pixels. What is smaller than a pixel's blur, arms,
-dust and mergers, it has never seen.
+:class:`LearnedSource` is the model that the weights are fitted with: ``astrozoo train strong_lens`` does it
+again, on galaxies drawn by GalSim (:mod:`astrozoo.data.galaxies`). Half of them are smooth and half clumpy,
+seen through a Gaussian of one pixel, with half-light radii of 5 to 9 pixels. They have no structure below a
+pixel's blur, no spiral arms, no dust and no mergers.
 """
 
 from __future__ import annotations
 
-from importlib.resources import files
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 import zuko
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from astrozoo.errors import DataError
+from astrozoo.data.weights import load_weights
+from astrozoo.nets.autoencoder import ConvolutionalDecoder
+from astrozoo.types import Problem
 
-__all__ = ["LATENT", "SIZE", "Decoder", "latent_flow", "latent_prior", "load"]
+__all__ = [
+    "LATENT",
+    "SIZE",
+    "Decoder",
+    "LearnedSource",
+    "latent_flow",
+    "latent_prior",
+    "load",
+    "problem",
+    "training",
+]
 
 LATENT, SIZE = 32, 64
 """Length of the latent vector; side of the decoded image [px]."""
 
 
-class Decoder(nn.Module):
-    """Latent vectors to images of unit sum, positive everywhere.
-
-    The network gives the logarithm of the brightness; activations are smooth, so that gradients of a log
-    density are too.
-    """
+class Decoder(ConvolutionalDecoder):
+    """Latent vectors to images of unit sum, positive everywhere."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.dense = nn.Sequential(nn.Linear(LATENT, 128), nn.SiLU(), nn.Linear(128, 16 * 16 * 16), nn.SiLU())
-        self.convolutions = nn.Sequential(
-            nn.Conv2d(16, 4 * 8, 3, padding=1),
-            nn.PixelShuffle(2),
-            nn.SiLU(),
-            nn.Conv2d(8, 4 * 8, 3, padding=1),
-            nn.PixelShuffle(2),
-            nn.SiLU(),
-            nn.Conv2d(8, 1, 3, padding=1),
-        )
+        super().__init__(SIZE, LATENT)
 
     def log_image(self, z: Float[Tensor, "*b latent"]) -> Float[Tensor, "*b y x"]:
         """Logarithm of :meth:`forward`."""
-        hidden = self.dense(z.reshape(-1, LATENT)).reshape(-1, 16, 16, 16)
-        return self.convolutions(hidden).flatten(1).log_softmax(-1).reshape(*z.shape[:-1], SIZE, SIZE)
+        image = super().forward(z)
+        return image.flatten(-2).log_softmax(-1).reshape(image.shape)
 
     def forward(self, z: Float[Tensor, "*b latent"]) -> Float[Tensor, "*b y x"]:
         """Surface brightness, summing to 1."""
@@ -77,32 +77,103 @@ def latent_prior(flow: zuko.lazy.Flow) -> dist.TransformedDistribution:
     return dist.TransformedDistribution(base.to_event(1), [flow.transform().inv], validate_args=False)
 
 
-def load(
-    *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
-) -> tuple[Decoder, dist.TransformedDistribution]:
-    """The decoder and the prior over its latents, with the weights that come with the package.
+@dataclass(frozen=True, eq=False)
+class LearnedSource:
+    """The generative model of galaxies that the decoder and the flow are fitted with.
+
+    A galaxy's latents come from the flow; its image is a multinomial of photons over the pixels. Bright
+    pixels count for more than faint ones, as they do in an observation of that depth.
 
     Args:
+        photons: of one galaxy.
+        decoder, flow: networks, whose weights are parameters of the model.
+    """
+
+    photons: int = 30_000
+    decoder: Decoder = field(default_factory=Decoder)
+    flow: zuko.lazy.Flow = field(default_factory=latent_flow)
+
+    def __call__(self, images: Float[Tensor, "galaxy y x"]) -> None:
+        decoder, flow = pyro.module("decoder", self.decoder), pyro.module("flow", self.flow)
+        with pyro.plate("galaxy", len(images)):
+            z = pyro.sample("latent", latent_prior(flow))
+            logits = decoder.log_image(z).flatten(-2)
+            photons = dist.Multinomial(self.photons, logits=logits, validate_args=False)
+            pyro.sample("image", photons, obs=self.photons * images.flatten(-2))
+
+
+def problem(images: Any, *, photons: int = 30_000, seed: int = 0) -> Problem:
+    """The problem of galaxies of unit sum: a tensor ``[galaxy, y, x]``, or a Dataset of such images.
+
+    Args:
+        seed: of the first weights of the networks.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LearnedSource(photons)
+    guides = {"encoder": "astrozoo.guides.learned_source:encoder"}
+    plates = {"galaxy": {"images": 0}}
+    return Problem(model, (images,), name="learned_source", data_plates=plates, guides=guides)
+
+
+def training(
+    *,
+    out: Path,
+    path: Path | None,
+    seed: int,
+    device: str = "cpu",
+    galaxies: int = 12_000,
+    photons: int = 30_000,
+) -> dict[str, Any]:
+    """Arguments of :func:`astrozoo.train` for new weights, which ``load(weights=...)`` takes.
+
+    Args:
+        out: galaxies are kept in a folder below it.
+        path: a safetensors file with ``images``, ``[galaxy, 64, 64]`` of unit sum; None: simulated ones.
+
+    Raises:
+        DataError: if the file does not hold such images.
+    """
+    from astrozoo.data.galaxies import Galaxies, read_galaxies, render_galaxies
+
+    if path is not None:
+        images = read_galaxies(path, SIZE)
+        images, held_out = images[: -(len(images) // 10)], images[-(len(images) // 10) :]
+    else:
+        images = render_galaxies(galaxies, seed, SIZE, out / "galaxies")
+        held_out = render_galaxies(max(1, galaxies // 12), seed + 1, SIZE, out / "galaxies")
+    return {
+        "problem": problem(Galaxies(images), photons=photons, seed=seed),
+        "guide": "encoder",
+        "held_out": problem(held_out, photons=photons, seed=seed),
+        "steps": 2600,
+        "batch": 64,
+        "learning_rate": 2e-3,
+        "gradient_clip": 100.0,
+        "device": device,
+    }
+
+
+def load(
+    *,
+    weights: str | Path = "learned_source",
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> tuple[Decoder, dist.TransformedDistribution]:
+    """The decoder and the prior over its latents.
+
+    Args:
+        weights: those that come with the package, or a file that training has written.
         dtype: to compute in; the weights are stored in float32.
         device: to compute on.
 
     Raises:
-        DataError: the weights' file is missing or holds other weights.
+        UnknownNameError: no weights of that name.
+        DataError: the file is missing, corrupt, or holds other weights.
     """
+    trained = load_weights(weights)
     decoder, flow = Decoder(), latent_flow()
-    path = _weights()
-    try:
-        with safe_open(path, framework="pt") as held:
-            weights = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118
-        for part, module in (("decoder", decoder), ("flow", flow)):
-            own = {n.removeprefix(f"{part}."): w for n, w in weights.items() if n.startswith(f"{part}.")}
-            module.load_state_dict(own)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise DataError(path, f"unusable ({error})", "weights of the learned source") from error
-    for module in (decoder, flow):
+    for name, module in (("decoder", decoder), ("flow", flow)):
+        trained.load_into(module, f"model.{name}")
         module.to(dtype=dtype, device=device).eval().requires_grad_(False)
     return decoder, latent_prior(flow)
-
-
-def _weights() -> str:
-    return str(files("astrozoo.models").joinpath("learned_source.safetensors"))

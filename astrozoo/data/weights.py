@@ -35,7 +35,7 @@ class _Weights:
 _WEIGHTS = {
     "learned_source": _Weights(
         "decoder of galaxies (64 x 64 pixels, 32 latents) and the flow over its latents",
-        "@SHA@",
+        "7649ce1732e381364954fede027ee9063e344c0caf5ae1256a10dc1aa2f5a56e",
         package="astrozoo.models",
         name="learned_source.safetensors",
     ),
@@ -81,5 +81,7 @@ def _path(entry: _Weights, name: str) -> Path:
         )
     except (OSError, ValueError) as error:
         expected = "a connection, and a file with the right checksum"
-        raise DataError(f"weights {name!r}: {entry.url}", f"{type(error).__name__}: {error}", expected) from error
+        raise DataError(
+            f"weights {name!r}: {entry.url}", f"{type(error).__name__}: {error}", expected
+        ) from error
     return Path(fetched)

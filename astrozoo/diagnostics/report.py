@@ -17,6 +17,7 @@ import pyarrow.parquet
 from matplotlib.figure import Figure
 
 from astrozoo._files import replacing
+from astrozoo._trained import Trained
 from astrozoo.diagnostics import plots
 from astrozoo.diagnostics.arviz import loo, prior_sensitivity
 from astrozoo.diagnostics.metrics import (
@@ -49,12 +50,14 @@ _MEANING = {
 }
 
 
-def report(result: Result, path: str | Path, *, pages: Sequence[Page] = (), title: str | None = None) -> Path:
+def report(
+    result: Result | Trained, path: str | Path, *, pages: Sequence[Page] = (), title: str | None = None
+) -> Path:
     """Write a self-contained, printable HTML report.
 
     Args:
-        result: of any backend. Sections are shown for what it holds; of independent problems that the model's
-            own sections show, no general summary of parameters.
+        result: of any backend, or of training. Sections are shown for what it holds; of independent
+            problems that the model's own sections show, no general summary of parameters.
         path: of the file; it is replaced only when the new one is whole.
         pages: the model's own sections, shown first.
         title: of the page; by default the model and the method.
@@ -62,6 +65,10 @@ def report(result: Result, path: str | Path, *, pages: Sequence[Page] = (), titl
     Raises:
         OutputError: the file cannot be written.
     """
+    if isinstance(result, Trained):
+        from astrozoo.diagnostics.training import training_report
+
+        return training_report(result, path, pages=pages, title=title)
     found = diagnose(result)
     empty = not any(draws.size for draws in result.draws.values())
     told = empty or bool(result.statuses and pages)

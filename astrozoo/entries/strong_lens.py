@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from astrozoo.entry import Entry, Option
+from astrozoo.entry import Entry, Job, Option
 
 __all__ = ["ENTRY"]
 
@@ -48,7 +48,36 @@ ENTRY = Entry(
         Option("supersample", "Rays per pixel and axis (default 1).", type=int, metavar="N", minimum=1),
         Option("subhalos", "Number of NFW subhalos (default 0).", type=int, metavar="N", minimum=0),
     ),
+    jobs={
+        "train": Job(
+            "astrozoo.models.learned_source:training",
+            options=(
+                Option(
+                    "galaxies",
+                    "Number of simulated galaxies to train on.",
+                    type=int,
+                    metavar="N",
+                    default=12_000,
+                    minimum=10,
+                ),
+                Option(
+                    "photons",
+                    "Photons of one galaxy: the depth of the images.",
+                    type=int,
+                    metavar="N",
+                    default=30_000,
+                    minimum=1,
+                ),
+            ),
+            takes=("device",),
+            summary="the decoder and the prior of the learned source",
+        ),
+    },
     examples={
+        "train": (
+            "astrozoo train strong_lens --out weights",
+            "astrozoo train strong_lens --galaxies 2000 --steps 500 --out quick",
+        ),
         "run": (
             "astrozoo run strong_lens --demo --out demo",
             "astrozoo run strong_lens --data FOLDER --supersample 2 --out results",

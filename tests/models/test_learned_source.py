@@ -13,12 +13,14 @@ from safetensors.torch import save_file
 from torch.func import grad_and_value, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
+import astrozoo
+from astrozoo._trained import Trained
 from astrozoo.data.simulate_lens import SOURCES, draw_source, render_source
 from astrozoo.density import log_density
 from astrozoo.errors import DataError
 from astrozoo.models import learned_source
 from astrozoo.models.learned_source import LATENT, SIZE
-from astrozoo.types import Problem
+from astrozoo.types import Problem, Status
 
 F64 = torch.float64
 
@@ -119,14 +121,32 @@ def test_new_galaxies_have_a_latent(loaded, kind):
     assert wrong < 0.1
 
 
-def test_missing_and_other_weights_are_said(tmp_path, monkeypatch):
+def test_missing_and_other_weights_are_refused(tmp_path):
     path = tmp_path / "weights.safetensors"
-    monkeypatch.setattr(learned_source, "_weights", lambda: str(path))
-    with pytest.raises(DataError, match="unusable"):
-        learned_source.load()
-    save_file({"decoder.none": torch.zeros(2)}, path)
-    with pytest.raises(DataError, match="Missing key"):
-        learned_source.load()
-    path.write_text("no weights")
-    with pytest.raises(DataError, match="unusable"):
-        learned_source.load()
+    with pytest.raises(DataError, match="no such file"):
+        learned_source.load(weights=path)
+    Trained({"model.decoder.none": torch.zeros(2)}, Status.BUDGET_SPENT, 0, "other").save(path)
+    with pytest.raises(DataError, match="missing"):
+        learned_source.load(weights=path)
+
+
+def test_trained_again_and_loaded(tmp_path):
+    """A few steps: the loss falls, and the weights are what a lens model takes."""
+    options = learned_source.training(out=tmp_path, path=None, seed=0, galaxies=24, photons=1000)
+    options |= {"steps": 12, "batch": 8, "learning_rate": 1e-3}
+    trained = astrozoo.train(**options, progress=False)
+    assert np.mean(trained.curve["elbo"][-3:]) > np.mean(trained.curve["elbo"][:3])
+    path = trained.save(tmp_path / "weights.safetensors")
+    decoder, prior = learned_source.load(weights=path)
+    assert decoder(prior.sample()).shape == (SIZE, SIZE)
+    assert (tmp_path / "galaxies").is_dir()
+
+
+def test_images_of_other_shapes_are_refused(tmp_path):
+    path = tmp_path / "galaxies.safetensors"
+    save_file({"images": torch.ones(20, 32, 32) / 32**2}, path)
+    with pytest.raises(DataError, match="images of shape"):
+        learned_source.training(out=tmp_path, path=path, seed=0)
+    save_file({"images": torch.full((20, SIZE, SIZE), torch.nan)}, path)
+    with pytest.raises(DataError, match="NaN"):
+        learned_source.training(out=tmp_path, path=path, seed=0)
