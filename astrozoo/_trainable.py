@@ -87,10 +87,10 @@ class Trainable(nn.Module):
                 "problem", f"a batch of {problem.batch} problems", "one problem: training shares parameters"
             )
         self.problem, self.sizes = problem, sizes_of(problem, size, "batch")
-        self.table, self._constrained = nn.ParameterDict(), {}
+        self.table = nn.ParameterDict()
+        self._constrained: dict[str, Any] = {}
         self._handler = _Parameters(self.table, self._constrained)
-        with self._handler:
-            checked = checked_cut(problem, tuple(self.sizes))
+        checked = checked_cut(problem, tuple(self.sizes))
         self.cut = checked.cut
         for plate, n in self.sizes.items():
             if not 0 < n <= self.cut.lengths[plate]:

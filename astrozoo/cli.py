@@ -274,7 +274,7 @@ def train(
     _check_device(device)
     from astrozoo import _train_command
 
-    settings = {"steps": steps, "epochs": epochs, "batch": batch, "learning_rate": rate}
+    settings: dict[str, Any] = {"steps": steps, "epochs": epochs, "batch": batch, "learning_rate": rate}
     settings |= {"precision": precision, "devices": devices, "workers": workers}
     alone = _alone(out) if _train_command.is_first_process() else contextlib.nullcontext()
     try:

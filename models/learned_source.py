@@ -94,7 +94,8 @@ class LearnedSource:
     flow: zuko.lazy.Flow = field(default_factory=latent_flow)
 
     def __call__(self, images: Float[Tensor, "galaxy y x"]) -> None:
-        decoder, flow = pyro.module("decoder", self.decoder), pyro.module("flow", self.flow)
+        decoder: Any = pyro.module("decoder", self.decoder)
+        flow: Any = pyro.module("flow", self.flow)
         with pyro.plate("galaxy", len(images)):
             z = pyro.sample("latent", latent_prior(flow))
             logits = decoder.log_image(z).flatten(-2)

@@ -109,7 +109,7 @@ def train(
     status = Status.DIVERGED if loop.diverged else Status.INTERRUPTED if interrupted else Status.BUDGET_SPENT
     if throw and not interrupted and loop.diverged:
         raise InferenceError(f"training of {problem.name}: not finite at step {loop.curve['step'][-1]}")
-    stats = {"steps": int(loop.curve["step"][-1]) if loop.curve["step"] else 0}
+    stats: dict[str, Any] = {"steps": int(loop.curve["step"][-1]) if loop.curve["step"] else 0}
     stats |= {"run_seconds": time.monotonic() - began, "elements": trainable.elements}
     return Trained(
         weights=weights,
@@ -257,7 +257,7 @@ def _held_out_batches(held_out: Problem, sizes: Mapping[str, int]) -> list[tuple
     _check_finite(held_out.tensors, "the held-out data")
     cut = checked_cut(held_out, tuple(sizes)).cut
     first, *others = sizes
-    found = []
+    found: list[tuple[Any, Mapping[str, int]]] = []
     for index in torch.arange(cut.lengths[first]).split(sizes[first]):
         chosen = {first: index} | {plate: torch.arange(cut.lengths[plate]) for plate in others}
         found.append((cut.take(held_out.args, chosen), {p: len(i) for p, i in chosen.items()}))

@@ -115,7 +115,7 @@ class Loop(pl.LightningModule):
         since = step - (self.curve["step"][-1] if self.curve["step"] else 0)
         mean = -float(self.sum) / since
         self.sum = torch.zeros(())
-        point = {"step": step, "elbo": mean, "rate": self.optimizers().param_groups[0]["lr"]}
+        point = {"step": step, "elbo": mean, "rate": self.trainer.optimizers[0].param_groups[0]["lr"]}
         point["seconds"] = self.seconds_before + time.monotonic() - self.began
         for name, value in point.items():
             self.curve[name].append(value)
