@@ -203,8 +203,8 @@ class Result:
 
         groups = self.groups()
         if arviz.__version__.startswith("0."):
-            known = {k: v for k, v in groups.items() if k not in ("trace", "approximation", "summaries")}
-            known = {k: v for k, v in groups.items() if k not in ("trace", "approximation", "parameters")}
+            own = ("trace", "approximation", "summaries", "parameters")
+            known = {k: v for k, v in groups.items() if k not in own}
             return arviz.InferenceData(**known)  # type: ignore[arg-type]
         import xarray as xr
 
