@@ -15,6 +15,7 @@ import hashlib
 import math
 import random
 import struct
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePath
@@ -71,6 +72,8 @@ _CLASS_BOOKKEEPING = frozenset(
 )
 """Entries of a class that are not behaviour, or follow from the other entries and from the instances."""
 
+_LOCKS = (type(threading.Lock()), type(threading.RLock()))
+"""Locks. One that code names as a global has no content that could change what the code computes."""
 _DESCRIPTORS = (GetSetDescriptorType, MemberDescriptorType, MethodDescriptorType, WrapperDescriptorType)
 _CONTAINERS: dict[type, Callable[[Any], Any]] = {
     **{kind: kind for kind in (dict, list, tuple, set, frozenset, bytes, complex)},
@@ -260,7 +263,7 @@ class _Hasher:
         self._state({k: v for k, v in vars(value).items() if k != "__wrapped__"})
         if not library:
             for name, item in named_by(value):
-                self.at(name, item)
+                self.at(name, "a lock" if isinstance(item, _LOCKS) else item)
         self.path.pop()
 
     def _cell(self, value: CellType) -> None:

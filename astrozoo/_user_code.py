@@ -91,6 +91,8 @@ def is_library(module: str) -> bool:
     except (ImportError, ValueError):
         return False
     path = getattr(loaded, "__file__", None) or getattr(spec, "origin", None)
+    if path is None:  # a module inside a compiled extension, such as torch._C._nn
+        path = getattr(sys.modules.get(top), "__file__", None)
     if path is None or path in ("built-in", "frozen"):
         return top in sys.stdlib_module_names or (spec is not None and path is not None)
     return not {*Path(path).resolve().parents}.isdisjoint(_INSTALLED)

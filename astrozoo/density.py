@@ -417,7 +417,13 @@ class Elbo(_OfProblem):
         Args:
             parameters: constrained values of all parameters of the model, as in ``Result.parameters``;
                 None: their initial values.
+
+        Raises:
+            InputError: if ``z0`` is given and the guide has no method ``initial``.
         """
+        if z0 is not None and not hasattr(self.module, "initial"):
+            expected = "a guide with a method `initial(layout, latents)`, or starting parameters of the guide"
+            raise InputError("start", f"latents for the guide {type(self.module).__name__}", expected)
         b = (self.batch or 1) if z0 is None else len(z0)
         model_part = self._initial_of_model(b, parameters)
         own = {

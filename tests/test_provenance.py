@@ -510,3 +510,18 @@ def test_ten_million_data_are_hashed_in_a_second_and_once():
     start = time.process_time()
     assert problem.digest == digest
     assert time.process_time() - start < 0.01
+
+
+def test_functions_of_a_compiled_part_of_a_library_are_known_by_its_version():
+    """``softplus`` belongs to a module without a file, inside torch's extension."""
+    make = "def f(x): return act(x)"
+    soft = [content_hash(code(make, act=act)) for act in (nn.functional.softplus, nn.functional.gelu)]
+    assert soft[0] != soft[1]
+    assert soft[0] == content_hash(code(make, act=nn.functional.softplus))
+
+
+def test_a_lock_that_code_names_is_no_content():
+    make = "def f(x):\n with LOCK:\n  return x * {}"
+    first, second, other = (code(make.format(n), LOCK=threading.RLock()) for n in (1, 1, 2))
+    assert content_hash(first) == content_hash(second)
+    assert content_hash(first) != content_hash(other)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import time
 from dataclasses import replace
-from functools import partial, update_wrapper
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from astrozoo import registry
 from astrozoo._prior import prior_draws
 from astrozoo.density import log_density
+from astrozoo.infer.guide_factory import AroundMode
 from astrozoo.infer.laplace import laplace
 from astrozoo.infer.options import AutoSettings, LaplaceSettings, RunOptions, Settings
 from astrozoo.infer.progress import Report, progress_bar
@@ -65,7 +65,7 @@ def infer_from_search(
         counts = {name: n + normal.stats["counts"][name] for name, n in counts.items()}
         modes["laplace"] = normal.status.value
         if normal.status.ok:
-            guide, start = update_wrapper(partial(guide, around=normal), guide), normal
+            guide, start = AroundMode(guide, normal), normal
     search_seconds = {"run_seconds": time.monotonic() - began - target.compile_seconds}
     search_seconds["compile_seconds"] = target.compile_seconds
     arguments = (problem, guide) if registry.METHODS[method].takes_guide else (problem,)

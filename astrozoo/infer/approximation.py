@@ -22,7 +22,6 @@ __all__ = [
     "elbo_of_draws",
     "exact_moments",
     "guide_draws",
-    "guide_name",
     "noise_per_latent",
     "normal_draws",
     "rows_at_once",
@@ -38,11 +37,6 @@ RATIOS_AT_ONCE = 100
 """Draws whose density ratios are computed in one batch; bounds memory for large data."""
 _RATIO = "(log ratio)"
 """Key of the density ratios among the columns of :func:`guide_draws`; no site can have this name."""
-
-
-def guide_name(guide: Any) -> str:
-    """The name of a guide factory, for reports and checkpoints."""
-    return getattr(guide, "__name__", type(guide).__name__)
 
 
 def rows_at_once(elements: int) -> int:

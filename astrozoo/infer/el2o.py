@@ -17,6 +17,7 @@ from astrozoo import registry
 from astrozoo.density import log_density
 from astrozoo.errors import InputError
 from astrozoo.infer.approximation import elbo_of_draws, normal_draws
+from astrozoo.infer.guide_factory import guide_name, unwrapped
 from astrozoo.infer.maximise import maximise
 from astrozoo.infer.options import El2oSettings, RunOptions
 from astrozoo.infer.progress import progress_bar
@@ -206,9 +207,9 @@ def el2o(
         Seljak & Yu 2019, arXiv 1901.04454.
     """
     began = time.monotonic()
-    family = next((name for name in FAMILIES if guide is registry.guide(name)), None)
+    family = next((name for name in FAMILIES if unwrapped(guide) is registry.guide(name)), None)
     if family is None:
-        raise InputError("guide", getattr(guide, "__name__", repr(guide)), "'full_rank' or 'mean_field'")
+        raise InputError("guide", guide_name(guide), "'full_rank' or 'mean_field'")
     target = log_density(problem, compile=run.compile)
     if target.dim > DENSE_COVARIANCE:
         raise InputError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -39,16 +41,9 @@ def start_points(start: Any, like: Captured, rows: int, dim: int) -> Float[Tenso
         rows: number of rows of the whole run, problem by problem; a multiple of the number of problems.
 
     Raises:
-        InputError: if ``start`` has another shape, or is not finite.
+        InputError: if ``start`` is of another type or shape, or is not finite.
     """
-    value = start.location if isinstance(start, Result) else start
-    z = torch.as_tensor(value, dtype=like.dtype, device=like.device)
-    z = z[None] if z.ndim == 1 else z
-    if z.ndim != 2 or z.shape[1] != dim or rows % len(z):
-        raise InputError("start", f"shape {tuple(z.shape)}", f"[{dim}] or [{rows}, {dim}]")
-    if not z.isfinite().all():
-        raise InputError("start", "values that are not finite", "finite unconstrained values")
-    return z.repeat_interleave(rows // len(z), 0)
+    return _by_row(_values(start), like, rows, (dim,))
 
 
 def variational_start(start: Any, elbo: VariationalObjective) -> Float[Tensor, "b p"]:
@@ -57,14 +52,49 @@ def variational_start(start: Any, elbo: VariationalObjective) -> Float[Tensor, "
     Raises:
         InputError: as :func:`start_points`.
     """
-    rows = elbo.batch or 1
     if start is None:
         return elbo.initial(None)
-    value = torch.as_tensor(start.location if isinstance(start, Result) else start)
-    if value.shape[-1] == elbo.dim and elbo.dim != elbo.layout.dim:
-        return start_points(value, elbo, rows, elbo.dim)
-    parameters = (start.parameters or None) if isinstance(start, Result) else None
-    return elbo.initial(start_points(value, elbo, rows, elbo.layout.dim), parameters)
+    latents, parameters = elbo.layout.dim, elbo.dim
+    points = _by_row(_values(start), elbo, elbo.batch or 1, (latents, parameters))
+    if points.shape[1] != latents:
+        return points
+    return elbo.initial(points, (start.parameters or None) if isinstance(start, Result) else None)
+
+
+def _values(start: Any) -> Tensor:
+    """The numbers of a start."""
+    expected = "unconstrained values (numbers, an array or a tensor), a Result or 'search'"
+    if isinstance(start, Mapping):
+        names = ", ".join(map(repr, list(start)[:5]))
+        expected += "; constrained values by site belong to Problem(start=...)"
+        raise InputError("start", f"a mapping of {names or 'nothing'}", expected)
+    if isinstance(start, Result):
+        if start.location is None:
+            raise InputError("start", f"a Result of {start.method} without a location", expected)
+        start = start.location
+    try:
+        values = start if isinstance(start, Tensor) else torch.as_tensor(np.asarray(start))
+    except (TypeError, ValueError) as error:
+        raise InputError("start", f"a {type(start).__name__} ({error})", expected) from error
+    if values.is_complex() or values.dtype is torch.bool:
+        raise InputError("start", f"values of {values.dtype}", "real numbers")
+    return values.detach()
+
+
+def _by_row(
+    values: Tensor, like: Captured, rows: int, lengths: tuple[int, ...]
+) -> Float[Tensor, "rows length"]:
+    """The values repeated so that every row has one start, of one of the given lengths."""
+    points = values.to(dtype=like.dtype, device=like.device)
+    points = points[None] if points.ndim == 1 else points
+    if points.ndim != 2 or points.shape[1] not in lengths or len(points) == 0 or rows % len(points):
+        shapes = [f"[{n}] or [{rows}, {n}]" for n in dict.fromkeys(lengths)]
+        names = ("latents", "guide parameters")
+        described = [f"{shape} ({name})" for shape, name in zip(shapes, names, strict=False)]
+        raise InputError("start", f"shape {tuple(values.shape)}", ", or ".join(described))
+    if not points.isfinite().all():
+        raise InputError("start", "values that are not finite", "finite unconstrained values")
+    return points.repeat_interleave(rows // len(points), 0)
 
 
 def chain_starts(density: Density, chains: int, seed: int) -> Float[Tensor, "b c dim"]:

@@ -15,7 +15,8 @@ from torch import Tensor
 from astrozoo._minibatch import Minibatches
 from astrozoo.density import elbo
 from astrozoo.errors import InputError
-from astrozoo.infer.approximation import elbo_of_draws, guide_draws, guide_name, rows_at_once
+from astrozoo.infer.approximation import elbo_of_draws, guide_draws, rows_at_once
+from astrozoo.infer.guide_factory import checkpoint_header, guide_name
 from astrozoo.infer.options import RunOptions, SVISettings
 from astrozoo.infer.progress import Clock, progress_bar
 from astrozoo.infer.randomness import generator_for, noise_for
@@ -337,7 +338,7 @@ def svi(problem: Problem, guide: Callable[[Problem], Any], run: RunOptions, sett
         target = parts.target
     else:
         target = elbo(problem, guide, objective=objective, compile=run.compile)
-    header: dict[str, Any] = {"guide": guide_name(guide), "objective": objective, "minibatch": minibatch}
+    header = checkpoint_header(run, problem, guide, objective) | {"minibatch": minibatch}
     header |= {"particles": settings.particles, "rate": settings.learning_rate}
     checkpoint = run_checkpoint(run, problem, "svi", **header, tolerance=settings.tolerance)
     saved = checkpoint.load()

@@ -17,11 +17,11 @@ from astrozoo.infer._sampled import part_size
 from astrozoo.infer.approximation import (
     elbo_of_draws,
     guide_draws,
-    guide_name,
     noise_per_latent,
     normal_draws,
     second_moments,
 )
+from astrozoo.infer.guide_factory import checkpoint_header, guide_name
 from astrozoo.infer.linear_response import Response
 from astrozoo.infer.maximise import SPENT, TrustRegionState, maximise
 from astrozoo.infer.mode_start import mode_start
@@ -109,7 +109,7 @@ def trust_region(
         )
     coarse = FEW if fixed and shared == 1 else None
     particles += -particles % FEW if coarse else 0
-    header: dict[str, Any] = {"guide": guide_name(guide), "objective": settings.objective, "mode": mode}
+    header = checkpoint_header(run, problem, guide, settings.objective) | {"mode": mode}
     header |= {"particles": particles, "radius": radius, "tolerance": settings.tolerance}
     checkpoint = run_checkpoint(run, problem, "trust_region", **header)
     saved = checkpoint.load()

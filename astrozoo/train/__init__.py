@@ -80,7 +80,7 @@ def train(
     """
     began = time.monotonic()
     from astrozoo._trainable import Trainable
-    from astrozoo.infer.approximation import guide_name
+    from astrozoo.infer.guide_factory import content_of, guide_name
 
     if (steps is None) == (epochs is None):
         raise InputError("steps and epochs", "both" if steps is not None else "neither", "one of them")
@@ -99,6 +99,8 @@ def train(
     name = "" if factory is None else guide_name(factory)
     header = {"digest": problem.digest, "guide": name, "seed": str(seed)}
     header |= {key: repr(value) for key, value in settings.items()}
+    if checkpoint is not None and factory is not None:
+        header["content of the guide"] = content_of("guide", factory)
     path = None if checkpoint is None else Path(checkpoint)
     _check_checkpoint(path, header)
     evaluated = [] if held_out is None else _held_out_batches(held_out, trainable.sizes)

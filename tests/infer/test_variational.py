@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from backends import laplace, svi, trust_region
+from backends import el2o, laplace, svi, trust_region
 from problems import banana, gaussian, gaussians, poisson_gamma
 
 from astrozoo.density import elbo
@@ -117,6 +119,77 @@ def test_stopped_run_resumes_to_the_same_answer(method, tmp_path):
         method(problem, mean_field, checkpoint=tmp_path / "c.npz", **options | {"seed": 2})
 
 
+def _edited(width):
+    def guide(problem):
+        fitted = mean_field(problem)
+        fitted.scale.data += width
+        return fitted
+
+    return guide
+
+
+def _objective(power):
+    def objective(problem, guide):
+        return lambda w, *args: -(w**power).sum()
+
+    return objective
+
+
+@pytest.mark.parametrize("method", [svi, trust_region])
+def test_an_edited_guide_of_the_same_name_is_not_continued(method, tmp_path):
+    problem, _, _ = gaussian(2)
+    options = {"budget": 3, "draws": 5, "checkpoint": tmp_path / "c.npz", **QUIET}
+    method(problem, _edited(0.0), **options)
+    method(problem, _edited(0.0), **options)
+    with pytest.raises(InputError, match="content of the guide"):
+        method(problem, _edited(0.1), **options)
+
+
+@pytest.mark.parametrize("method", [svi, trust_region])
+def test_an_edited_objective_of_the_same_name_is_not_continued(method, tmp_path):
+    problem, _, _ = gaussian(2)
+    options = {"budget": 3, "draws": 5, "objective": "mine", "checkpoint": tmp_path / "c.npz", **QUIET}
+    first, second = (replace(problem, objectives={"mine": _objective(power)}) for power in (2, 4))
+    method(first, mean_field, **options)
+    method(first, mean_field, **options)
+    with pytest.raises(InputError, match="content of the objective"):
+        method(second, mean_field, **options)
+
+
+def test_a_guide_that_cannot_be_hashed_says_how_to_proceed(tmp_path):
+    problem, _, _ = gaussian(2)
+    lock = threading.Lock()
+
+    def guide(problem):
+        with lock:
+            return mean_field(problem)
+
+    options = {"budget": 3, "draws": 5, **QUIET}
+    svi(problem, guide, **options)
+    with pytest.raises(InputError, match=r"guide: got .*lock.*without checkpoint="):
+        svi(problem, guide, checkpoint=tmp_path / "c.npz", **options)
+
+
+def test_a_guide_around_a_result_is_known_by_the_result_s_numbers(tmp_path):
+    problem, _, _ = gaussian(2)
+    options = {"budget": 3, "draws": 5, "checkpoint": tmp_path / "c.npz", **QUIET}
+    mode = laplace(problem, **QUIET)
+    svi(problem, partial(full_rank, around=mode), **options)
+    slower = replace(mode, stats={**mode.stats, "run_seconds": 1e3})
+    svi(problem, partial(full_rank, around=slower), **options)
+    wider = replace(mode, covariance=2 * mode.covariance)
+    with pytest.raises(InputError, match="content of the guide"):
+        svi(problem, partial(full_rank, around=wider), **options)
+
+
+@pytest.mark.parametrize("method", [svi, el2o])
+def test_a_guide_around_a_search_is_continued(method, tmp_path):
+    problem, _, _ = gaussian(2)
+    options = {"budget": 3, "draws": 5, "start": "search", "checkpoint": tmp_path / "c.npz", **QUIET}
+    first, second = (method(problem, "full_rank", **options) for _ in range(2))
+    np.testing.assert_array_equal(first.location, second.location)
+
+
 def test_same_seed_same_draws_and_another_seed_others():
     problem, _, _ = gaussian(2)
     a, b, c = (
@@ -131,7 +204,7 @@ def test_throw_and_a_bad_start():
     problem, _, _ = gaussian(2)
     with pytest.raises(InferenceError, match="budget spent"):
         trust_region(banana(), mean_field, budget=1, throw=True, **QUIET)
-    with pytest.raises(InputError, match=r"start: got shape \(1, 3\)"):
+    with pytest.raises(InputError, match=r"start: got shape \(3,\)"):
         laplace(problem, start=[0.0, 0.0, 0.0], **QUIET)
 
 
