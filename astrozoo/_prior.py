@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -27,7 +28,8 @@ def prior_draws(
     names = [site.name for site in layout.sites]
     seed = int(torch.randint(2**31, (1,), generator=generator))
     rows = []
-    with Scope(problem.dtype, problem.device).drawing(seed), torch.no_grad():
+    with Scope(problem.dtype, problem.device).drawing(seed), torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Singular sample detected")  # a Wishart draws such a sample again
         for i in range(problem.batch or 1):
             args = problem.args if problem.batch is None else _row(problem.args, i)
             drawn: dict[str, list[Tensor]] = {name: [] for name in names}

@@ -237,7 +237,7 @@ def log_markov(x):
     terms = []
     for path in itertools.product((0, 1), repeat=3):
         log, before = norm(x, 0, 1), 0
-        for k, v in zip(path, YS, strict=True):
+        for k, v in zip(path, APART.numpy(), strict=True):
             log, before = log + np.log(TO[before, k]) + norm(v, x + 2 * k, 0.5), k
         terms.append(log)
     return np.logaddexp.reduce(terms)
@@ -303,7 +303,7 @@ FEATURES = [
         {n: stats.binom.pmf(n, 4, 0.5) * math.exp(norm(1.5, n, 1)) for n in range(5)})}),
     Feature("one-hot", one_hot, (tensor(1.5)[0],), {"k": discrete({
         tuple(np.eye(3)[k]): p * math.exp(norm(1.5, k, 1)) for k, p in enumerate((0.5, 0.3, 0.2))})}),
-    Feature("Markov chain, A[k]", markov, (Y,), MARKOV),
-    Feature("state in a tensor", tensor_state, (Y,), MARKOV),
+    Feature("Markov chain, A[k]", markov, (APART,), MARKOV),
+    Feature("state in a tensor", tensor_state, (APART,), MARKOV),
     Feature("config_enumerate", enumerated, (APART,), {"x": integral(log_assignments, -6, 6)}),
 ]  # fmt: skip
