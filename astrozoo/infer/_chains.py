@@ -111,7 +111,7 @@ class _Whitened:
         z = self.z0 + self.velocity(torch.as_tensor(u).to(self.z0)[None])
         value, gradient = self.density.value_and_grad(z)
         force = gradient if self.metric is None else self.metric.force(gradient[None])[0]
-        return float(value), force[0].cpu().numpy()
+        return float(value), force[0].double().cpu().numpy()  # the samplers compute in double precision
 
 
 def _step_counter(report: Report, before: int) -> Callable[[str], None]:

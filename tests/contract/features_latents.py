@@ -253,7 +253,7 @@ FEATURES = [
         strict=True))}),
     Feature("covariance matrix", covariance, (), {"S": wishart_moments()}),
     Feature("Gaussian process", kernel, (tensor(0.0, 0.5, 1.5), Y), {"scale": integral(log_kernel, 0, 20)}),
-    Feature("Gumbel", gumbel, (), {"x": of(stats.gumbel_r())}),
+    Feature("Gumbel", gumbel, (), {"x": of(stats.gumbel_r())}, heavy=True),
     Feature("Weibull", weibull, (), {"x": of(stats.weibull_min(2))}),
     Feature("inverse gamma", inverse_gamma, (), {"x": of(stats.invgamma(8, scale=5))}),
     Feature("soft Laplace", laplace_prior, (), {

@@ -28,7 +28,7 @@ OPTIONS = {
     "laplace": {"draws": 4000},
     "el2o": {"draws": 4000},
     "hmc": {"chains": 32, "draws": 60, "warmup": 60},
-    "nuts": {"chains": 1, "draws": 200, "warmup": 100},
+    "nuts": {"chains": 1, "draws": 500, "warmup": 150},
     "nutpie": {"chains": 1, "draws": 500, "warmup": 200},
     "auto": {"chains": 32, "draws": 60, "warmup": 40, "starts": 32, "steps": 40},
 }
@@ -56,22 +56,30 @@ def test_a_feature_is_right_or_refused(feature, method):
         mean, sd = (np.broadcast_to(x, result.draws[site].shape[2:]).ravel() for x in (mean, sd))
         for i in range(draws.shape[2]):
             x = draws[..., i]
-            for name, got, expected in (("mean", x, mean[i]), ("variance", (x - mean[i]) ** 2, sd[i] ** 2)):
+            checks = (
+                ("mean", x, mean[i], sd[i]),
+                ("variance", (x - mean[i]) ** 2, sd[i] ** 2, 2**0.5 * sd[i] ** 2),
+            )
+            for name, got, expected, spread in checks:
                 if ratio is not None and feature.heavy:
                     continue
-                found, error = _weighted(got, ratio) if ratio is not None else _averaged(got)
+                found, error = _weighted(got, ratio) if ratio is not None else _averaged(got, spread)
                 off = abs(found - expected)
                 assert off <= SIGMAS * error + _rounding(x, expected), (
                     f"{name} of {site}[{i}]: got {found:.4g} +- {error:.2g}, exact {expected:.4g}"
                 )
 
 
-def _averaged(x):
-    """Mean and standard error of chains."""
+def _averaged(x, spread):
+    """Mean and standard error of chains.
+
+    Few draws of a skewed posterior understate their own spread, together with what they miss of its tail. The
+    exact spread (of squares: that of a normal, the least for these posteriors) is used where it is larger.
+    """
     if np.ptp(x) == 0:
         return x.mean(), 0.0
     effective = float(arviz.ess(x)) if x.shape[1] > 3 else x.size
-    return x.mean(), x.std() / min(effective, x.size) ** 0.5
+    return x.mean(), max(x.std(), spread) / min(effective, x.size) ** 0.5
 
 
 def _weighted(x, log_ratio):
