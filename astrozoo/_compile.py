@@ -11,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,15 @@ from torch import Tensor
 
 from astrozoo._cache import Store, open_store
 
-__all__ = ["Compiled", "cached", "compiled", "difference", "graph_key", "lift_constants"]
+__all__ = [
+    "Compiled",
+    "announcing",
+    "cached",
+    "compare",
+    "compiled",
+    "graph_key",
+    "lift_constants",
+]
 
 _ARTIFACT = "artifact.bin"
 
@@ -39,6 +49,9 @@ random walk."""
 
 MAX_ROUNDING = 1e-3
 """Rows in which that change exceeds this fraction of the row's size are not compared."""
+
+_ANNOUNCE: ContextVar[Callable[[str], None] | None] = ContextVar("announce", default=None)
+"""Called with a line of text when a compilation begins and ends."""
 
 _LOCK = threading.RLock()
 """Inductor's settings and its cache folder are global to the process."""
@@ -57,6 +70,16 @@ class Compiled:
     run: Callable[..., Any]
     cached: bool
     notes: tuple[str, ...] = ()
+
+
+@contextmanager
+def announcing(announce: Callable[[str], None]) -> Iterator[None]:
+    """Have ``announce`` called with a line of text when a compilation begins and ends."""
+    token = _ANNOUNCE.set(announce)
+    try:
+        yield
+    finally:
+        _ANNOUNCE.reset(token)
 
 
 def cached(graph: torch.fx.GraphModule, inputs: tuple[Tensor, ...]) -> bool:
@@ -174,7 +197,13 @@ def _callable(artifact: Any, constants: list[Tensor], single: bool) -> Callable[
 def _compile(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
     from torch._inductor import standalone_compile
 
-    return standalone_compile(graph, inputs, dynamic_shapes="from_example_inputs", aot=True)  # type: ignore[arg-type]
+    announce = _ANNOUNCE.get() or (lambda text: None)
+    announce(f"compiling a graph of {len(graph.graph.nodes)} operations ...")
+    start = time.monotonic()
+    try:
+        return standalone_compile(graph, inputs, dynamic_shapes="from_example_inputs", aot=True)  # type: ignore[arg-type]
+    finally:
+        announce(f"the compiler ended after {time.monotonic() - start:.0f} s")
 
 
 def _compile_into(
@@ -221,29 +250,34 @@ def _kernels_in(folder: Path) -> Iterator[None]:
             os.environ[name] = before
 
 
-def difference(got: Any, expected: Any, nearby: Any) -> str | None:
-    """Where compiled code and its graph disagree by more than rounding explains; None where they do not.
+def compare(got: Any, expected: Any, nearby: Any) -> tuple[int, str | None]:
+    """Whether compiled code and its graph agree, as far as rounding allows.
 
     Each row of each result is compared by its own size, so that a row whose density is astronomically
     large cannot hide or raise an error in another. Rows in which the graph itself is not finite are left out,
     and so are rows where rounding alone changes the graph's result by more than :data:`MAX_ROUNDING` of its
-    size: nothing can be learnt there.
+    size.
 
     Args:
         got: of the compiled code, a tensor ``[row, ...]`` or a tuple of them.
         expected: of the graph.
         nearby: of the graph at inputs that differ by one unit in the last place.
+
+    Returns:
+        How many rows could be compared (of the result with the fewest), and the first difference, if any.
     """
     as_tuple = [x if isinstance(x, tuple | list) else (x,) for x in (got, expected, nearby)]
+    rows = []
     for a, e, n in zip(*as_tuple, strict=True):
         a, e, n = (x.reshape(len(x), -1) for x in (a, e, n))
         size = e.abs().amax(1)
         rounding = (n - e).abs().amax(1)
-        sensible = e.isfinite().all(1) & (rounding <= MAX_ROUNDING * size)
+        comparable = e.isfinite().all(1) & (rounding <= MAX_ROUNDING * size)
+        rows.append(int(comparable.sum()))
         tolerance = TOLERANCE[e.dtype] * size + ROUNDINGS * rounding
         error = (a - e).abs().amax(1)
-        wrong = sensible & ~(error <= tolerance)  # also where the compiled code is NaN
+        wrong = comparable & ~(error <= tolerance)  # also where the compiled code is NaN
         if wrong.any():
-            worst = (error / size)[wrong].max()
-            return f"compiled code discarded: it differs from the graph by {float(worst):.1e} of a row's size"
-    return None
+            worst = float((error / size)[wrong].max())
+            return min(rows), f"it differs from the graph by {worst:.1e} of a row's size"
+    return min(rows), None

@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset
 
 from astrozoo._capture import Model
-from astrozoo._graph import rows_of
 from astrozoo._plates import Cut
+from astrozoo._pure_function import rows_of
 from astrozoo._scope import Scope
 from astrozoo.density import Elbo
 from astrozoo.errors import CaptureError, InputError

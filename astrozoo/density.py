@@ -3,7 +3,8 @@
 ``log_density(problem)`` and ``elbo(problem, guide)`` run a Pyro program once under tracing and keep its
 arithmetic: values, gradients, exact Hessians and Hessian-vector products, for a whole batch of vectors at
 once. :class:`PureFunction` does the same for any pure torch function. This file and its private helpers
-(``_capture.py``, ``_enumerate.py``, ``_graph.py``) are the only ones that trace, make graphs or compile.
+(``_capture.py``, ``_enumerate.py``, ``_graph.py``, ``_pure_function.py``) are the only ones that trace, make
+graphs or compile.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from torch.utils import _pytree as pytree
 
 from astrozoo._capture import Model, is_discrete, latent_sites, run_guide
 from astrozoo._enumerate import MAX_ASSIGNMENTS, Discrete, find_discrete, inverted, make_plan, total
-from astrozoo._graph import PureFunction, rows_of
 from astrozoo._labels import check_sites
 from astrozoo._layout import Layout, Site, lower_triangle
 from astrozoo._parameters import Fixed, Parameters, Watch, module_parameters, sharing
+from astrozoo._pure_function import PureFunction, rows_of
 from astrozoo._scope import Scope, Tape
 from astrozoo.errors import CaptureError, InputError
 from astrozoo.types import Problem

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from astrozoo import _cache, _compile, _graph
-from astrozoo._graph import PureFunction
+from astrozoo._pure_function import PureFunction
 
 SCRIPT = """
 import sys, hashlib, json, torch
-from astrozoo._graph import PureFunction
+from astrozoo._pure_function import PureFunction
 torch.set_num_threads(1)
 scale = torch.tensor([1.0, float(sys.argv[1]), 3.0], dtype=torch.float64)
 def f(w, x):
@@ -66,39 +66,36 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "graphs"
 
 
-def test_a_second_process_loads_the_graph_whatever_the_constants(folder):
-    first = finish(start(folder))
-    assert first["compiled"] == FRESH
-    assert first["notes"] == []
-    again = finish(start(folder, hash_seed="7"))
-    assert again["compiled"] == CACHED
-    assert again["bits"] == first["bits"]
-    assert again["seconds"] < first["seconds"]
-    other = finish(start(folder, scale="2.5", shift="1.0"))  # other data, and another closed-over tensor
-    assert other["compiled"] == CACHED
-    assert other["bits"] != first["bits"]
-    assert len(graphs(folder)) == 1
+def test_other_processes_load_the_graph_whatever_the_constants_and_mend_damage(folder):
+    together = [finish(p) for p in [start(folder) for _ in range(2)]]
+    assert sorted(r["compiled"]["fresh"] for r in together) == [0, 1]  # one waited for the other
+    assert [r["notes"] for r in together] == [[], []]
+    assert together[0]["bits"] == together[1]["bits"]
+    (graph,) = graphs(folder)
     assert (folder.stat().st_mode & 0o777) == 0o700
-
-
-def test_processes_that_start_together_compile_once(folder):
-    results = [finish(p) for p in [start(folder) for _ in range(2)]]
-    assert sorted(r["compiled"]["fresh"] for r in results) == [0, 1]
-    assert results[0]["bits"] == results[1]["bits"]
+    other = finish(
+        start(folder, scale="2.5", shift="1.0", hash_seed="7")
+    )  # other data and closed-over tensor
+    assert other["compiled"] == CACHED
+    assert other["bits"] != together[0]["bits"]
+    victim = next(p for p in graph.rglob("*.so"))
+    victim.write_bytes(victim.read_bytes()[:-100])
+    mended = finish(start(folder, hash_seed="7"))
+    assert mended["compiled"] == FRESH
+    assert "compiled again" in mended["notes"][0]
+    assert victim.name in mended["notes"][0]
+    assert mended["bits"] == together[0]["bits"]
     assert len(graphs(folder)) == 1
 
 
-@pytest.mark.parametrize("suffix", [".bin", ".so"])
-def test_a_damaged_file_is_compiled_again_with_a_note(folder, suffix):
-    first = finish(start(folder))
-    victim = next(p for p in graphs(folder)[0].rglob("*") if p.suffix == suffix)
-    victim.write_bytes(victim.read_bytes()[:-100])
-    second = finish(start(folder))
-    assert second["compiled"] == FRESH
-    assert "compiled again" in second["notes"][0]
-    assert victim.name in second["notes"][0]
-    assert second["bits"] == first["bits"]
-    assert finish(start(folder))["compiled"] == CACHED
+def test_a_missing_or_damaged_file_of_any_kind_fails_the_verification(folder):
+    store, _ = _cache.open_store()
+    for i, damage in enumerate((lambda p: p.unlink(), lambda p: p.write_bytes(b"other"))):
+        store.add(str(i), lambda path: (path / "artifact.bin").write_bytes(b"content") and None)
+        store.verify(str(i))
+        damage(store.path(str(i)) / "artifact.bin")
+        with pytest.raises(ValueError, match=r"artifact\.bin is missing or damaged"):
+            store.verify(str(i))
 
 
 def test_other_code_shapes_types_and_threads_have_other_keys():
@@ -120,22 +117,16 @@ def test_other_code_shapes_types_and_threads_have_other_keys():
         torch.set_num_threads(threads)
 
 
-def test_auto_loads_what_is_cached_before_compiling_would_pay(folder, monkeypatch):
-    PureFunction(wave, 3, compile="always").value_and_grad(points())
+def test_auto_loads_what_is_cached_and_compiles_again_what_is_wrong(folder, monkeypatch):
+    PureFunction(wave, 3, compile="always").values(points())
     monkeypatch.setattr(_graph, "LOAD_AFTER", -1.0)
     monkeypatch.setattr(_graph, "UNCAPTURED", 0.0)
     auto = PureFunction(wave, 3)
-    auto.value_and_grad(points())
+    auto.values(points())
+    assert auto.compiled == CACHED  # long before compiling would pay
+    auto.hvp(points(), None, points())
     assert auto.compiled == CACHED
-    elsewhere = PureFunction(wave, 3)
-    elsewhere.hvp(points(), None, points())
-    assert elsewhere.compiled == {"fresh": 0, "cached": 0}
-
-
-def test_a_cached_graph_that_is_wrong_is_compiled_again(folder, monkeypatch):
-    PureFunction(wave, 3, compile="always").values(points())
-    right = _compile._callable
-    calls = []
+    right, calls = _compile._callable, []
 
     def wrong_once(artifact, constants, single):
         calls.append(1)
@@ -150,11 +141,69 @@ def test_a_cached_graph_that_is_wrong_is_compiled_again(folder, monkeypatch):
     torch.testing.assert_close(second.values(points())[:, 0], (points().sin() * 2).sum(1))
 
 
-def test_a_folder_that_others_may_write_to_is_not_used(folder):
+@pytest.fixture
+def fake_compiler(monkeypatch):
+    """Compiles nothing; its code returns the graph's results times ``factor[0]``."""
+    factor, runs = [1.0], []
+
+    def compile_graph(graph, inputs, fresh=False):
+        def run(*x):
+            runs.append(x)
+            return graph(*x) * factor[0]
+
+        return _compile.Compiled(run, False)
+
+    monkeypatch.setattr(_graph, "compile_graph", compile_graph)
+    return factor, runs
+
+
+def undefined():
+    return torch.full((4, 3), torch.nan, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.5])
+def test_compiled_code_is_checked_at_the_first_call_that_allows_it(fake_compiler, factor):
+    fake_compiler[0][0] = factor
+    f = PureFunction(wave, 3, compile="always")
+    for _ in range(3):  # checked at the first and the second call
+        assert f.values(undefined()).isnan().all()
+    assert f.compiled == {"fresh": 0, "cached": 0}
+    assert len(fake_compiler[1]) == 2
+    for _ in range(2):
+        torch.testing.assert_close(f.values(points())[:, 0], (points().sin() * 2).sum(1))
+    right = factor == 1.0
+    assert f.compiled == {"fresh": int(right), "cached": 0}
+    assert len(fake_compiler[1]) == (4 if right else 3)
+    assert f.notes == [] if right else "discarded after" in f.notes[0]
+
+
+def test_compiled_code_that_can_never_be_checked_is_discarded(fake_compiler):
+    f = PureFunction(wave, 3, compile="always")
+    for _ in range(_graph.MAX_UNCHECKED_CALLS + 10):
+        f.values(undefined())
+    assert f.compiled == {"fresh": 0, "cached": 0}
+    assert len(fake_compiler[1]) == 8
+    assert "could not be checked" in f.notes[0]
+
+
+def test_a_compilation_is_announced(monkeypatch):
+    monkeypatch.setenv(_cache.VARIABLE, "")
+    monkeypatch.setattr("torch._inductor.standalone_compile", lambda graph, *_, **__: graph)
+    lines = []
+    with _compile.announcing(lines.append):
+        PureFunction(wave, 3, compile="always").values(points())
+    PureFunction(wave, 3, compile="always").values(points())
+    assert len(lines) == 2
+    assert "compiling a graph of" in lines[0]
+    assert "ended after" in lines[1]
+
+
+def test_a_folder_that_others_may_write_to_is_not_used(folder, monkeypatch):
     folder.mkdir()
     folder.chmod(0o777)
+    monkeypatch.setattr("torch._inductor.standalone_compile", lambda graph, *_, **__: graph)
     f = PureFunction(wave, 3, compile="always")
-    f.value_and_grad(points())
+    f.values(points())
     assert f.compiled == FRESH
     assert "others may write" in f.notes[0]
     assert graphs(folder) == []
@@ -162,6 +211,7 @@ def test_a_folder_that_others_may_write_to_is_not_used(folder):
 
 def test_an_empty_variable_switches_the_cache_off(monkeypatch):
     monkeypatch.setenv(_cache.VARIABLE, "")
+    monkeypatch.setattr("torch._inductor.standalone_compile", lambda graph, *_, **__: graph)
     for _ in range(2):
         f = PureFunction(wave, 3, compile="always")
         f.values(points())
@@ -187,13 +237,13 @@ def test_rows_are_compared_by_their_own_size():
     nearby = expected * (1 + 1e-15)
     huge = expected.clone()
     huge[1, 0] += 2.2e6
-    assert _compile.difference(huge, expected, nearby) is None
+    assert _compile.compare(huge, expected, nearby) == (3, None)
     small = expected.clone()
     small[0, 0] += 1e-5  # hidden by the largest row, if all rows were compared by one size
-    assert "discarded" in _compile.difference(small, expected, nearby)
+    assert "differs" in _compile.compare(small, expected, nearby)[1]
     undefined = expected.clone()
     undefined[3, 1] = torch.nan
-    assert "discarded" in _compile.difference(undefined, expected, nearby)
+    assert "differs" in _compile.compare(undefined, expected, nearby)[1]
     chaotic = nearby.clone()
     chaotic[0] += 0.1  # rounding alone moves this row: it decides nothing
-    assert _compile.difference(small, expected, chaotic) is None
+    assert _compile.compare(small, expected, chaotic) == (2, None)

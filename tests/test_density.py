@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 
 import pyro
 import pyro.distributions as dist
@@ -15,7 +16,7 @@ from pyro.infer.mcmc.util import initialize_model
 from torch import nn
 from torch.distributions import constraints
 
-from astrozoo import _graph
+from astrozoo import _graph, _pure_function
 from astrozoo.density import LogDensity, PureFunction, elbo, log_density
 from astrozoo.errors import CaptureError, InputError
 from astrozoo.guides import auto
@@ -511,7 +512,7 @@ def test_compiled_hessians_of_an_elbo():
 
 
 def test_auto_compiles_when_it_pays_and_says_why_it_did_not(monkeypatch):
-    monkeypatch.setattr(_graph, "COMPILE_AFTER", 0.0)
+    monkeypatch.setattr(_pure_function, "COMPILE_AFTER", 0.0)
 
     def broken(*_, **__):
         raise RuntimeError("no compiler here")
@@ -524,6 +525,7 @@ def test_auto_compiles_when_it_pays_and_says_why_it_did_not(monkeypatch):
     assert torch.equal(first, third)
     assert len(density.notes) == 1
     assert "no compiler here" in density.notes[0]
+    assert re.search(r"after \d+\.\d s", density.notes[0])
 
 
 def factored(shift):

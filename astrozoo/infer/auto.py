@@ -93,6 +93,8 @@ def auto(problem: Problem, run: RunOptions, settings: AutoSettings) -> Result:
         "precision": settings.precision,
         "counts": counts,
         "compile_seconds": density.compile_seconds + mode.stats["compile_seconds"],
+        "compiled": {k: v + mode.stats["compiled"][k] for k, v in result.stats["compiled"].items()},
+        "notes": [*mode.stats["notes"], *(n for n in result.stats["notes"] if n not in mode.stats["notes"])],
         "run_seconds": sum(seconds.values()),
     }
     return replace(result, method="auto", digest=problem.digest, stats={**result.stats, **stats})

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from astrozoo._compile import announcing
 from astrozoo.objective import Objective
 
 __all__ = ["Clock", "Report", "progress_bar"]
@@ -24,14 +25,23 @@ LINE_INTERVAL = 20.0
 def progress_bar(name: str, total: int, shown: bool) -> Iterator[Report]:
     """A bar on standard error, updated by calling what is yielded.
 
-    Where standard error is not a terminal, a line is printed every :data:`LINE_INTERVAL` seconds instead.
+    Where standard error is not a terminal, a line is printed every :data:`LINE_INTERVAL` seconds instead. A
+    compilation meanwhile prints a line when it begins and one when it ends.
     """
     if not shown:
         yield lambda done, text: None
         return
-    if not sys.stderr.isatty():
-        yield _Lines(name, total)
-        return
+    with announcing(lambda text: print(f"{name}: {text}", file=sys.stderr, flush=True)):
+        if sys.stderr.isatty():
+            with _bar(name, total) as report:
+                yield report
+        else:
+            yield _Lines(name, total)
+
+
+@contextmanager
+def _bar(name: str, total: int) -> Iterator[Report]:
+    """A bar of rich, above which other lines are printed."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

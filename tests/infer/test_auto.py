@@ -101,6 +101,8 @@ def test_compiling_is_apart_from_the_stages(problem):
     whole = time.monotonic() - began
     compiling, stages = result.stats["compile_seconds"], result.stats["stage_seconds"]
     assert compiling > 0
+    compiled = result.stats["compiled"]  # hmc's gradient and laplace's gradient and Hessian, at least
+    assert compiled["fresh"] + compiled["cached"] >= 3
     assert all(seconds > 0 for seconds in stages.values())
     assert sum(stages.values()) + compiling <= whole
 

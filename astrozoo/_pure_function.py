@@ -1,0 +1,212 @@
+"""A pure torch function and its batched derivatives, each served by a graph of :mod:`astrozoo._graph`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from astrozoo._graph import Graph, batched, graph_size, trace_graph
+from astrozoo._scope import computing
+from astrozoo.errors import InputError
+
+__all__ = ["COMPILE_AFTER", "PureFunction", "rows_of"]
+
+COMPILE_AFTER = 10.0
+"""Seconds that one graph runs uncompiled before ``compile="auto"`` compiles it (which takes 5 to 40)."""
+
+Part = TypeVar("Part", Tensor, tuple[Tensor, ...])
+"""A result of one process: a tensor or several."""
+
+
+class PureFunction:
+    """A scalar function of a flat vector, to be maximised, as an :class:`astrozoo.objective.Objective`.
+
+    Args:
+        f: pure torch function ``f(w [dim], noise [noise_dim], *args) -> scalar``; ``f(w, *args)`` where
+            ``noise_dim`` is 0. It is written for one vector, one draw and one problem.
+        dim: length of ``w``.
+        args: further arguments; tensors, or tuples, lists and dicts of them.
+        noise_dim: standard normals that one draw needs.
+        batch: None, or the number of independent problems along the leading axis of all tensors of ``args``.
+        dtype, device: of ``w``.
+        compile: "auto", "always" or "never".
+
+    Raises:
+        InputError: on an unknown ``compile``.
+    """
+
+    def __init__(
+        self,
+        f: Callable[..., Tensor],
+        dim: int,
+        *,
+        args: tuple[Any, ...] = (),
+        noise_dim: int = 0,
+        batch: int | None = None,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+        compile: str = "auto",
+    ) -> None:
+        if compile not in ("auto", "always", "never"):
+            raise InputError("compile", repr(compile), '"auto", "always" or "never"')
+        self.f, self.dim, self.args, self.noise_dim, self.batch = f, dim, args, noise_dim, batch
+        self.dtype, self.device, self.compile = dtype, torch.device(device), compile
+        self.counts = {"value": 0, "gradient": 0, "hvp": 0, "hessian": 0}
+        self.compiled = {"fresh": 0, "cached": 0}
+        self._timing = {"compile": 0.0, "patience": COMPILE_AFTER}
+        self.notes: list[str] = []
+        self._graphs: dict[tuple[str, int | None], dict[int, Graph]] = {}  # (entry, draws) -> rows -> graph
+        self._runs: dict[Any, Callable[..., Any]] = {}
+
+    @property
+    def compile_seconds(self) -> float:
+        """Spent compiling so far."""
+        return self._timing["compile"]
+
+    def compile_soon(self) -> None:
+        """Have ``compile="auto"`` compile each graph when it is next called: much work is to come."""
+        self._timing["patience"] = 0.0
+
+    def values(self, w: Float[Tensor, "b p"], noise: Tensor | None = None) -> Float[Tensor, "b m"]:
+        """The function for each draw (one column where there is no noise)."""
+        return self._call("value", w, noise)
+
+    def value_and_grad(
+        self, w: Float[Tensor, "b p"], noise: Tensor | None = None
+    ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b p"]]:
+        """Mean over draws, and its gradient."""
+        return self._call("gradient", w, noise)
+
+    def value_grad_hessian(
+        self, w: Float[Tensor, "b p"], noise: Tensor | None = None
+    ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b p"], Float[Tensor, "b p p"]]:
+        """Mean over draws, its gradient and its exact Hessian."""
+        return self._call("hessian", w, noise)
+
+    def hvp(
+        self, w: Float[Tensor, "b p"], noise: Tensor | None, v: Float[Tensor, "b p"]
+    ) -> Float[Tensor, "b p"]:
+        """The Hessian (of the mean over draws) times ``v``."""
+        return self._call("hvp", w, noise, v)
+
+    def take(self, rows: Tensor) -> Self:
+        """The function of some of the independent problems; of one problem, itself."""
+        if self.batch is None:
+            return self
+        taken = object.__new__(type(self))
+        own = {"args": rows_of(self.args, rows), "batch": len(rows), "_runs": {}}
+        taken.__dict__ = {**self.__dict__, **own}
+        return taken
+
+    def _call(self, entry: str, w: Tensor, noise: Tensor | None, *more: Tensor) -> Any:
+        key = (entry, w.shape, w.dtype, None if noise is None else noise.shape)
+        run = self._runs.get(key)
+        if run is None:
+            run = self._runs[key] = self._prepare(entry, w, noise)
+        self.counts[entry] += w.shape[0] * (1 if noise is None else noise.shape[0])
+        inputs = (w, *more) if noise is None else (w, *more, noise)
+        # compiled code takes strides for granted
+        return self.reduced(run(*[x.detach().contiguous() for x in inputs]))
+
+    def reduced(self, part: Part) -> Part:
+        """The sum, over all processes that share the data, of a result of this process.
+
+        It is the one place where a communicator enters; methods never see it. Every result (values of each
+        draw, gradients, Hessians, Hessian-vector products, density ratios) is linear in the log density. If
+        the function of each process is the log likelihood of its data, and the prior (or the density ratio
+        of prior and guide) is in that of one process only, the sums over processes of the results are the
+        results of the whole. Here one process has all data, and the result is returned as it is.
+        """
+        return part
+
+    def _prepare(self, entry: str, w: Tensor, noise: Tensor | None) -> Callable[..., Any]:
+        """Check the shapes, and find or make the graph that serves them."""
+        self._check_inputs(w, noise)
+        b = w.shape[0]
+        made = self._graphs.setdefault((entry, None if noise is None else noise.shape[0]), {})
+        size = graph_size(b, set(made))
+        if size not in made:
+            made[size] = Graph(
+                self._entry(entry), self.compile, lambda: self._timing["patience"], self._report
+            )
+        graph, tensors = made[size], self._tensors
+        if size == b:
+            return lambda *inputs: graph(*inputs, *tensors)
+        index = torch.arange(size, device=self.device).clamp(max=b - 1)
+        padded = tensors if self.batch is None else [t[index] for t in tensors]
+        vectors = 2 if entry == "hvp" else 1
+
+        def run(*inputs: Tensor) -> Any:
+            out = graph(*(x[index] for x in inputs[:vectors]), *inputs[vectors:], *padded)
+            return tuple(x[:b] for x in out) if isinstance(out, tuple | list) else out[:b]
+
+        return run
+
+    def _check_inputs(self, w: Tensor, noise: Tensor | None) -> None:
+        b = w.shape[0]
+        if w.ndim != 2 or w.shape[1] != self.dim or (self.batch is not None and b != self.batch):
+            rows = "any" if self.batch is None else self.batch
+            raise InputError("w", f"shape {tuple(w.shape)}", f"[{rows}, {self.dim}]")
+        if w.dtype != self.dtype:
+            raise InputError("w", w.dtype, str(self.dtype))
+        if (noise is None) != (self.noise_dim == 0) or (
+            noise is not None and noise.shape[1:] != (self.noise_dim,)
+        ):
+            got = None if noise is None else f"shape {tuple(noise.shape)}"
+            raise InputError("noise", got, f"[draws, {self.noise_dim}]" if self.noise_dim else "None")
+
+    def _report(self, seconds: float, notes: list[str], source: str | None) -> None:
+        self._timing["compile"] += seconds
+        self.notes += [note for note in notes if note not in self.notes]
+        if source is not None:
+            self.compiled[source] += 1
+
+    @property
+    def _tensors(self) -> list[Tensor]:
+        return [t.detach().contiguous() for t in pytree.tree_leaves(self.args) if isinstance(t, Tensor)]
+
+    def _flat(self) -> Callable[..., Tensor]:
+        """The function with the tensors of ``args`` as a flat list."""
+        leaves, spec = pytree.tree_flatten(self.args)
+        static = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
+        lead = 2 if self.noise_dim else 1
+
+        def flat(*inputs: Tensor) -> Tensor:
+            held = iter(inputs[lead:])
+            filled = [next(held) if t else s for t, s in zip(is_tensor, static, strict=True)]
+            return self.f(*inputs[:lead], *pytree.tree_unflatten(filled, spec))
+
+        return flat
+
+    def _entry(self, entry: str) -> Callable[..., Any]:
+        in_dims = (None if self.batch is None else 0,) * len(self._tensors)
+        return batched(self._flat(), entry, in_dims, noisy=self.noise_dim > 0)
+
+    def check(self) -> None:
+        """Try the function at its smallest size, to fail early.
+
+        Raises:
+            CaptureError: if it is not pure tensor arithmetic.
+        """
+        tensors = [t[None] if self.batch is None else t[:1] for t in self._tensors]
+        w = torch.zeros(1, self.dim, dtype=self.dtype, device=self.device)
+        noise = (
+            [torch.zeros(1, self.noise_dim, dtype=self.dtype, device=self.device)] if self.noise_dim else []
+        )
+        with computing(self.dtype), torch.no_grad():
+            try:  # quick, but also refuses what depends on the values of data that one graph may hold fixed
+                batched(self._flat(), "value", (0,) * len(tensors), self.noise_dim > 0)(w, *noise, *tensors)
+            except (RuntimeError, ValueError, NotImplementedError):
+                held = tensors if self.batch is not None else self._tensors
+                trace_graph(self._entry("value"), (w, *noise, *held))
+
+
+def rows_of(tree: Any, rows: Any) -> Any:
+    """Rows (or one row) of every tensor of a tree."""
+    return pytree.tree_map(lambda leaf: leaf[rows] if isinstance(leaf, Tensor) else leaf, tree)
