@@ -38,8 +38,8 @@ def read_sources(path: Path, images: Field) -> Table:
     if not {"ra", "dec"} <= names.keys():
         raise DataError(str(path), f"columns {', '.join(table.colnames[:8])}", "ra and dec [deg] among them")
     ra, dec = (_numbers(table, names[name]) for name in ("ra", "dec"))
-    own = np.asarray(table[names["id"]]) if "id" in names else np.zeros(0)
-    ids = own if own.dtype.kind in "iu" and len(own) == len(ra) else np.arange(1, len(ra) + 1)
+    file_ids = np.asarray(table[names["id"]]) if "id" in names else np.zeros(0)
+    ids = file_ids if file_ids.dtype.kind in "iu" and len(file_ids) == len(ra) else np.arange(1, len(ra) + 1)
     reference = reference_image(images)
     known = np.isfinite(ra) & np.isfinite(dec) & (np.abs(dec) <= 90)
     inside = np.zeros(len(ra), bool)

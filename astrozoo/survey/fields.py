@@ -46,8 +46,8 @@ def read_box(text: str) -> tuple[slice, slice]:
     Raises:
         InputError: the text is not of that form, or the box is empty.
     """
-    found = _BOX.fullmatch(text.replace(" ", ""))
-    y0, y1, x0, x1 = map(int, found.groups()) if found else (0, 0, 0, 0)
+    match = _BOX.fullmatch(text.replace(" ", ""))
+    y0, y1, x0, x1 = map(int, match.groups()) if match else (0, 0, 0, 0)
     if not (y0 < y1 and x0 < x1):
         raise InputError("box", repr(text), "'row:row,column:column', such as '300:556,1400:1656'")
     return slice(y0, y1), slice(x0, x1)

@@ -158,15 +158,15 @@ def _project(image: Image, ra: np.ndarray, dec: np.ndarray) -> tuple[np.ndarray,
 
 def _mixtures(image: Image, xy: Float[np.ndarray, "s 2"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     ny, nx = image.shape
-    found = [image.psf.mixture(float(np.clip(x, 0, nx - 1)), float(np.clip(y, 0, ny - 1))) for x, y in xy]
-    most = max((len(m.weights) for m in found), default=1)
+    mixtures = [image.psf.mixture(float(np.clip(x, 0, nx - 1)), float(np.clip(y, 0, ny - 1))) for x, y in xy]
+    most = max((len(m.weights) for m in mixtures), default=1)
     weights, means, covariances = (
         np.zeros((len(xy), most)),
         np.zeros((len(xy), most, 2)),
         np.zeros((len(xy), most, 3)),
     )
     covariances[..., [0, 2]] = 1.0
-    for i, m in enumerate(found):
+    for i, m in enumerate(mixtures):
         k = len(m.weights)
         weights[i, :k], means[i, :k] = m.weights, m.means
         covariances[i, :k] = m.covariances[:, (0, 0, 1), (0, 1, 1)]

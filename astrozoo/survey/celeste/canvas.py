@@ -96,7 +96,7 @@ class Canvas:
     def patches(
         self,
         rows: Int[np.ndarray, "b"],
-        own: Float[Tensor, "b image p"] | None = None,
+        own_light: Float[Tensor, "b image p"] | None = None,
         *,
         at: Int[np.ndarray, "b"] | None = None,
     ) -> Patch:
@@ -105,7 +105,7 @@ class Canvas:
         Their pixels' coordinates are in single precision, and so are images made of them.
 
         Args:
-            own: the light that these sources have painted, which is taken out.
+            own_light: the light that these sources have painted, which is taken out.
             at: for each, the source whose pixels are to be taken (of one size), instead of its own.
         """
         at = rows if at is None else at
@@ -128,7 +128,7 @@ class Canvas:
         pixels = torch.stack([from_source(k) for k in range(n)], 1)
         return Patch(
             counts=taken(self.counts),
-            background=taken(self.sky) + (light if own is None else light - own).clamp(min=0),
+            background=taken(self.sky) + (light if own_light is None else light - own_light).clamp(min=0),
             mask=taken(self.weight),
             pixels=pixels.float(),
             calibration=per_source(s.calibration),
@@ -167,8 +167,8 @@ class Canvas:
             near: those others, in batches of one patch size.
         """
         self.spread(self._news, rows, news)
-        for some in near:
-            yield some, self.gather(self._news, some)
+        for members in near:
+            yield members, self.gather(self._news, members)
         self._forget(rows)
 
     def sums(
@@ -177,10 +177,10 @@ class Canvas:
         """The sum of what all sources have in each of their pixels; each batch is of one patch size."""
         for rows, part in zip(batches, values, strict=True):
             self.spread(self._news, rows, part)
-        found = [self.gather(self._news, rows).to(part) for rows, part in zip(batches, values, strict=True)]
+        totals = [self.gather(self._news, rows).to(part) for rows, part in zip(batches, values, strict=True)]
         for rows in batches:
             self._forget(rows)
-        return found
+        return totals
 
     def _forget(self, rows: Int[np.ndarray, "b"]) -> None:
         for k, flat in enumerate(self._news):

@@ -62,12 +62,14 @@ def catalogue(fit: FieldFit) -> Table:
         in sigma, of the pixels around the source;
         ``k_hat``; a column for each of :data:`FLAGS`, and ``flags``, all of them as bits.
     """
-    draws, found = fit.draws, fit.detections
-    n = len(found)
+    draws, detections = fit.draws, fit.detections
+    n = len(detections)
     table = Table(meta={"FIELD": fit.field.name, "FLUXUNIT": "nanomaggy, 3.631 microjansky"})
-    ids = np.asarray(found["id"]) if "id" in found.colnames else np.arange(1, n + 1)
+    ids = np.asarray(detections["id"]) if "id" in detections.colnames else np.arange(1, n + 1)
     table["id"] = Column(ids, description="number of the source")
-    _add_position(table, np.asarray(found["ra"], float), np.asarray(found["dec"], float), draws["offset"])
+    _add_position(
+        table, np.asarray(detections["ra"], float), np.asarray(detections["dec"], float), draws["offset"]
+    )
     table["p_star"] = Column(fit.p_star, description="probability of a star (else a galaxy)")
     _add_photometry(table, fit)
     _add_shape(table, fit)

@@ -47,7 +47,7 @@ class FieldFit:
     """Posterior draws of every source of a field.
 
     Args:
-        detections: where the fit began: ``ra``, ``dec`` [deg] and whatever else detection said.
+        detections: the sources that the fit began with: ``ra``, ``dec`` [deg] and other columns.
         draws: ``{site: [source, draw, ...]}``, equal weights, in single precision: ``is_star``;
             ``offset`` (east, north) [arcsec] from (ra, dec); ``log_flux`` [ln nMgy] in the reference band;
             ``colour`` [ln ratio of adjacent bands]; ``log_radius`` [ln arcsec]; ``ellipticity``;
@@ -148,7 +148,7 @@ def fit_field(
 def _finish(job: Sweeps, draws: int) -> tuple[FieldFit, float]:
     """The fit with its draws, and the seconds that these took, in whatever processes made them."""
     n, nb, nc = len(job.sources), len(job.images.bands), len(job.prior.bands)
-    held: dict[str, np.ndarray] = {
+    arrays: dict[str, np.ndarray] = {
         "u": np.empty((n, draws, 6 + nc), np.float32), "is_star": np.empty((n, draws), np.float32),
         "k_hat": np.empty(n), "seconds": np.empty(n),
         "chi2": np.empty((n, nb)), "p_star": np.empty(n), "n_pixels": np.empty(n, int),
@@ -166,17 +166,17 @@ def _finish(job: Sweeps, draws: int) -> tuple[FieldFit, float]:
                     part = _posterior(job, rows, draws)
                     part["seconds"] = np.asarray((time.perf_counter() - started) / len(rows))
                     job.checkpoint.save(part, name)
-                for key, values in held.items():
+                for key, values in arrays.items():
                     values[rows] = part[key]
                 done += len(rows)
                 report(done, "")
-    u, canvas = held["u"], job.canvas
+    u, canvas = arrays["u"], job.canvas
     fit = FieldFit(
         field=job.images,
         detections=job.table,
         prior=job.prior,
         draws={
-            "is_star": held["is_star"],
+            "is_star": arrays["is_star"],
             "offset": u[..., :2],
             "log_radius": u[..., 2],
             "ellipticity": u[..., 3:5],
@@ -185,22 +185,22 @@ def _finish(job: Sweeps, draws: int) -> tuple[FieldFit, float]:
             "colour": u[..., 7:],
         },
         model=[canvas.unpadded(canvas.sky[k] + canvas.model[k], k) for k in range(len(canvas.model))],
-        p_star=held["p_star"],
-        k_hat=held["k_hat"],
+        p_star=arrays["p_star"],
+        k_hat=arrays["k_hat"],
         converged=job.state.converged.numpy() & ~job.state.waiting,
-        chi2=held["chi2"],
-        n_pixels=held["n_pixels"],
+        chi2=arrays["chi2"],
+        n_pixels=arrays["n_pixels"],
         half=job.sources.half,
         stats={"sources": n, "sweeps": job.state.sweep, "evaluations": dict(job.state.counts)},
     )
-    return fit, float(held["seconds"].sum())
+    return fit, float(arrays["seconds"].sum())
 
 
 def _posterior(job: Sweeps, rows: Int[np.ndarray, "b"], draws: int) -> dict[str, np.ndarray]:
     """Draws, k-hat and goodness of fit of sources of one patch size."""
     state = job.state
-    patch, own = job.patch(rows)
-    response = respond(job, rows, patch, own)
+    patch, own_light = job.patch(rows)
+    response = respond(job, rows, patch, own_light)
     typed = {}
     for name, star, _ in KINDS:
         density = job.density(patch, rows, star)
@@ -209,7 +209,7 @@ def _posterior(job: Sweeps, rows: Int[np.ndarray, "b"], draws: int) -> dict[str,
         typed[name] = draw_type(density, mode, covariance, possible, seed=job.seed, response=response)
     generator = generator_for(job.seed, int(rows[0]))
     p_star, is_star, u = mix_types(typed["star"], typed["galaxy"], draws, generator)
-    chi2, n_pixels = _goodness(job, patch, own)
+    chi2, n_pixels = _goodness(job, patch, own_light)
     k_hat = torch.where(p_star > 0.5, typed["star"].k_hat, typed["galaxy"].k_hat)
     return {
         "u": u.numpy(), "is_star": is_star.numpy(), "k_hat": k_hat.numpy(),
@@ -217,11 +217,11 @@ def _posterior(job: Sweeps, rows: Int[np.ndarray, "b"], draws: int) -> dict[str,
     }  # fmt: skip
 
 
-def _goodness(job: Sweeps, patch: Patch, own: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _goodness(job: Sweeps, patch: Patch, own_light: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Reduced chi2 of each patch by band, and its number of pixels."""
-    rate = patch.background + own
+    rate = patch.background + own_light
     terms = patch.mask * (patch.counts - rate) ** 2 / rate
-    chi2 = np.full((len(own), len(job.images.bands)), np.nan)
+    chi2 = np.full((len(own_light), len(job.images.bands)), np.nan)
     for b, band in enumerate(job.images.bands):
         chosen = [k for k, image in enumerate(job.images) if image.band == band]
         used = (patch.mask[:, chosen] > 0).sum((-2, -1))

@@ -68,7 +68,7 @@ def run(
         out: folder, which exists.
         path: folder of one SDSS field (:func:`astrozoo.data.sdss.read_field`). Without it, the demonstration.
         demo: the demonstration: 256x256 pixels of a Stripe-82 field, or, where that can be neither found nor
-            downloaded, a field simulated by GalSim; which one it is, is said.
+            downloaded, a field simulated by GalSim; the output says which.
         seed: of the draws (and of the simulation).
         box: "row:row,column:column", first and last + 1, of the r image (else the first): fit this part only.
         catalog: table with columns ra and dec [deg] of the sources to fit, in place of detection; those
@@ -77,7 +77,7 @@ def run(
             None for all.
         sweeps: passes over the sources, at most: crowded fields end by it. A run that was interrupted may go
             on with more.
-        progress: tell what is being done, on standard error.
+        progress: show progress on standard error.
 
     Raises:
         InputError: settings that do not fit together, a box off the field, or a catalogue without any source
@@ -88,7 +88,7 @@ def run(
     if demo and path is not None:
         raise InputError("demo", f"data too ({path})", "one of them")
     if box is not None:
-        read_box(box)  # a bad one is told before files are read
+        read_box(box)  # a bad one is an error before files are read
     console = Console(stderr=True, quiet=not progress, highlight=False, soft_wrap=True)
 
     def say(text: str) -> None:
@@ -177,10 +177,10 @@ def to_result(fit: FieldFit, table: Table, seed: int) -> Result:
 
 def _cost(stats: Mapping[str, Any]) -> dict[str, Any]:
     """The names that reports and summaries look for."""
-    found = {"run_seconds": round(sum(stats.get("seconds", {}).values()), 3)}
+    cost = {"run_seconds": round(sum(stats.get("seconds", {}).values()), 3)}
     if "sweeps" in stats:
-        found["iterations"] = stats["sweeps"]
-    return found | ({"counts": stats["evaluations"]} if "evaluations" in stats else {})
+        cost["iterations"] = stats["sweeps"]
+    return cost | ({"counts": stats["evaluations"]} if "evaluations" in stats else {})
 
 
 def _digest(fit: FieldFit) -> str:
@@ -220,13 +220,13 @@ def report_pages(fit: FieldFit, table: Table, origin: str, limit: int | None = 2
     field = Page("Field", [*field.parts, _HOW_TO_READ])
     chosen = _chosen(table, fit, limit)
     shown = cutouts(fit, table, chosen)
-    said = (
+    caption_text = (
         f"The {len(chosen)} of {len(table)} sources shown here are the brightest, and those that fit badly "
         f"(a flag for it, or chi2 above {_LOOK:g}). "
         if len(chosen) < len(table)
         else "All sources, the brightest first. "
     )
-    said += (
+    caption_text += (
         "Cut-outs are 29 pixels wide, in the pixels of each image; data and model in one stretch per band, "
         "residuals from -5 (blue) to 5 sigma (red). Magnitudes have errors of 1 SD, often within the dot."
     )
@@ -234,7 +234,7 @@ def report_pages(fit: FieldFit, table: Table, origin: str, limit: int | None = 2
         field,
         goodness,
         Page("Catalogue", _listed(table, fit)),
-        Page("Sources", [said, *((figure, "") for figure in shown)]),
+        Page("Sources", [caption_text, *((figure, "") for figure in shown)]),
     ]
 
 
@@ -277,11 +277,11 @@ def _listed(table: Table, fit: FieldFit) -> list[Any]:
         row["flags"] = ", ".join(name.replace("_", " ") for name in FLAGS if source[name])
         row |= {"ra": f"{source['ra']:.5f}", "dec": f"{source['dec']:.5f}"}
         rows.append(row)
-    said = "The brightest first; chi2 is the worst of the bands. All columns are in catalog.fits."
+    caption_text = "The brightest first; chi2 is the worst of the bands. All columns are in catalog.fits."
     if len(order) < len(table):
-        said = f"{len(order)} of {len(table)} sources. {said}"
+        caption_text = f"{len(order)} of {len(table)} sources. {caption_text}"
     meaning = "; ".join(f"{name.replace('_', ' ')}: {what}" for name, what in FLAGS.items())
-    return [said, rows, f"Flags. {meaning}."]
+    return [caption_text, rows, f"Flags. {meaning}."]
 
 
 def _summary(fit: FieldFit, table: Table, origin: str) -> dict[str, Any]:

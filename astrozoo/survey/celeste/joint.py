@@ -115,7 +115,7 @@ def settle(job: Modes) -> None:
 
 def _settle(job: Modes, moving: Bool[np.ndarray, "s"]) -> None:
     state, rows = job.state, np.flatnonzero(moving)
-    batches = [_linearised(job, some) for some in job.sources.batches(rows, BATCH)]
+    batches = [_linearised(job, members) for members in job.sources.batches(rows, BATCH)]
     group = _groups(job.adjacent, moving)
     count = int(group.max()) + 1
     owner = job.canvas.labelled((batch.rows, group[batch.rows]) for batch in batches)
@@ -149,7 +149,7 @@ def _settle(job: Modes, moving: Bool[np.ndarray, "s"]) -> None:
 
 def _linearised(job: Modes, rows: Int[np.ndarray, "b"]) -> _Batch:
     state = job.state
-    patch, own = job.patch(rows)
+    patch, own_light = job.patch(rows)
     p_star = job.p_star(rows)
     types = {}
     for name, star, _ in KINDS:
@@ -160,7 +160,7 @@ def _linearised(job: Modes, rows: Int[np.ndarray, "b"]) -> _Batch:
             density = job.density(patch, rows, star).take(at)
             types[name] = _Typed.of(density, state.mode[name][of], state.covariance[name][of], share[at], at)
             state.counts["gradient"] += len(at)
-    weight = patch.mask * patch.counts / (patch.background + own) ** 2
+    weight = patch.mask * patch.counts / (patch.background + own_light) ** 2
     return _Batch(rows, weight.float(), types)
 
 
@@ -190,15 +190,15 @@ def _steps(canvas: Canvas, batches: Sequence[_Batch]) -> list[dict[str, Float[Te
 
     def product(z: Float[Tensor, "1 n"], _: Int[Tensor, "1"]) -> Float[Tensor, "1 n"]:
         changed = []
-        for batch, held in zip(batches, split(z[0]), strict=True):
+        for batch, moves in zip(batches, split(z[0]), strict=True):
             light = torch.zeros_like(batch.weight)
             for name, typed in batch.types.items():
-                light.index_add_(0, typed.at, typed.light(held[name]))
+                light.index_add_(0, typed.at, typed.light(moves[name]))
             changed.append(light)
         felt = canvas.sums([batch.rows for batch in batches], changed)
         pulls = [
-            typed.pull((batch.weight * (total - own))[typed.at]).flatten()
-            for batch, own, total in zip(batches, changed, felt, strict=True)
+            typed.pull((batch.weight * (total - own_light))[typed.at]).flatten()
+            for batch, own_light, total in zip(batches, changed, felt, strict=True)
             for typed in batch.types.values()
         ]
         return -(z + torch.cat(pulls).to(z))
@@ -207,6 +207,6 @@ def _steps(canvas: Canvas, batches: Sequence[_Batch]) -> list[dict[str, Float[Te
     radius = _MAX_STEP * sum(len(typed.at) for _, _, typed in parts) ** 0.5
     z, _ = subproblem_krylov(product, gradient, torch.full((1,), radius, dtype=gradient.dtype))
     return [
-        {name: batch.types[name].step(part) for name, part in held.items()}
-        for batch, held in zip(batches, split(z[0]), strict=True)
+        {name: batch.types[name].step(part) for name, part in moves.items()}
+        for batch, moves in zip(batches, split(z[0]), strict=True)
     ]

@@ -80,11 +80,11 @@ class _State:
 
 
 class Modes:
-    """Modes, curvatures, evidences and light of every source, kept in a checkpoint and taken up from it.
+    """Modes, curvatures, evidences and light of every source; saved in a checkpoint and resumed from it.
 
     Args:
         table: the sources; a checkpoint adds the companions that it knows of.
-        earlier: the same with fewer sources, the first of ``table``, to go on from; its canvas is taken over.
+        earlier: a fit of the first sources of ``table``, which this one continues. Its canvas is reused.
     """
 
     def __init__(
@@ -100,9 +100,9 @@ class Modes:
         self._since = time.perf_counter()
         self.checkpoint = checkpoint
         self.detected: int = len(table) if earlier is None else earlier.detected
-        held = checkpoint.load("state") if earlier is None else None
-        if held is not None:
-            table = _with_companions(table, held)
+        saved = checkpoint.load("state") if earlier is None else None
+        if saved is not None:
+            table = _with_companions(table, saved)
         self.images, self.table, self.prior, self.seed, self.progress = images, table, prior, seed, progress
         ra, dec = np.asarray(table["ra"], float), np.asarray(table["dec"], float)
         extent = np.asarray(table["a"], float) if "a" in table.colnames else np.full(len(table), 2.0)
@@ -117,7 +117,7 @@ class Modes:
         self.state = self._start()
         self.psf_planes: Planes | None = None
         if earlier is None:
-            self._resume(held)
+            self._resume(saved)
         else:
             self._inherit(earlier)
             self._save()
@@ -134,7 +134,7 @@ class Modes:
         )
 
     def _inherit(self, earlier: Modes) -> None:
-        """Go on with an earlier job: what waited goes on waiting, and all near new sources."""
+        """Continue an earlier fit. Sources that waited still wait, and so do neighbours of new sources."""
         n, state, before = len(earlier.sources), self.state, earlier.state
         for name, _, _ in KINDS:
             for part in ("mode", "covariance", "evidence"):
@@ -151,15 +151,15 @@ class Modes:
             state.waiting[self.adjacent[row]] = True
         self.repaint(new)
 
-    def _resume(self, held: Mapping[str, np.ndarray] | None) -> None:
-        """Take up the work of a checkpoint: its state, its sky, and the light of what it had fitted."""
-        if held is None:
+    def _resume(self, saved: Mapping[str, np.ndarray] | None) -> None:
+        """Restore a checkpoint: its state, its sky, and the light of the sources that it had fitted."""
+        if saved is None:
             return
         state = self.state
         for count in _COUNTS:
-            setattr(state, count, int(held[count]))
-        state.seconds = float(held["seconds"])
-        state.counts = dict(zip(state.counts, held["evaluations"].tolist(), strict=True))
+            setattr(state, count, int(saved[count]))
+        state.seconds = float(saved["seconds"])
+        state.counts = dict(zip(state.counts, saved["evaluations"].tolist(), strict=True))
         if state.skies:
             sky = self.checkpoint.load(f"sky-{state.skies}")
             if sky is None:
@@ -169,24 +169,24 @@ class Modes:
                     "all parts; remove the folder to begin anew",
                 )
             self.canvas.sky = [torch.from_numpy(sky[f"sky_{k}"]) for k in range(len(self.canvas.sky))]
-        if f"{_PSF}slopes" in held:
-            slopes, scatter, error = (held[f"{_PSF}{name}"] for name in Planes._fields)
+        if f"{_PSF}slopes" in saved:
+            slopes, scatter, error = (saved[f"{_PSF}{name}"] for name in Planes._fields)
             self._broaden(Planes(slopes, float(scatter), error))
         for name, _, _ in KINDS:
             for part in ("mode", "covariance", "evidence"):
-                getattr(state, part)[name] = torch.from_numpy(held[f"{part}_{name}"])
-        state.converged, state.waiting = torch.from_numpy(held["converged"]), held["waiting"]
-        self.repaint(np.flatnonzero(held["fitted"]))
+                getattr(state, part)[name] = torch.from_numpy(saved[f"{part}_{name}"])
+        state.converged, state.waiting = torch.from_numpy(saved["converged"]), saved["waiting"]
+        self.repaint(np.flatnonzero(saved["fitted"]))
 
     def repaint(self, fitted: Int[np.ndarray, "n"]) -> None:
         """Paint the light of sources as their modes and evidences have it."""
         for rows in self.sources.batches(fitted, BATCH):
             self._show(rows, *self.patch(rows))
 
-    def _show(self, rows: np.ndarray, patch: Patch, own: Float[Tensor, "b image p"]) -> None:
-        """Paint sources of one patch size, whose light was ``own``, as they now are."""
+    def _show(self, rows: np.ndarray, patch: Patch, own_light: Float[Tensor, "b image p"]) -> None:
+        """Paint sources of one patch size, whose light was ``own_light``, as they now are."""
         light = self._light(patch, rows)
-        self.canvas.paint(rows, light - own)
+        self.canvas.paint(rows, light - own_light)
         for k, row in enumerate(rows):
             self.state.light[row] = light[k]
 
@@ -199,12 +199,12 @@ class Modes:
 
     def _save(self) -> None:
         state = self.state
-        held = {
+        saved = {
             f"{part}_{name}": getattr(state, part)[name].numpy()
             for name, _, _ in KINDS
             for part in ("mode", "covariance", "evidence")
         }
-        held |= {
+        saved |= {
             "converged": state.converged.numpy(),
             "waiting": state.waiting,
             **{count: np.asarray(getattr(state, count)) for count in _COUNTS},
@@ -213,11 +213,11 @@ class Modes:
             "fitted": np.array([light is not None for light in state.light], bool),
         }
         if self.psf_planes is not None:
-            held |= {f"{_PSF}{name}": np.asarray(x) for name, x in self.psf_planes._asdict().items()}
+            saved |= {f"{_PSF}{name}": np.asarray(x) for name, x in self.psf_planes._asdict().items()}
         companions = self.table[self.detected :]
         if len(companions):
-            held |= {f"{_COMPANION}{name}": np.asarray(companions[name]) for name in companions.colnames}
-        self.checkpoint.save(held, "state")
+            saved |= {f"{_COMPANION}{name}": np.asarray(companions[name]) for name in companions.colnames}
+        self.checkpoint.save(saved, "state")
 
     def _start(self) -> _State:
         n, nb = len(self.sources), len(self.prior.bands)
@@ -280,11 +280,11 @@ class Modes:
         """Patches of sources of one size, and the light that these sources have there."""
         n_pixels = (2 * int(self.sources.half[rows[0]]) + 1) ** 2
         blank = torch.zeros(len(self.images.images), n_pixels, dtype=torch.float64)
-        own = torch.stack([blank if self.state.light[i] is None else self.state.light[i] for i in rows])
-        return self.canvas.patches(rows, own), own
+        own_light = torch.stack([blank if self.state.light[i] is None else self.state.light[i] for i in rows])
+        return self.canvas.patches(rows, own_light), own_light
 
     def density(self, patch: Patch, rows: np.ndarray, star: bool) -> TypedDensity:
-        """The density of sources of a type; galaxies are to be large enough to be told from stars."""
+        """The density of sources of a type; galaxies must be large enough to differ from stars."""
         least = None if star else self.log_least_radius[torch.from_numpy(rows)]
         return TypedDensity(patch, self.prior, star=star, log_least_radius=least)
 
@@ -309,14 +309,16 @@ class Modes:
             total += (share[:, None] * density.electrons(u))[..., None] * image
         return total
 
-    def _tell(self, rows: np.ndarray, patch: Patch, before: Float[Tensor, "b image p"]) -> Bool[Tensor, "b"]:
-        """Have those neighbours wait for another fit on whose light that of ``rows`` has changed noticeably.
+    def _mark_neighbours(
+        self, rows: np.ndarray, patch: Patch, before: Float[Tensor, "b image p"]
+    ) -> Bool[Tensor, "b"]:
+        """Mark the neighbours of ``rows`` that need another fit, because the light of ``rows`` has changed.
 
-        Changes count in units of the pixels' errors; a neighbour feels one as much as the pixel is bright in
-        its own light.
+        Changes are in units of the pixels' errors. For each neighbour they are weighted by its light in the
+        pixel, relative to its brightest pixel.
 
         Args:
-            before: the light of ``rows`` as their neighbours know it.
+            before: the light of ``rows`` that the fits of their neighbours used.
 
         Returns:
             which of ``rows`` have changed noticeably.
@@ -328,22 +330,24 @@ class Modes:
         changed = rows[noticeable.numpy()]
         near = np.unique([j for i in changed for j in self.adjacent[i] if not state.waiting[j]]).astype(int)
         if len(near):
-            for some, news in self.canvas.felt(rows, change, self.sources.batches(near, BATCH)):
-                light = torch.stack([state.light[j] for j in some])  # type: ignore[misc]
+            for members, news in self.canvas.felt(rows, change, self.sources.batches(near, BATCH)):
+                light = torch.stack([state.light[j] for j in members])  # type: ignore[misc]
                 profile = light / light.amax(-1, keepdim=True).clamp_min(torch.finfo(light.dtype).tiny)
-                state.waiting[some] = ((news * profile).sum((-2, -1)) > _NOTICEABLE**2).numpy()
+                state.waiting[members] = ((news * profile).sum((-2, -1)) > _NOTICEABLE**2).numpy()
         return noticeable
 
     def moved(self, rows: Int[np.ndarray, "n"], before: Mapping[int, Tensor | None]) -> None:
-        """Have sources wait for a fit that have changed noticeably without one, and those that feel it.
+        """Mark sources that have changed noticeably without a fit, and their neighbours, for another fit.
 
         Args:
             before: the light of each of ``rows``.
         """
-        for some in self.sources.batches(rows, BATCH):
-            patch, _ = self.patch(some)
-            noticeable = self._tell(some, patch, torch.stack([before[i] for i in some.tolist()]))  # type: ignore[misc]
-            self.state.waiting[some] |= noticeable.numpy()
+        for members in self.sources.batches(rows, BATCH):
+            patch, _ = self.patch(members)
+            noticeable = self._mark_neighbours(
+                members, patch, torch.stack([before[i] for i in members.tolist()])
+            )  # type: ignore[misc]
+            self.state.waiting[members] |= noticeable.numpy()
 
     def _places(self, image: int) -> Float[np.ndarray, "s 3"]:
         """1, x, y of every source, from -1 to 1 over the image."""
@@ -356,15 +360,15 @@ class Modes:
         factor = 1 + np.stack([self._places(k) @ slope for k, slope in enumerate(planes.slopes)])
         covariances = self.sources.psf_covariances * factor.clip(0.5, 2.0)[..., None, None]
         self.sources = self.canvas.sources = replace(self.sources, psf_covariances=covariances)
-        error = np.full(len(self.sources), np.inf)  # companions found later are faint
+        error = np.full(len(self.sources), np.inf)  # companions are faint
         error[: len(planes.error)] = planes.error
         least = least_radius(self.sources, planes.scatter, error)
-        if "saturated" in self.table.colnames:  # wings alone do not tell a small size
+        if "saturated" in self.table.colnames:  # wings alone do not constrain a small size
             least = np.where(self.table["saturated"], np.maximum(least, _LEAST_SATURATED), least)
         self.log_least_radius = torch.from_numpy(least).log()
 
 
-def _with_companions(table: Table, held: Mapping[str, np.ndarray]) -> Table:
-    """The sources of a checkpoint: those of the table, and the companions found since."""
-    columns = {name.removeprefix(_COMPANION): x for name, x in held.items() if name.startswith(_COMPANION)}
+def _with_companions(table: Table, saved: Mapping[str, np.ndarray]) -> Table:
+    """The sources of a checkpoint: those of the table, and the companions that were added later."""
+    columns = {name.removeprefix(_COMPANION): x for name, x in saved.items() if name.startswith(_COMPANION)}
     return vstack([table, Table(columns)], metadata_conflicts="silent") if columns else table

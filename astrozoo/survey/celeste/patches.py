@@ -59,11 +59,11 @@ def patch_of(images: Field) -> Patch:
         InputError: no source is detected, or more than :data:`MAX_SOURCES`; or pixels that cannot be used.
     """
     check_pixels(images)
-    found = detect(images)
-    if not 0 < len(found) <= MAX_SOURCES:
+    detections = detect(images)
+    if not 0 < len(detections) <= MAX_SOURCES:
         raise InputError(
             f"field {images.name!r}",
-            f"{len(found)} detected sources",
+            f"{len(detections)} detected sources",
             f"between 1 and {MAX_SOURCES}: another box",
         )
     reference = reference_image(images)
@@ -72,7 +72,7 @@ def patch_of(images: Field) -> Patch:
     half = min(max(ny, nx) // 2, HALF_SIZES[-1])
     middle = Sources.locate(images, ra, dec, np.array([half]))
     batch = Canvas(images, middle, load_prior().bands).patches(np.zeros(1, int))
-    east = (np.asarray(found["ra"]) - ra + 180) % 360 - 180
-    offset = 3600 * np.stack((east * np.cos(np.deg2rad(dec)), np.asarray(found["dec"]) - dec), -1)
+    east = (np.asarray(detections["ra"]) - ra + 180) % 360 - 180
+    offset = 3600 * np.stack((east * np.cos(np.deg2rad(dec)), np.asarray(detections["dec"]) - dec), -1)
     patch = Patch(*(part[0] for part in batch))
     return patch._replace(pixels=patch.pixels.double(), anchor=torch.from_numpy(offset))

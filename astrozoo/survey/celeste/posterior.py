@@ -1,11 +1,11 @@
 """From the modes of a source's two types to draws of its posterior, by importance sampling.
 
-The guide found by the trust region (a Gaussian per type: mode and inverse curvature) is the first proposal.
+The normal that the trust region fits (a Gaussian per type: mode and inverse curvature) is the first proposal.
 Shapes of small galaxies and log fluxes of faint bands are skewed, so the moments of the weighted draws make
 the next one, and all draws together are weighted by the mixture of all proposals (adaptive multiple
 importance sampling). Fluxes and colours only scale an image, so one rendering serves many of their draws.
 The mean weight of each type is its evidence, and the two decide between star and galaxy. Pareto-smoothed
-weights tell where the proposals were too far off: k-hat above 0.7.
+weights show where the proposals were not good enough: k-hat above 0.7.
 
 References:
     Cornuet et al. 2012, Scand. J. Stat. 39, 798 (adaptive multiple importance sampling);
@@ -80,8 +80,8 @@ def draw_type(
     if not possible.any():
         return out
     for rows in torch.nonzero(possible)[:, 0].split(_ROWS_AT_ONCE):
-        some, gives = density.take(rows), None if response is None else response.take(rows)
-        u, log_ratio = _draw(some, gives, mode[rows], covariance[rows], seed, renderings, fluxes)
+        part, gives = density.take(rows), None if response is None else response.take(rows)
+        u, log_ratio = _draw(part, gives, mode[rows], covariance[rows], seed, renderings, fluxes)
         none = (log_ratio == -torch.inf).all(-1)
         log_weight, k_hat = psis(log_ratio.masked_fill(none[:, None], 0.0).numpy())
         out.u[rows] = u
@@ -140,7 +140,7 @@ def _draw(
         proposal = _Proposal(mean, _WIDENING * torch.linalg.cholesky(cov), density.n_bending)
         bend, u = proposal.draw(m, fluxes, seed + 10 * turn)
         proposals.append(proposal)
-        images = torch.cat([density.images(some) for some in bend.split(at_once, 1)], 1)
+        images = torch.cat([density.images(rows) for rows in bend.split(at_once, 1)], 1)
         value = density.log_joint_of_images(images, u)
         if response is not None:
             value = value + response.gain(images, density.electrons(u))

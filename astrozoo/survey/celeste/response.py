@@ -80,20 +80,20 @@ class Response(NamedTuple):
 
 
 def respond(
-    job: Modes, rows: Int[np.ndarray, "b"], patch: Patch, own: Float[Tensor, "b image p"]
+    job: Modes, rows: Int[np.ndarray, "b"], patch: Patch, own_light: Float[Tensor, "b image p"]
 ) -> Response | None:
     """The response of the nearest neighbours of sources of one patch size; None if none has any.
 
     Args:
-        patch, own: the sources' patches, and the light they have there.
+        patch, own_light: the sources' patches, and the light they have there.
     """
-    weight = patch.mask * patch.counts / (patch.background + own) ** 2
+    weight = patch.mask * patch.counts / (patch.background + own_light) ** 2
     factors = [_factor(job, int(row), weight[k]) for k, row in enumerate(rows)]
     most = max(len(factor) for factor in factors)
     if not most:
         return None
     factor = torch.stack([torch.nn.functional.pad(f, (0, 0, 0, 0, 0, most - len(f))) for f in factors])
-    return Response(factor, torch.einsum("bqip,bip->bq", factor, own.to(factor)).to(own))
+    return Response(factor, torch.einsum("bqip,bip->bq", factor, own_light.to(factor)).to(own_light))
 
 
 def _factor(job: Modes, row: int, weight: Float[Tensor, "image p"]) -> Float[Tensor, "q image p"]:
@@ -104,11 +104,11 @@ def _factor(job: Modes, row: int, weight: Float[Tensor, "image p"]) -> Float[Ten
     star = (state.evidence["star"] > state.evidence["galaxy"])[near].numpy()
     changes = []
     for name, is_star, _ in KINDS:
-        some = near[star == is_star]
-        if len(some):
-            seen = job.canvas.patches(some, at=np.full(len(some), row))
-            _, slope, chain = job.density(seen, some, is_star).linearised(state.mode[name][some])
-            chain = chain @ torch.linalg.cholesky(state.covariance[name][some])[:, None]
+        members = near[star == is_star]
+        if len(members):
+            seen = job.canvas.patches(members, at=np.full(len(members), row))
+            _, slope, chain = job.density(seen, members, is_star).linearised(state.mode[name][members])
+            chain = chain @ torch.linalg.cholesky(state.covariance[name][members])[:, None]
             changes += list(torch.einsum("jitp,jitd->jdip", slope, chain.to(slope)))
     if not changes:
         return weight.new_zeros(0, *weight.shape, dtype=torch.float32)

@@ -102,7 +102,7 @@ class Sweeps(Modes):
 
     def _fit(self, rows: np.ndarray) -> None:
         state = self.state
-        patch, own = self.patch(rows)
+        patch, light = self.patch(rows)
         ok = torch.ones(len(rows), dtype=torch.bool)
         # once all neighbours have been modelled, a galaxy that is out of the question stays so; a star costs
         # little, and may yet come into question as neighbours change
@@ -114,12 +114,14 @@ class Sweeps(Modes):
                 continue
             density = self.density(patch, rows, star).take(open_)
             chosen = rows[open_.numpy()]
-            found = maximise(density, state.mode[name][chosen], max_iterations=50, tolerance=_MODE_TOLERANCE)
-            assert found.hessian is not None  # 11 dimensions are far below the dense limit
-            covariance, log_det = _inverse(-found.hessian)
-            state.mode[name][chosen], state.covariance[name][chosen] = found.w, covariance
-            state.evidence[name][chosen] = found.value + 0.5 * (density.dim * np.log(2 * np.pi) + log_det)
-            ok[open_] &= torch.tensor([s is Status.CONVERGED for s in found.statuses])
+            optimum = maximise(
+                density, state.mode[name][chosen], max_iterations=50, tolerance=_MODE_TOLERANCE
+            )
+            assert optimum.hessian is not None  # 11 dimensions are far below the dense limit
+            covariance, log_det = _inverse(-optimum.hessian)
+            state.mode[name][chosen], state.covariance[name][chosen] = optimum.w, covariance
+            state.evidence[name][chosen] = optimum.value + 0.5 * (density.dim * np.log(2 * np.pi) + log_det)
+            ok[open_] &= torch.tensor([s is Status.CONVERGED for s in optimum.statuses])
             for key, value in density.counts.items():
                 state.counts[key] += value
         closed = rows[shut.numpy()]
@@ -127,8 +129,8 @@ class Sweeps(Modes):
         self._rule_out(rows)
         state.converged[rows] = ok
         state.waiting[rows] = False
-        self._show(rows, patch, own)
-        self._tell(rows, patch, own)
+        self._show(rows, patch, light)
+        self._mark_neighbours(rows, patch, light)
 
     def _rule_out(self, rows: np.ndarray) -> np.ndarray:
         """Rule out galaxies that are needles: they fit trails, bleeding columns and the light of a crowd.
@@ -167,8 +169,8 @@ class Sweeps(Modes):
             if float(np.abs(mesh.back() / np.sqrt(image.sky)).max()) > _NOTICEABLE_SKY:
                 self.state.waiting[:] = True
         self.state.skies += 1
-        held = {f"sky_{k}": sky.numpy() for k, sky in enumerate(canvas.sky)}
-        self.checkpoint.save(held, f"sky-{self.state.skies}")
+        arrays = {f"sky_{k}": sky.numpy() for k, sky in enumerate(canvas.sky)}
+        self.checkpoint.save(arrays, f"sky-{self.state.skies}")
 
     def _correct_psf(self) -> None:
         """Correct the width of each image's PSF, by a plane over the image that is fitted to its stars.
@@ -180,12 +182,14 @@ class Sweeps(Modes):
         delta, error = np.zeros((2, n_images, len(self.sources)))
         alone = torch.zeros(len(self.sources), dtype=torch.bool)
         for rows in self.sources.batches(np.arange(len(self.sources)), BATCH):
-            patch, own = self.patch(rows)
+            patch, light = self.patch(rows)
             others = patch.background - self.canvas.gather(self.canvas.sky, rows)
-            alone[rows] = (own * others).sum((-2, -1)) < _MAX_NEIGHBOUR_LIGHT * (own * own).sum((-2, -1))
+            alone[rows] = (light * others).sum((-2, -1)) < _MAX_NEIGHBOUR_LIGHT * (light * light).sum(
+                (-2, -1)
+            )
             density = self.density(patch, rows, star=True)
-            found = density.psf_width(state.mode["star"][rows], state.covariance["star"][rows])
-            delta[:, rows], error[:, rows] = (t.numpy().T for t in found)
+            widths = density.psf_width(state.mode["star"][rows], state.covariance["star"][rows])
+            delta[:, rows], error[:, rows] = (t.numpy().T for t in widths)
         stars = (
             (state.evidence["star"] > state.evidence["galaxy"] - _PSF_CANDIDATE_MARGIN)
             & state.converged
@@ -209,19 +213,21 @@ class Sweeps(Modes):
             scale = self.canvas.unpadded(dispersion(expected, sky, _RESIDUAL_ERROR).sqrt(), k)
             counts = np.where(image.valid, model + (image.counts - model) / scale, model)
             left.append(replace(image, counts=counts, sky=model))
-        found = detect(Field(tuple(left), self.images.name), threshold=_RESIDUAL_SNR)
-        if not len(found):
-            return found
-        xy = np.stack(self.images.images[0].wcs.all_world2pix(found["ra"], found["dec"], 0), -1)
+        residual_sources = detect(Field(tuple(left), self.images.name), threshold=_RESIDUAL_SNR)
+        if not len(residual_sources):
+            return residual_sources
+        xy = np.stack(
+            self.images.images[0].wcs.all_world2pix(residual_sources["ra"], residual_sources["dec"], 0), -1
+        )
         known = self.sources.xy[0]
-        distance = cKDTree(known).query(xy)[0] if len(known) else np.full(len(found), np.inf)
+        distance = cKDTree(known).query(xy)[0] if len(known) else np.full(len(residual_sources), np.inf)
         keep = (
             (distance > _MIN_COMPANION_DISTANCE)
-            & ~np.asarray(found["saturated"], bool)
-            & ~np.asarray(found["edge"], bool)
+            & ~np.asarray(residual_sources["saturated"], bool)
+            & ~np.asarray(residual_sources["edge"], bool)
         )
-        found["blended"] = True
-        return found[keep]
+        residual_sources["blended"] = True
+        return residual_sources[keep]
 
 
 def _inverse(curvature: Float[Tensor, "b d d"]) -> tuple[Float[Tensor, "b d d"], Float[Tensor, "b"]]:
