@@ -344,9 +344,8 @@ class Modes:
         """
         for members in self.sources.batches(rows, BATCH):
             patch, _ = self.patch(members)
-            noticeable = self._mark_neighbours(
-                members, patch, torch.stack([before[i] for i in members.tolist()])
-            )  # type: ignore[misc]
+            light_before = torch.stack([before[i] for i in members.tolist()])  # type: ignore[misc]
+            noticeable = self._mark_neighbours(members, patch, light_before)
             self.state.waiting[members] |= noticeable.numpy()
 
     def _places(self, image: int) -> Float[np.ndarray, "s 3"]:
