@@ -55,8 +55,9 @@ def mcse(draws: Float[np.ndarray, "chain draw *shape"]) -> Float[np.ndarray, "*s
 
 def bfmi(energy: Float[np.ndarray, "chain draw"]) -> Float[np.ndarray, "chain"]:
     """Estimated Bayesian fraction of missing information of each chain; below 0.3 is a warning."""
-    steps = np.square(np.diff(energy, axis=1)).mean(1)
-    return steps / np.var(energy, axis=1, ddof=1)
+    with np.errstate(invalid="ignore", divide="ignore"):  # of energies that are not finite: the value is NaN
+        steps = np.square(np.diff(energy, axis=1)).mean(1)
+        return steps / np.var(energy, axis=1, ddof=1)
 
 
 def psis(
@@ -80,10 +81,13 @@ def psis(
 def k_hat(log_ratios: Float[np.ndarray, "*shape draw"]) -> Float[np.ndarray, "*shape"]:
     """Pareto shape of importance ratios log p - log q: above 0.7 the approximation cannot be trusted.
 
-    It is 0 where all ratios are the same but for rounding: there is no tail to fit, and no doubt either.
+    It is NaN where a ratio is not finite. It is 0 where all ratios are the same but for rounding, because
+    there is no tail to fit and no doubt either.
     """
-    alike = np.ptp(log_ratios, axis=-1) < 1e-6
-    return np.where(alike, 0.0, psis(log_ratios)[1])
+    known = np.isfinite(log_ratios).all(-1)
+    usable = np.where(known[..., None], log_ratios, 0.0)
+    alike = np.ptp(usable, axis=-1) < 1e-6
+    return np.where(known, np.where(alike, 0.0, psis(usable)[1]), np.nan)
 
 
 def loo(log_likelihood: Float[np.ndarray, "chain draw *shape"]) -> dict[str, Any]:

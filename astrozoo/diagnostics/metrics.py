@@ -25,6 +25,7 @@ __all__ = [
     "diagnose",
     "el2o_value",
     "is_chain",
+    "not_finite",
     "reference_of",
     "scalars",
     "standard_errors",
@@ -78,6 +79,8 @@ def count_scalars(result: Result) -> int:
 def scalars(result: Result, most: int | None = None, *, evenly: bool = False) -> Scalars:
     """The draws of a result, scalar by scalar; labels and draws are made of those that are chosen alone.
 
+    Infinite values become NaN.
+
     Args:
         most: at most so many, about equally many of every site.
         evenly: choose them evenly among all scalars instead.
@@ -97,7 +100,18 @@ def scalars(result: Result, most: int | None = None, *, evenly: bool = False) ->
         first += size
         labels += _labels(str(name), variable, kept)
         columns.append(variable.to_numpy().reshape(*variable.shape[:2], -1)[..., kept])
-    return Scalars(labels, np.concatenate(columns, axis=-1))
+    draws = np.concatenate(columns, axis=-1)
+    return Scalars(labels, np.where(np.isfinite(draws), draws, np.nan))
+
+
+def not_finite(result: Result) -> dict[str, int]:
+    """The number of draws with a value that is NaN or infinite, by site; only sites that have any."""
+    counts = {}
+    for name, draws in result.draws.items():
+        bad = ~np.isfinite(draws.reshape(*draws.shape[:2], -1)).all(-1)
+        if bad.any():
+            counts[name] = int(bad.sum())
+    return counts
 
 
 def _labels(name: str, variable: Any, kept: Int[np.ndarray, "scalar"]) -> list[str]:
@@ -157,7 +171,8 @@ def el2o_value(log_ratios: Float[np.ndarray, "*shape draw"]) -> Float[np.ndarray
     References:
         Seljak & Yu 2019, arXiv 1901.04454, eq. 10.
     """
-    return np.var(log_ratios, axis=-1, ddof=1)
+    with np.errstate(invalid="ignore"):  # of ratios that are not finite: the value is NaN
+        return np.var(log_ratios, axis=-1, ddof=1)
 
 
 def diagnose(result: Result) -> dict[str, Any]:
@@ -165,9 +180,13 @@ def diagnose(result: Result) -> dict[str, Any]:
 
     Of chains: largest R-hat, smallest ESS, divergences, smallest E-BFMI, mean acceptance. Of an approximation
     with ``log_ratio`` (log p - log q of each draw) among its ``sample_stats``, or ``k_hat`` of each problem
-    among its ``stats``: the largest k-hat, of how many problems it is poor, and the largest EL2O value.
+    among its ``stats``: the largest k-hat, of how many problems it is poor, and the largest EL2O value. Where
+    draws are NaN or infinite: the sites and the number of draws. Statistics of draws leave these out.
     """
     found: dict[str, Any] = {}
+    bad = not_finite(result)
+    if bad:
+        found["draws that are not finite"] = "; ".join(f"{name}: {n:,}" for name, n in bad.items())
     stats = result.sample_stats
     if is_chain(result):
         held, total = scalars(result, _MOST, evenly=True), count_scalars(result)
@@ -179,9 +198,10 @@ def diagnose(result: Result) -> dict[str, Any]:
     if "diverging" in stats:
         found["divergences"] = int(stats["diverging"].sum())
     if "energy" in stats and stats["energy"].ndim == 2 and stats["energy"].shape[1] > 1:
-        found["smallest e-bfmi"] = float(bfmi(stats["energy"]).min())
+        found["smallest e-bfmi"] = _worst(np.min, bfmi(stats["energy"]))
     if "acceptance_rate" in stats:
-        found["mean acceptance"] = float(stats["acceptance_rate"].mean())
+        rates = stats["acceptance_rate"]
+        found["mean acceptance"] = _worst(np.mean, rates)
     shapes = np.asarray(result.stats.get("k_hat", ()), float)
     if "log_ratio" in stats:
         ratios = stats["log_ratio"].reshape(-1, *stats["log_ratio"].shape[2:])
@@ -210,8 +230,9 @@ def z_scores(result: Result, truth: Mapping[str, Any]) -> dict[str, Float[np.nda
         draws, true = result.draws[name], np.asarray(truth[name], dtype=float)
         if true.shape != draws.shape[2:]:
             raise InputError(f"truth of {name!r}", f"shape {true.shape}", f"{draws.shape[2:]}")
-        spread = draws.std((0, 1))
-        off = draws.mean((0, 1)) - true
+        draws = np.where(np.isfinite(draws), draws, np.nan)
+        spread = _known(np.nanstd, draws)
+        off = _known(np.nanmean, draws) - true
         found[name] = np.divide(off, spread, out=np.where(off == 0, 0.0, np.inf), where=spread > 0)
     return found
 
@@ -267,6 +288,6 @@ def compare(results: Mapping[str, Result], reference: str | None = None) -> list
 
 
 def _moments(result: Result, of: Scalars) -> dict[str, tuple[float, float, float]]:
-    values = of.draws.mean((0, 1)), of.draws.std((0, 1)), standard_errors(result, of)
+    values = _known(np.nanmean, of.draws), _known(np.nanstd, of.draws), standard_errors(result, of)
     columns = (column.tolist() for column in values)
     return {label: (m, s, e) for label, m, s, e in zip(of.labels, *columns, strict=True)}

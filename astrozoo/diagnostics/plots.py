@@ -59,6 +59,10 @@ def _grid(n: int, columns: int, width: float, height: float) -> tuple[Figure, li
 
 
 def _density(ax: Axes, values: np.ndarray, colour: str, label: str | None = None) -> None:
+    values = values[np.isfinite(values)]
+    if not values.size:
+        ax.text(0.5, 0.5, "no finite draw", transform=ax.transAxes, ha="center", color=colour, fontsize=7)
+        return
     low, high = np.quantile(values, (0.001, 0.999))
     if high <= low:
         ax.axvline(low, color=colour, label=label)
@@ -121,7 +125,9 @@ def ess_evolution(of: Scalars, steps: int = 8) -> Figure:
 def energy(values: Float[np.ndarray, "chain draw"]) -> Figure:
     """Energy of the draws, and its change between draws; E-BFMI per chain in the title."""
     figure, (ax,) = _grid(1, 1, 6, 2.6)
-    _density(ax, (values - values.mean()).ravel(), _COLOURS[0], "energy, less its mean")
+    values = np.where(np.isfinite(values), values, np.nan)
+    mean = values[np.isfinite(values)].mean() if np.isfinite(values).any() else 0.0
+    _density(ax, (values - mean).ravel(), _COLOURS[0], "energy, less its mean")
     _density(ax, np.diff(values, axis=1).ravel(), _COLOURS[1], "change from draw to draw")
     ax.set_title(f"smallest E-BFMI {bfmi(values).min():.2f}", fontsize=8, loc="left")
     ax.set_yticks([])

@@ -28,6 +28,7 @@ from astrozoo.diagnostics.metrics import (
     count_scalars,
     diagnose,
     is_chain,
+    not_finite,
     scalars,
     summary,
 )
@@ -100,6 +101,12 @@ def _banners(result: Result, found: Mapping[str, Any]) -> list[dict[str, str]]:
         (found.get("divergences", 0) > 0, "There were divergences: parts of the posterior may be missed."),
         (found.get("smallest e-bfmi", 1) < 0.3, "E-BFMI below 0.3: the tails are explored slowly."),
     ]
+    bad = {} if result.statuses else not_finite(result)
+    if bad:
+        sites = ", ".join(
+            f"{name} ({n:,} of {math.prod(result.draws[name].shape[:2]):,} draws)" for name, n in bad.items()
+        )
+        doubts.append((True, f"Values are NaN or infinite at {sites}; statistics leave them out."))
     poor = found.get("problems with a poor k-hat", 0)
     if poor:
         text = f"{poor} of {len(result.statuses)} problems have a k-hat above {POOR_K_HAT}"

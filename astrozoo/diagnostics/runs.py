@@ -126,7 +126,10 @@ def _independent(result: Result, draws: Float[np.ndarray, "chain draw d"]) -> Fl
 def _coverage(result: Result, truth: Mapping[str, Any]) -> float:
     inside = []
     for name in result.draws.keys() & truth.keys():
-        low, high = np.quantile(result.draws[name], (0.05, 0.95), axis=(0, 1))
+        draws = result.draws[name]
+        if not np.isfinite(draws).all():
+            return math.nan
+        low, high = np.quantile(draws, (0.05, 0.95), axis=(0, 1))
         true = np.asarray(truth[name], float)
         inside.append(((low <= true) & (true <= high)).ravel())
     return float(np.concatenate(inside).mean()) if inside else math.nan
