@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary name of the same suffix to write to; it becomes ``path`` if all goes well.
 
     Raises:
-        OutputError: if it cannot be written; what stood at ``path`` is then untouched.
+        OutputError: if it cannot be written; a file that was at ``path`` before is then unchanged.
     """
     path = Path(path)
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
@@ -33,7 +33,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise OutputError(f"cannot write {path}: {error}") from error
 
 
-def write_json(told: Mapping[str, Any], path: str | Path) -> None:
+def write_json(values: Mapping[str, Any], path: str | Path) -> None:
     """Write a mapping; arrays as lists, numbers that are not finite (which JSON lacks) as null.
 
     Raises:
@@ -49,4 +49,4 @@ def write_json(told: Mapping[str, Any], path: str | Path) -> None:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     with replacing(path) as partial:
-        partial.write_text(json.dumps(plain(told), indent=2, default=str) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(plain(values), indent=2, default=str) + "\n", encoding="utf-8")

@@ -34,7 +34,8 @@ __all__ = [
 ]
 
 POOR_K_HAT = 0.7
-"""Pareto k-hat above which importance weights, and what was fitted, are not to be trusted."""
+"""Pareto k-hat above which importance weights, and the guide that was fitted, cannot be trusted (Vehtari et
+al. 2024)."""
 
 _CHAIN_STATS = {"acceptance_rate", "diverging", "energy", "tree_depth"}
 MOST_COMPARED = 10_000

@@ -43,9 +43,9 @@ _COLOURS = (
 
 def encode(figure: Figure) -> str:
     """The figure as a PNG in a data URI."""
-    held = io.BytesIO()
-    figure.savefig(held, format="png", dpi=110)
-    return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode()
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110)
+    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
 
 
 def _grid(n: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:

@@ -39,14 +39,15 @@ from astrozoo.types import Page, Result, Status
 __all__ = ["comparison_report", "render", "report", "write_comparison", "write_rows"]
 
 _ROWS = 60
+"""The most rows of a table of parameters, so that a table is read on two screens."""
 _MOST_LOO = 20_000
-"""Observations that are left out one by one (0.3 ms each)."""
+"""The most observations of a site for which leave-one-out predictions are computed. Each takes 0.3 ms."""
 SENSITIVE = 0.05
-"""Sensitivity to the prior above which it is remarked upon."""
+"""Sensitivity to the prior above which a parameter is marked: the threshold of Kallioinen et al. (2024)."""
 _MEANING = {
     Status.CONVERGED: ("good", "The stopping rule of the method was met."),
     Status.BUDGET_SPENT: ("warn", "The budget ran out first: the numbers below may still move."),
-    Status.DIVERGED: ("bad", "The run broke down: do not use these numbers."),
+    Status.DIVERGED: ("bad", "The run diverged: do not use these numbers."),
     Status.INTERRUPTED: ("bad", "The run was stopped by hand: the numbers are of an unfinished run."),
 }
 
@@ -110,10 +111,10 @@ def _banners(result: Result, found: Mapping[str, Any]) -> list[dict[str, str]]:
     poor = found.get("problems with a poor k-hat", 0)
     if poor:
         text = f"{poor} of {len(result.statuses)} problems have a k-hat above {POOR_K_HAT}"
-        doubts.append((True, f"{text}: their means and errors are not to be trusted."))
+        doubts.append((True, f"{text}: their means and standard deviations cannot be trusted."))
     elif found.get("largest k-hat", 0) > POOR_K_HAT:
         doubts.append((True, f"k-hat above {POOR_K_HAT}: the guide is far from the posterior."))
-    return banners + [{"kind": "warn", "head": "Look out.", "text": text} for holds, text in doubts if holds]
+    return banners + [{"kind": "warn", "head": "Warning.", "text": text} for holds, text in doubts if holds]
 
 
 def _summary_page(result: Result, found: Mapping[str, Any]) -> Page:
@@ -123,7 +124,7 @@ def _summary_page(result: Result, found: Mapping[str, Any]) -> Page:
     if found:
         parts.append([{"diagnostic": name, "value": value} for name, value in found.items()])
     if not is_chain(result):
-        parts.append("Draws are independent ones from the fitted guide; R-hat and ESS do not apply to them.")
+        parts.append("Draws are independent draws of the fitted guide, to which R-hat and ESS do not apply.")
     parts.append(rows)
     if total > len(rows):
         parts.append(f"{len(rows)} of {total} parameters are shown, about equally many of every site.")
@@ -135,19 +136,19 @@ def _chain_pages(result: Result) -> list[Page]:
     shown = "" if len(few) == count_scalars(result) else " Some parameters only."
     parts: list[Any] = [(plots.trace(few), f"Marginals and draws of each chain.{shown}")]
     if few.draws.shape[0] > 1:
-        caption = "Ranks of each chain's draws among all: level where chains agree."
+        caption = "Ranks of each chain's draws among all draws: flat if the chains agree."
         parts.append((plots.rank(few), caption))
     if few.draws.shape[1] >= 8:
-        caption = "Effective sample size so far, bulk (solid) and tail (dashed): straight where chains mix."
+        caption = "Bulk (solid) and tail (dashed) ESS against draws: straight if chains mix."
         parts.append((plots.ess_evolution(few.some(4)), caption))
     energy = result.sample_stats.get("energy")
     if energy is not None and energy.ndim == 2 and energy.shape[1] > 1:
-        parts.append((plots.energy(energy), "Energies and their changes: alike where tails are explored."))
+        parts.append((plots.energy(energy), "Energies and their changes: alike if tails are explored."))
     return [Page("Chains", parts)]
 
 
 _MAXIMISED = ("elbo_fixed_draws", "elbo_fresh_draws", "objective")
-"""Names in a trace of what the variational methods maximise, or estimates of it."""
+"""Names in a trace of the objective that a variational method maximises, and of estimates of it."""
 
 
 def _progress_page(result: Result) -> Page:

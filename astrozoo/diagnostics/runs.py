@@ -17,8 +17,10 @@ from astrozoo.types import Result
 __all__ = ["cost", "gradient_equivalents", "runs", "score"]
 
 _DRAWS = 500
-"""Draws of each that two-sample tests are made with; of chains no more than they have effective ones."""
+"""The most draws of each result in a two-sample test, which takes time and memory quadratic in it. Of Markov
+chains no more than their effective sample size are used."""
 _SCALARS = 200
+"""The most scalars of a result that are scored against a reference, evenly chosen."""
 
 
 def cost(result: Result) -> dict[str, Any]:

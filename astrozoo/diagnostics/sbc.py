@@ -25,10 +25,13 @@ from astrozoo.types import Result
 __all__ = ["LEVELS", "RANKED", "calibration", "ecdf_band", "in_batches", "ranks", "ranks_of", "sbc_figure"]
 
 LEVELS = (0.5, 0.8, 0.95)
-"""Of the central intervals whose coverage is counted."""
+"""Probabilities of the central intervals whose coverage is counted."""
 RANKED = 99
-"""Draws that a truth is ranked among, evenly chosen: nearly independent where chains are long."""
+"""The number of draws among which a truth is ranked, evenly chosen. They are nearly independent if chains are
+long."""
 _NULL = 2000
+"""Sets of uniform ranks from which the null distribution of the ECDF statistic is estimated; p-values are
+multiples of 1/2001."""
 
 
 def ranks(

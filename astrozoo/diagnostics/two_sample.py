@@ -12,6 +12,8 @@ from astrozoo.errors import InputError
 __all__ = ["c2st", "mmd", "wasserstein"]
 
 _PERMUTATIONS = 500
+"""Permutations of the labels from which the 95% quantile of a null distribution is estimated. The level is
+then good to 1%."""
 
 
 def wasserstein(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "d"]:
