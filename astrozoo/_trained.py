@@ -33,7 +33,7 @@ class Trained:
     Args:
         weights: of the model (``model.*``) and of the guide (``guide.*``), by name.
         status: BUDGET_SPENT where all steps were made (training has no test of convergence), DIVERGED where
-            the loss was not finite (the weights are then the last ones with a finite loss), INTERRUPTED.
+            the loss was not finite (the weights are then finite ones from shortly before), INTERRUPTED.
         seed: of the run.
         model: name of the problem.
         guide: name of the guide.

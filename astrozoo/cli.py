@@ -117,6 +117,11 @@ def show(model: _Model) -> None:
         rows["run --guide"] = f"{guides} (default {entry.default_guide})"
     for option in job.options:
         rows[f"run {option.flag} {option.metavar}"] = option.help
+    if entry.has("train"):
+        trained = entry.job("train")
+        rows["train"] = f"{trained.summary}. `astrozoo train --help` shows the options of every model"
+        for option in trained.options:
+            rows[f"train {option.flag} {option.metavar}"] = option.help
     rows["compare, sbc, astrozoo.infer"] = f"methods {methods}; guides {guides}"
     print_rows(rows | {f"site {site}": unit for site, unit in entry.units.items()})
 

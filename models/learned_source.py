@@ -28,6 +28,7 @@ import zuko
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from astrozoo._trained import Trained
 from astrozoo.data.weights import load_weights
 from astrozoo.nets.autoencoder import ConvolutionalDecoder
 from astrozoo.types import Problem
@@ -157,14 +158,14 @@ def training(
 
 def load(
     *,
-    weights: str | Path = "learned_source",
+    weights: str | Path | Trained = "learned_source",
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> tuple[Decoder, dist.TransformedDistribution]:
     """The decoder and the prior over its latents.
 
     Args:
-        weights: those that come with the package, or a file that training has written.
+        weights: those that come with the package, a file that training has written, or what it returned.
         dtype: to compute in; the weights are stored in float32.
         device: to compute on.
 
@@ -172,7 +173,7 @@ def load(
         UnknownNameError: no weights of that name.
         DataError: the file is missing, corrupt, or holds other weights.
     """
-    trained = load_weights(weights)
+    trained = weights if isinstance(weights, Trained) else load_weights(weights)
     decoder, flow = Decoder(), latent_flow()
     for name, module in (("decoder", decoder), ("flow", flow)):
         trained.load_into(module, f"model.{name}")

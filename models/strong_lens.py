@@ -28,8 +28,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from astrozoo._trained import Trained
 from astrozoo.data.lens_image import LensImage
 from astrozoo.data.lenses import read as read_lens
+from astrozoo.data.weights import load_weights
 from astrozoo.errors import InputError, UnknownNameError
 from astrozoo.models.learned_source import LATENT
 from astrozoo.models.learned_source import load as load_source
@@ -76,6 +78,8 @@ class StrongLens:
         centred: whether the mass is exactly at the prior's position.
         lens_light: whether the lens shines.
         source: "sersic", or "learned" (:mod:`astrozoo.models.learned_source`).
+        source_weights: of the learned source, as :func:`astrozoo.load_weights` returns them. None: those that
+            are shipped.
         noise: "gaussian", or "poisson" (counts of electrons; the exposure must have a gain).
         supersample: rays per pixel and axis.
         subhalos: how many.
@@ -89,6 +93,7 @@ class StrongLens:
     centred: bool = False
     lens_light: bool = True
     source: Literal["sersic", "learned"] = "sersic"
+    source_weights: Trained | None = None
     noise: Literal["gaussian", "poisson"] = "gaussian"
     supersample: int = 1
     subhalos: int = 0
@@ -174,7 +179,7 @@ class StrongLens:
         if self.source == "sersic":
             index, ellipticity = values["source_index"], values["source_ellipticity"]
             return light.sersic(x, y, torch.ones_like(radius), radius, index, ellipticity, centre)
-        decoder, prior = _learned(x.dtype, x.device)
+        decoder, prior = _learned(self.source_weights, x.dtype, x.device)
         image = decoder(prior.transforms[0](values["source_latent"]))
         brightness = _DISC * _PIXELS_PER_RADIUS**2 * image
         return light.interpolate(x, y, brightness, radius / _PIXELS_PER_RADIUS, centre)
@@ -223,11 +228,13 @@ def problem(
         data: a LensImage, a sequence of LensImages (a batch of lenses in one band each), or an Exposure: of
             one lens (:func:`observe`), or a batch (:func:`stack`).
         setting: a name of :data:`SETTINGS`.
-        settings: of :class:`StrongLens`, in place of the named ones.
+        settings: of :class:`StrongLens`, in place of the named ones. ``source_weights`` may be the path of a
+            file that ``astrozoo train strong_lens`` has written.
 
     Raises:
         UnknownNameError: for an unknown setting.
         InputError: where the prior and the image do not fit each other.
+        DataError: the file of weights is missing, corrupt, or of another model.
     """
     model = _model(setting, settings)
     if isinstance(data, LensImage):
@@ -315,7 +322,15 @@ def _model(setting: str, settings: Mapping[str, Any]) -> StrongLens:
     for name in settings:
         if name not in StrongLens.__dataclass_fields__:
             raise UnknownNameError("option of strong_lens", name, StrongLens.__dataclass_fields__)
-    model = StrongLens(**{**SETTINGS[setting], **settings})
+    chosen = {**SETTINGS[setting], **settings}
+    weights = chosen.get("source_weights")
+    if isinstance(weights, str | Path):
+        chosen["source_weights"] = load_weights(weights)
+    model = StrongLens(**chosen)
+    if model.source_weights is not None:
+        if model.source != "learned":
+            raise InputError("source_weights", f"source={model.source!r}", "source='learned'")
+        load_source(weights=model.source_weights)  # an error now, if they are of another model
     for name, known in _CHOICES.items():
         if getattr(model, name) not in known:
             raise InputError(name, repr(getattr(model, name)), f"one of {', '.join(known)}")
@@ -350,8 +365,8 @@ _CHOICES = {
 
 
 @cache
-def _learned(dtype: torch.dtype, device: torch.device) -> Any:
-    return load_source(dtype=dtype, device=device)
+def _learned(weights: Trained | None, dtype: torch.dtype, device: torch.device) -> Any:
+    return load_source(weights=weights or "learned_source", dtype=dtype, device=device)
 
 
 def _start(model: StrongLens, data: Exposure, batch: int | None) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from astrozoo.entry import Entry, Job, Option
 
 __all__ = ["ENTRY"]
@@ -44,6 +46,13 @@ ENTRY = Entry(
             "Which parameters are free (default gigalens).",
             metavar="NAME",
             choices=("gigalens", "compact", "talk"),
+        ),
+        Option("source", "Model of the source's light.", metavar="NAME", choices=("sersic", "learned")),
+        Option(
+            "source_weights",
+            "Weights of the learned source that `astrozoo train strong_lens` has written.",
+            type=Path,
+            metavar="FILE",
         ),
         Option("supersample", "Rays per pixel and axis (default 1).", type=int, metavar="N", minimum=1),
         Option("subhalos", "Number of NFW subhalos (default 0).", type=int, metavar="N", minimum=0),

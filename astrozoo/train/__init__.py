@@ -107,7 +107,7 @@ def train(
     run = {"device": device, "workers": workers, "progress": progress, "path": path}
     with trainable.restored():
         loop, interrupted = _fit(trainable, evaluated, header, seed, settings, run)
-        weights = loop.finite or trainable.weights()
+        weights = loop.last_weights()
     status = Status.DIVERGED if loop.diverged else Status.INTERRUPTED if interrupted else Status.BUDGET_SPENT
     if throw and not interrupted and loop.diverged:
         raise InferenceError(f"training of {problem.name}: not finite at step {loop.curve['step'][-1]}")

@@ -23,6 +23,8 @@ SAVE_EVERY = 60.0
 """[s] between two checkpoints: the most work that is lost."""
 LOOKS = 200
 """Points of the curve: the loss is averaged between two looks, and read from the device at each."""
+KEEP_EVERY = 20
+"""[steps] Fewest between two copies of the weights, which are kept in case that the loss diverges later."""
 HELD_OUT_LOOKS = 10
 """How often the ELBO of held-out data is computed: it costs a pass over them."""
 WARM_UP = 0.02
@@ -37,7 +39,11 @@ def randomness(seed: int, *stream: int, device: torch.device) -> Iterator[None]:
     number = int(torch.randint(2**62, (1,), generator=generator_for(seed, *stream)))
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(number)
+        # torch.manual_seed would also note the stack for each kind of device that is absent, for 1 ms a step
+        torch.default_generator.manual_seed(number)
+        if devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(number)
         yield
 
 
@@ -73,7 +79,12 @@ class Loop(pl.LightningModule):
         self.curve |= {"held_out_step": [], "held_out_elbo": []}
         self.sum, self.seconds_before, self.began = torch.zeros(()), 0.0, time.monotonic()
         self.diverged, self.path, self.saved = False, path, time.monotonic()
-        self.finite: dict[str, Tensor] = trainable.weights()
+        self.finite: dict[str, Tensor] = {}
+        self.kept = 0
+
+    def on_train_start(self) -> None:
+        """Keep the first weights, or those of the checkpoint."""
+        self._keep(self.global_step)
 
     def train_dataloader(self) -> Any:
         """Minibatches from the step on that comes next."""
@@ -124,14 +135,25 @@ class Loop(pl.LightningModule):
         if not math.isfinite(mean):
             self.diverged = self.trainer.should_stop = True
             return
-        weights = self.trainable.weights()
-        if all(w.isfinite().all() for w in weights.values()):
-            self.finite = weights
+        if step - self.kept >= KEEP_EVERY:
+            self._keep(step)
         every = max(1, self.steps // HELD_OUT_LOOKS)
         last = self.curve["held_out_step"][-1] if self.curve["held_out_step"] else 0
         if self.held_out and (step - last >= every or step == self.steps):
             self.curve["held_out_step"].append(step)
             self.curve["held_out_elbo"].append(self.held_out_elbo())
+
+    def _keep(self, step: int) -> None:
+        """Copy the weights, if they are finite."""
+        weights = self.trainable.weights()
+        if _are_finite(weights):
+            self.finite, self.kept = weights, step
+
+    def last_weights(self) -> dict[str, Tensor]:
+        """The weights as they are; of a run that diverged, the last finite ones that were kept."""
+        weights = self.trainable.weights()
+        self.diverged = self.diverged or not _are_finite(weights)
+        return self.finite if self.diverged else weights
 
     def _save(self, path: Path) -> None:
         """Write a checkpoint, if it is time to by the clock of the first device."""
@@ -165,5 +187,8 @@ class Loop(pl.LightningModule):
         """Take the curve back."""
         saved = checkpoint["astrozoo"]
         self.curve, self.sum = saved["curve"], saved["sum"]
-        self.finite = {}
         self.seconds_before, self.began = saved["seconds"], time.monotonic()
+
+
+def _are_finite(weights: Mapping[str, Tensor]) -> bool:
+    return all(bool(w.isfinite().all()) for w in weights.values())

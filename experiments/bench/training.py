@@ -1,0 +1,163 @@
+"""A step of ``astrozoo.train`` beside a step of a plain PyTorch loop: the same network, data and optimiser.
+
+    python -m experiments.bench.training [--steps 300] [--batches 64,128] [--threads 1,0] [--profile]
+
+A convolutional variational autoencoder of 64 x 64 images, single precision, on the CPU. The two loops
+alternate step by step in one process: each time that training reads a minibatch, the clock stops and the plain
+loop makes one step. A step of ours is all that happens between two such reads: the minibatch, the Pyro
+programs, the backward pass, Adam, the learning rate's schedule, and Lightning's hooks. Prints a CSV row for each
+setting: medians [ms], the median of the ratios of neighbouring steps with its standard error (by blocks of
+steps), their quartiles, and the extra milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+import astrozoo
+from astrozoo.nets.autoencoder import ConvolutionalDecoder, ConvolutionalEncoder
+from astrozoo.train import _batches
+from astrozoo.types import Problem
+
+__all__ = ["measure"]
+
+SIZE, LATENT = 64, 32
+IMAGES = 4096
+WARM = 20
+"""First steps that are not counted: caches and allocators fill."""
+BLOCKS = 10
+"""Blocks of steps whose medians give the standard error of the ratio."""
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """z ~ N(0, 1), image ~ N(decoder(z), 0.1)."""
+
+    decoder: nn.Module
+
+    def __call__(self, x: Tensor) -> None:
+        decoder: Any = pyro.module("decoder", self.decoder)
+        with pyro.plate("image", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), LATENT), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 0.1).to_event(2), obs=x)
+
+
+class Guide(nn.Module):
+    """q(z | image) of an encoder."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        self.encoder = ConvolutionalEncoder(SIZE, LATENT)
+
+    def forward(self, x: Tensor) -> None:
+        mean, sd = self.encoder(x)
+        with pyro.plate("image", len(x)):
+            pyro.sample("z", dist.Normal(mean, sd).to_event(1))
+
+
+class Plain:
+    """The loop that one writes by hand; :meth:`step` makes one step."""
+
+    def __init__(self, x: Tensor, batch: int) -> None:
+        self.x, self.batch = x, batch
+        self.encoder, self.decoder = ConvolutionalEncoder(SIZE, LATENT), ConvolutionalDecoder(SIZE, LATENT)
+        self.optimiser = torch.optim.Adam([*self.encoder.parameters(), *self.decoder.parameters()], 1e-3)
+        self.generator = torch.Generator().manual_seed(0)
+        self.rows: list[Tensor] = []
+        self.losses: list[float] = []
+
+    def step(self) -> None:
+        """One minibatch: the same ELBO as the Pyro programs, in torch's functions."""
+        if not self.rows:
+            order = torch.randperm(len(self.x), generator=self.generator)
+            self.rows = list(order.split(self.batch))
+        x = self.x[self.rows.pop()]
+        mean, sd = self.encoder(x)
+        z = mean + sd * torch.randn(mean.shape, generator=self.generator)
+        likelihood = dist.Normal(self.decoder(z), 0.1, validate_args=False).log_prob(x).sum((1, 2))
+        prior = dist.Normal(0.0, 1.0, validate_args=False).log_prob(z).sum(-1)
+        posterior = dist.Normal(mean, sd, validate_args=False).log_prob(z).sum(-1)
+        loss = (posterior - prior - likelihood).mean()
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+
+
+class Paired(_batches.Parts):
+    """Minibatches of training; before each is read, the plain loop makes a step."""
+
+    plain: Callable[[], None]
+    seconds: list[tuple[float, float]]
+    _left: float | None = None
+
+    def __getitem__(self, step: int) -> Any:
+        entered = time.perf_counter()
+        Paired.plain()
+        left = time.perf_counter()
+        if self._left is not None:
+            Paired.seconds.append((entered - self._left, left - entered))
+        self._left = time.perf_counter()
+        return super().__getitem__(step)
+
+
+def measure(batch: int, threads: int, steps: int, precision: str | None = None) -> dict[str, Any]:
+    """One row of the table."""
+    torch.manual_seed(0)
+    x = torch.rand(IMAGES, SIZE, SIZE)
+    plain = Plain(x, batch)
+    problem = Problem(Model(ConvolutionalDecoder(SIZE, LATENT)), (x,), data_plates={"image": {"x": 0}})
+    Paired.plain, Paired.seconds = plain.step, []
+    with mock.patch.object(_batches, "Parts", Paired):
+        astrozoo.train(problem, Guide, steps=steps + WARM, batch=batch, progress=False)
+    ours, theirs = np.asarray(Paired.seconds[WARM:]).T * 1e3
+    ratios = ours / theirs
+    blocks = [np.median(block) for block in np.array_split(ratios, BLOCKS)]
+    low, high = np.quantile(ratios, (0.25, 0.75))
+    return {
+        "batch": batch,
+        "threads": threads,
+        "steps": len(ratios),
+        "plain_ms": f"{np.median(theirs):.2f}",
+        "astrozoo_ms": f"{np.median(ours):.2f}",
+        "ratio": f"{np.median(ratios):.4f}",
+        "standard_error": f"{np.std(blocks, ddof=1) / BLOCKS**0.5:.4f}",
+        "quartiles": f"{low:.3f}-{high:.3f}",
+        "ratio_of_totals": f"{ours.sum() / theirs.sum():.4f}",
+        "extra_ms": f"{np.median(ours - theirs):.2f}",
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batches", default="64,128")
+    parser.add_argument("--threads", default="1,0", help="0: all of torch's default")
+    options = parser.parse_args()
+    default, writer = torch.get_num_threads(), None
+    for threads in map(int, options.threads.split(",")):
+        torch.set_num_threads(threads or default)
+        for batch in map(int, options.batches.split(",")):
+            row = measure(batch, torch.get_num_threads(), options.steps)
+            if writer is None:
+                writer = csv.DictWriter(sys.stdout, row)
+                writer.writeheader()
+            writer.writerow(row)
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
