@@ -223,13 +223,17 @@ def bijection(fn: Any) -> tuple[Any, Any]:
         return turn, biject_to(turn)
     if isinstance(inner, dist.Unit):
         raise NotImplementedError("Unit has no values")
-    if _inherits_support(inner) and inner.base_dist.support not in (
-        constraints.real,
-        constraints.real_vector,
-    ):
+    if _inherits_support(inner) and not _is_real(inner.base_dist.support):
         base = bijection(inner.base_dist)[1]
         return fn.support, ComposeTransform([base, *inner.transforms])
     return fn.support, _onto(fn.support)
+
+
+def _is_real(support: Any) -> bool:
+    """Whether a constraint allows all real values, of whatever shape."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real
 
 
 def _inherits_support(fn: Any) -> bool:

@@ -97,8 +97,8 @@ def train(
         "gradient_clip": gradient_clip, "precision": precision, "devices": devices,
     }  # fmt: skip
     name = "" if factory is None else guide_name(factory)
-    header = {"digest": problem.digest, "guide": name, "seed": str(seed)}
-    header |= {key: repr(value) for key, value in settings.items()}
+    header = {"seed": str(seed), "guide": name} | {key: repr(value) for key, value in settings.items()}
+    header["digest"] = problem.digest  # last: another seed or option is named first
     if checkpoint is not None and factory is not None:
         header["content of the guide"] = content_of("guide", factory)
     path = None if checkpoint is None else Path(checkpoint)

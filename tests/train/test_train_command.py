@@ -26,7 +26,7 @@ def test_a_stopped_run_continues_to_the_same_weights(tmp_path, monkeypatch, caps
     assert call(*TINY, "--out", whole) == 0
     assert {"weights.safetensors", "summary.json", "report.html"} <= {p.name for p in whole.iterdir()}
     summary = json.loads((whole / "summary.json").read_text())
-    assert (summary["status"], summary["steps"], summary["seed"]) == ("budget spent", 6, 0)
+    assert (summary["status"], summary["settings"]["steps"], summary["seed"]) == ("budget spent", 6, 0)
     assert "elbo" in capsys.readouterr().out
 
     save = _loop.Loop._save
@@ -96,7 +96,7 @@ def test_a_lens_takes_trained_weights(tmp_path):
     trained = astrozoo.train(**options | {"steps": 4, "batch": 8}, progress=False)
     path = trained.save(tmp_path / "weights.safetensors")
     entry = astrozoo.get("strong_lens")
-    data, truth = entry.simulate(0, setting="talk", size=16)
+    data, truth = entry.simulate(0, setting="talk", size=24)
     shipped = entry.problem(data, setting="talk")
     ours = entry.problem(data, setting="talk", source_weights=path)
     images = [problem.model.render(truth, problem.args[0]) for problem in (shipped, ours)]
