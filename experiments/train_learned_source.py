@@ -2,7 +2,7 @@
 
     python -m experiments.train_learned_source --out runs/learned_source [--galaxies 12000] [--steps 2600]
 
-Takes about ten minutes on one core. The same command continues a run that was stopped. It writes into ``--out``:
+Takes about ten minutes on one core. The same command continues a run that was stopped. Files in ``--out``:
 
 - ``weights.safetensors``, for ``learned_source.load(weights=...)``;
 - ``scores.json``, on galaxies that are not trained on;
@@ -75,7 +75,7 @@ def pictures(
         "samples": decoder(prior.transforms[0](normals)),
     }
     titles = {
-        "reconstructions": "galaxies not trained on; their reconstructions; the differences (arcsinh stretch)",
+        "reconstructions": "galaxies not trained on; reconstructions; differences (arcsinh stretch)",
         "samples": "samples of the prior (arcsinh stretch)",
     }
     for name, drawn in panels.items():

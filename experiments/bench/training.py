@@ -1,13 +1,14 @@
 """A step of ``astrozoo.train`` beside a step of a plain PyTorch loop: the same network, data and optimiser.
 
-    python -m experiments.bench.training [--steps 300] [--batches 64,128] [--threads 1,0] [--profile]
+    python -m experiments.bench.training [--steps 300] [--batches 64,128] [--threads 1,0]
 
-A convolutional variational autoencoder of 64 x 64 images, single precision, on the CPU. The two loops
-alternate step by step in one process: each time that training reads a minibatch, the clock stops and the plain
+The network is a convolutional variational autoencoder of 64 x 64 images, in single precision, on the CPU. The
+two loops alternate step by step in one process: when training reads a minibatch, its clock stops and the plain
 loop makes one step. A step of ours is all that happens between two such reads: the minibatch, the Pyro
-programs, the backward pass, Adam, the learning rate's schedule, and Lightning's hooks. Prints a CSV row for each
-setting: medians [ms], the median of the ratios of neighbouring steps with its standard error (by blocks of
-steps), their quartiles, and the extra milliseconds.
+programs, the backward pass, Adam, the schedule of the learning rate, and Lightning's hooks.
+
+Each setting gives a CSV row: medians [ms], the median of the ratios of neighbouring steps with its standard
+error (from blocks of steps), the quartiles of the ratios, and the median of the extra milliseconds.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ class Paired(_batches.Parts):
         return super().__getitem__(step)
 
 
-def measure(batch: int, threads: int, steps: int, precision: str | None = None) -> dict[str, Any]:
+def measure(batch: int, threads: int, steps: int) -> dict[str, Any]:
     """One row of the table."""
     torch.manual_seed(0)
     x = torch.rand(IMAGES, SIZE, SIZE)
