@@ -3,8 +3,8 @@
     python -m experiments.bench.training [--steps 300] [--batches 64,128] [--threads 1,0]
 
 The network is a convolutional variational autoencoder of 64 x 64 images, in single precision, on the CPU. The
-two loops alternate step by step in one process: when training reads a minibatch, its clock stops and the plain
-loop makes one step. A step of ours is all that happens between two such reads: the minibatch, the Pyro
+two loops alternate step by step in one process: when training reads a minibatch, its clock stops and the
+plain loop makes one step. A step of ours is all that happens between two such reads: the minibatch, the Pyro
 programs, the backward pass, Adam, the schedule of the learning rate, and Lightning's hooks.
 
 Each setting gives a CSV row: medians [ms], the median of the ratios of neighbouring steps with its standard
