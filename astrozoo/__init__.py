@@ -8,8 +8,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from astrozoo._openmp import let_threads_sleep
+from astrozoo._openmp import let_threads_sleep, limit_threads
 
+limit_threads()
 let_threads_sleep()  # before anything below can import torch
 
 from astrozoo.registry import Entry, get, list_models  # noqa: E402

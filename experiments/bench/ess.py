@@ -1,13 +1,14 @@
 """Seconds from a cold process to a minimum effective sample size: ours and NumPyro's NUTS.
 
     pip install 'jax[cpu]' numpyro        # the extra "bench"
-    python -m experiments.bench.ess [--targets 1000 10000] [--seeds 3] [--cases eight logistic]
+    python -m experiments.bench.ess [--targets 1000 10000] [--seeds 1] [--cases eight logistic] [--quick]
 
 A run is one new process, timed from its start to its end: imports, tracing, compiling, warm-up and
 draws. For each target and package several configurations are tried, and the fastest whose smallest bulk
 ESS reaches the target in every seed counts. NumPyro runs NUTS with vectorised or parallel chains, dense
 and diagonal mass matrices. Ours starts with an empty cache of compiled graphs. Seeds take turns, so that
-other load hits all alike.
+other load hits all alike. A configuration that fails or takes longer than ``--limit`` is reported and left
+out. ``--quick`` runs one configuration of each package on eight schools, to try the script.
 """
 
 from __future__ import annotations
@@ -16,14 +17,13 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from experiments.bench._child import ChildError, run_child
 
 __all__ = ["main"]
 
@@ -42,7 +42,8 @@ NUMPYRO = {
     ]
     for target, draws in ((1000, 2400), (10000, 20000))
 }
-"""Configurations of NumPyro's NUTS, by target; ``draws`` are of each chain."""
+"""Configurations of NumPyro's NUTS, by target; ``draws`` are of each chain. Parallel chains run on as many
+XLA devices, made by ``numpyro.set_host_device_count``."""
 
 
 def data(case: str) -> tuple[np.ndarray, np.ndarray]:
@@ -112,47 +113,60 @@ def numpyro(case: str, seed: int, config: dict[str, Any]) -> dict[str, np.ndarra
     return {name: np.asarray(x) for name, x in run.get_samples(group_by_chain=True).items()}
 
 
-def timed(package: str, case: str, seed: int, config: dict[str, Any]) -> tuple[float, float]:
+def timed(package: str, case: str, seed: int, config: dict[str, Any], limit: float) -> tuple[float, float]:
     """Seconds of a new process, and the smallest bulk ESS of its draws."""
     from astrozoo.diagnostics.arviz import ess
 
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "draws.npz")
-        env = {**os.environ, "ASTROZOO_CACHE": str(Path(folder) / "graphs")}
-        began = time.monotonic()
-        command = [sys.executable, "-m", "experiments.bench.ess", "--run", package, case, str(seed)]
-        subprocess.run([*command, json.dumps(config), path], env=env, check=True)
-        seconds = time.monotonic() - began
+        arguments = [
+            "-m",
+            "experiments.bench.ess",
+            "--run",
+            package,
+            case,
+            str(seed),
+            json.dumps(config),
+            path,
+        ]
+        seconds, _ = run_child(arguments, limit, ASTROZOO_CACHE=str(Path(folder) / "graphs"))
         with np.load(path) as draws:
             return seconds, min(float(ess(draws[name], "bulk").min()) for name in draws.files)
 
 
-def fastest(package: str, case: str, target: int, seeds: int) -> list[float]:
+def fastest(
+    package: str, case: str, target: int, seeds: int, limit: float, configs: list[dict[str, Any]]
+) -> list[float]:
     """Seconds by seed of the fastest configuration that reaches the target in every seed."""
     best: list[float] = []
-    for config in (OURS if package == "ours" else NUMPYRO)[target]:
-        runs = [timed(package, case, seed, config) for seed in range(seeds)]
-        seconds, reached = [s for s, _ in runs], min(e for _, e in runs)
-        print(
-            f"  {package} {config}: {statistics.median(seconds):.1f} s, least ESS {reached:.0f}", flush=True
-        )
-        if reached >= target and (not best or statistics.median(seconds) < statistics.median(best)):
+    for config in configs:
+        label = f"  {package:7} " + ", ".join(f"{key} {value}" for key, value in config.items())
+        try:
+            runs = [timed(package, case, seed, config, limit) for seed in range(seeds)]
+        except ChildError as error:
+            print(f"{label}: {error}", flush=True)
+            continue
+        seconds, least = [s for s, _ in runs], min(e for _, e in runs)
+        reached = "" if least >= target else " (target missed)"
+        print(f"{label}: {statistics.median(seconds):.1f} s, least ESS {least:.0f}{reached}", flush=True)
+        if least >= target and (not best or statistics.median(seconds) < statistics.median(best)):
             best = seconds
     return best
 
 
-def main(cases: list[str], targets: list[int], seeds: int) -> None:
+def main(cases: list[str], targets: list[int], seeds: int, limit: float, quick: bool) -> None:
     """Print the ratio of ours to NumPyro's for every case and target."""
     for case in cases:
         for target in targets:
             print(f"{case}, minimum ESS {target}, load {os.getloadavg()[0]:.1f}", flush=True)
-            a, b = (fastest(package, case, target, seeds) for package in ("ours", "numpyro"))
-            if not a or not b:
-                print(
-                    f"  no configuration of {'ours' if not a else 'NumPyro'} reached the target", flush=True
-                )
+            first = 1 if quick else None
+            ours_seconds = fastest("ours", case, target, seeds, limit, OURS[target][:first])
+            theirs = fastest("numpyro", case, target, seeds, limit, NUMPYRO[target][:first])
+            if not ours_seconds or not theirs:
+                missing = "NumPyro" if ours_seconds else "ours"
+                print(f"  no configuration of {missing} reached the target", flush=True)
                 continue
-            ratios = [x / y for x, y in zip(a, b, strict=True)]
+            ratios = [x / y for x, y in zip(ours_seconds, theirs, strict=True)]
             spread = f"[{min(ratios):.2f}, {max(ratios):.2f}]"
             print(f"  ours / NumPyro: {statistics.median(ratios):.2f} {spread} (wanted: 0.5)", flush=True)
 
@@ -161,11 +175,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="+", choices=["eight", "logistic"], default=["eight", "logistic"])
     parser.add_argument("--targets", nargs="+", type=int, choices=list(OURS), default=list(OURS))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--limit", type=float, default=120.0, help="seconds that one process may take")
+    parser.add_argument("--quick", action="store_true", help="one configuration of each, on eight schools")
     parser.add_argument("--run", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
         package, case, seed, config, path = options.run
         np.savez(path, **(ours if package == "ours" else numpyro)(case, int(seed), json.loads(config)))
     else:
-        main(options.cases, options.targets, options.seeds)
+        cases, targets = (["eight"], [1000]) if options.quick else (options.cases, options.targets)
+        main(cases, targets, options.seeds, options.limit, options.quick)
