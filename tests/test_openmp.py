@@ -57,7 +57,7 @@ def test_it_is_not_set_where_it_would_come_too_late():
         ("0::/", {"cpu.max": "50000 100000"}, 1),
         ("0::/elsewhere", {"cpu.max": "400000 100000"}, 4),
         ("3:cpu,cpuacct:/", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "9"}, 8),
-        ("3:cpu,cpuacct:/a", {"cpu,cpuacct/a/cpu.cfs_quota_us": "5", "cpu,cpuacct/a/cpu.cfs_period_us": "2"}, 2),
+        ("3:cpu,x:/a", {"cpu,x/a/cpu.cfs_quota_us": "5", "cpu,x/a/cpu.cfs_period_us": "2"}, 2),
         ("3:cpuacct:/a", {"cpuacct/a/cpu.cfs_quota_us": "9", "cpuacct/a/cpu.cfs_period_us": "9"}, 8),
         ("0::/", {"cpu.max": "9900000 100000"}, 8),
     ],
