@@ -66,7 +66,7 @@ def scores(
 def pictures(
     encoder: Encoder, decoder: Decoder, prior: TransformedDistribution, images: Tensor, out: Path
 ) -> None:
-    """Twelve galaxies with reconstructions and differences; 36 samples of the prior."""
+    """At most twelve galaxies with reconstructions and differences; 36 samples of the prior."""
     shown = images[:12]
     decoded = decoder(encoder.moments(shown)[0])
     normals = torch.randn(36, LATENT, generator=torch.Generator().manual_seed(1))
@@ -79,7 +79,8 @@ def pictures(
         "samples": "samples of the prior (arcsinh stretch)",
     }
     for name, drawn in panels.items():
-        figure, axes = plt.subplots(3, 12, figsize=(18, 4.8), layout="constrained")
+        columns = len(drawn) // 3
+        figure, axes = plt.subplots(3, columns, figsize=(1.5 * columns, 4.8), layout="constrained")
         for axis, image in zip(axes.flat, drawn, strict=True):
             axis.imshow((image / STRETCH).arcsinh(), origin="lower", cmap="magma", vmin=-1, vmax=3)
             axis.set_axis_off()
