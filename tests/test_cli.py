@@ -381,7 +381,18 @@ def test_strict_tells_of_a_run_that_did_not_converge(line, tmp_path, monkeypatch
 
 @pytest.mark.parametrize(
     "words",
-    [(), ("run",), ("compare",), ("sbc",), ("train",), ("report",), ("list",), ("show",), ("data",), ("data", "fetch")],
+    [
+        (),
+        ("run",),
+        ("compare",),
+        ("sbc",),
+        ("train",),
+        ("report",),
+        ("list",),
+        ("show",),
+        ("data",),
+        ("data", "fetch"),
+    ],
 )
 def test_every_command_has_help_with_an_example(words, capsys):
     assert call(*words, "--help") == 0
