@@ -73,6 +73,10 @@ class Problem:
             raise InputError("model", type(self.model).__name__, "a Pyro model (a callable)")
         if self.version is not None and not (isinstance(self.version, str) and self.version):
             raise InputError("version", repr(self.version), "a string that is not empty")
+        for data in self.datasets:
+            check_dataset(data, "args")
+            if self.batch is not None:
+                raise InputError("args", "a Dataset in a batch of problems", "tensors, or batch=None")
         checked = {
             "dims": checked_dims(self.dims),
             "coords": checked_coords(self.coords),
@@ -92,10 +96,6 @@ class Problem:
                     raise InputError(
                         "args", f"a tensor of shape {tuple(t.shape)}", f"a leading axis of {self.batch}"
                     )
-        for data in self.datasets:
-            check_dataset(data, "args")
-            if self.batch is not None:
-                raise InputError("args", "a Dataset in a batch of problems", "tensors, or batch=None")
         if isinstance(self.data_plates, str):
             raise InputError("data_plates", repr(self.data_plates), f"a tuple, ({self.data_plates!r},)")
         if isinstance(self.data_plates, Mapping):
