@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from astrozoo import registry
-from astrozoo.errors import InputError, UnknownNameError
+from astrozoo.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from astrozoo.types import Problem, Result
@@ -45,13 +45,14 @@ def infer(
             are raised before any work.
         CaptureError: for a model that cannot be captured; it names the site or the cause.
     """
+    from astrozoo.infer.guide_factory import find_factory
     from astrozoo.infer.options import parse
 
     if method not in registry.METHODS:
         raise UnknownNameError("method", method, registry.METHODS)
     run, settings = parse(method, options)
     row = registry.METHODS[method]
-    factory = _factory(problem, guide) if row.takes_guide else None
+    factory = find_factory(problem, guide) if row.takes_guide else None
     general = not row.takes_guide or (isinstance(guide, str) and guide not in problem.guides)
     if general and _no_continuous_latents(problem, method):
         from astrozoo.infer._enumerated import enumerated
@@ -72,18 +73,6 @@ def _no_continuous_latents(problem: Problem, method: str) -> bool:
     from astrozoo.density import few_assignments, layout_of
 
     return layout_of(problem).dim == 0 and (method != "hmc" or few_assignments(problem))
-
-
-def _factory(problem: Problem, guide: Any) -> Any:
-    if isinstance(guide, str):
-        if guide in problem.guides:
-            return problem.factory("guides", guide)
-        if guide not in registry.GUIDES:
-            raise UnknownNameError("guide", guide, {*problem.guides, *registry.GUIDES})
-        return registry.guide(guide)
-    if not callable(guide):
-        raise InputError("guide", repr(guide), "a name, or a factory of Pyro guides")
-    return guide
 
 
 class _Callable(ModuleType):

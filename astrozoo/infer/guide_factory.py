@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from astrozoo import registry
 from astrozoo._content_hash import content_hash
-from astrozoo.errors import InputError
+from astrozoo.errors import InputError, UnknownNameError
 from astrozoo.infer.options import RunOptions
 from astrozoo.types import Problem, Result
 
-__all__ = ["AroundMode", "checkpoint_header", "content_of", "guide_name", "unwrapped"]
+__all__ = ["AroundMode", "checkpoint_header", "content_of", "find_factory", "guide_name", "unwrapped"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,24 @@ class AroundMode:
 
     def __call__(self, problem: Problem) -> Any:
         return self.factory(problem, around=self.around)
+
+
+def find_factory(problem: Problem, guide: Any) -> Callable[[Problem], Any]:
+    """The guide factory that a user chose, by a name of the problem's or the zoo's guides, or itself.
+
+    Raises:
+        UnknownNameError: for an unknown name.
+        InputError: if it is neither a name nor a function.
+    """
+    if isinstance(guide, str):
+        if guide in problem.guides:
+            return problem.factory("guides", guide)
+        if guide not in registry.GUIDES:
+            raise UnknownNameError("guide", guide, {*problem.guides, *registry.GUIDES})
+        return registry.guide(guide)
+    if not callable(guide):
+        raise InputError("guide", repr(guide), "a name, or a factory of Pyro guides")
+    return guide
 
 
 def unwrapped(guide: Any) -> Any:

@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from astrozoo import registry
 from astrozoo._trained import Trained
-from astrozoo.errors import DataError, InferenceError, InputError, UnknownNameError
+from astrozoo.errors import DataError, InferenceError, InputError
 from astrozoo.types import Problem, Status
 
 __all__ = ["train"]
@@ -80,12 +79,12 @@ def train(
     """
     began = time.monotonic()
     from astrozoo._trainable import Trainable
-    from astrozoo.infer.guide_factory import content_of, guide_name
+    from astrozoo.infer.guide_factory import content_of, find_factory, guide_name
 
     if (steps is None) == (epochs is None):
         raise InputError("steps and epochs", "both" if steps is not None else "neither", "one of them")
     _check_finite(problem.tensors, "the data")
-    factory = None if guide is None else _factory(problem, guide)
+    factory = None if guide is None else find_factory(problem, guide)
     trainable = Trainable(problem, factory, batch)
     first = next(iter(trainable.sizes))
     per_epoch = trainable.cut.lengths[first] // trainable.sizes[first]
@@ -207,18 +206,6 @@ def _quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-
-
-def _factory(problem: Problem, guide: Any) -> Callable[[Problem], Any]:
-    if isinstance(guide, str):
-        if guide in problem.guides:
-            return problem.factory("guides", guide)
-        if guide not in registry.GUIDES:
-            raise UnknownNameError("guide", guide, {*problem.guides, *registry.GUIDES})
-        return registry.guide(guide)
-    if not callable(guide):
-        raise InputError("guide", repr(guide), "a name, or a factory of Pyro guides")
-    return guide
 
 
 def _check_finite(tensors: list[Tensor], what: str) -> None:
