@@ -4,13 +4,17 @@ Truth and catalogues are astropy tables. The truth has ``ra``, ``dec`` [deg], ``
 [nMgy] and, for galaxies, ``dev_fraction``, ``radius`` [arcsec], ``axis_ratio``, ``angle`` [deg]. A catalogue
 has ``p_star`` and the same names; it may have ``colour_{ab}`` [mag] (otherwise taken from the fluxes) and,
 for :func:`coverage`, ``log_flux_{band}``, ``log_radius_sd`` and the ``_sd`` of each (``ra_sd``, ``dec_sd``
-[mas], that of ra times cos(dec)). What a catalogue lacks, or holds as NaN, is not scored.
+[mas], that of ra times cos(dec)). A quantity that is missing from a catalogue, or NaN there, is not scored.
 
-Rules (Regier et al. 2019, sec. 6; Celeste.jl ``AccuracyBenchmark.jl``): the nearest match within one pixel;
-r in asinh magnitudes; colours in magnitudes; profile, axis ratio, radius and angle only of galaxies that are
-all de Vaucouleurs or all exponential (a fraction below .05 or above .95); the angle modulo 180 degrees and
-only up to an axis ratio of .6; galaxies larger than 20 pixels left out. Radii are those of the circle of
-equal area, as published.
+The rules are those of Regier et al. 2019, sec. 6, and of Celeste.jl's ``AccuracyBenchmark.jl``:
+
+- A true source is matched to the nearest source of the catalogue within one pixel.
+- The r band is compared in asinh magnitudes, colours in magnitudes.
+- Profile, axis ratio, radius and angle are compared only for galaxies that are almost purely de Vaucouleurs
+  or exponential (a de Vaucouleurs fraction above .95 or below .05).
+- Angles are compared modulo 180 degrees, and only up to a true axis ratio of .6.
+- Galaxies larger than 20 pixels are left out.
+- Radii are those of the circle of equal area, as published.
 
 References:
     Regier et al. 2019, Annals of Applied Statistics 13, 1884, tables 1 and 2.
@@ -44,10 +48,14 @@ __all__ = [
 
 _BANDS = "ugriz"
 _COLOURS = tuple(pairwise(_BANDS))
-_PIXEL = 0.396  # arcsec
+_PIXEL = 0.396
+"""Side of a pixel of SDSS [arcsec], in which tolerances and errors of position are given."""
 _ASINH_B = {"u": 1.4e-10, "g": 0.9e-10, "r": 1.2e-10, "i": 1.8e-10, "z": 7.4e-10}
+"""Softening of SDSS's asinh magnitudes, as a fraction of the flux of magnitude 0."""
 _POGSON = 2.5 / np.log(10)
-_LARGEST = 20.0  # px
+"""Magnitudes per natural logarithm of a flux ratio."""
+_MAX_RADIUS = 20.0
+"""Radius of a true galaxy above which it is not scored [px], by the rules above."""
 
 QUANTITIES = {
     "missed stars": "",
@@ -60,7 +68,7 @@ QUANTITIES = {
     "radius": "px",
     "angle": "deg",
 }
-"""What is scored, and its unit. Missed stars are true stars called galaxies."""
+"""The quantities that are scored, with their units. A missed star is one that is classified as a galaxy."""
 
 _COLUMNS = ("Photo", "Celeste VI", "Celeste MCMC", "VI synthetic", "MCMC synthetic")
 _FIGURES = {
@@ -79,8 +87,8 @@ _FIGURES = {
     "star AUC": (np.nan, 0.985, 0.991, 0.981, 0.994),
 }
 PUBLISHED = {name: dict(zip(_COLUMNS, row, strict=True)) for name, row in _FIGURES.items()}
-"""Mean absolute errors of Regier et al. 2019: Photo and Celeste on Stripe 82 (385 sources), and Celeste on
-synthetic images (474). By quantity, then by column."""
+"""Mean absolute errors of Regier et al. 2019, by quantity and then by column: of Photo and Celeste on Stripe
+82 (385 sources), and of Celeste on synthetic images (474 sources)."""
 
 
 def asinh_magnitude(flux: Float[np.ndarray, "*n"], band: str) -> Float[np.ndarray, "*n"]:
@@ -94,13 +102,13 @@ def asinh_magnitude(flux: Float[np.ndarray, "*n"], band: str) -> Float[np.ndarra
 def match(
     truth: Table, catalogue: Table, tolerance_px: float = 1.0
 ) -> tuple[Int[np.ndarray, "m"], Int[np.ndarray, "m"]]:
-    """Rows of truth and catalogue that are each other's nearest, no further apart than the tolerance.
+    """Pairs of rows that are each other's nearest and not farther apart than the tolerance.
 
     Returns:
         Row numbers in the truth, ascending, and those of their partners in the catalogue.
 
     Raises:
-        InputError: a table without ``ra`` and ``dec``.
+        InputError: a table lacks ``ra`` or ``dec``.
     """
     for name, table in (("truth", truth), ("catalogue", catalogue)):
         missing = {"ra", "dec"} - set(table.colnames)
@@ -123,30 +131,30 @@ def errors(
 ) -> dict[str, Float[np.ndarray, "truth"]]:
     """The absolute error of each true source in each of :data:`QUANTITIES`; NaN where it is not scored."""
     rows, partners = match(truth, catalogue, tolerance_px)
-    small = ~(_column(truth, "radius") > _LARGEST * _PIXEL)  # stars have no radius
+    small = ~(_column(truth, "radius") > _MAX_RADIUS * _PIXEL)  # stars have no radius
     rows, partners = rows[small[rows]], partners[small[rows]]
-    true, found = truth[rows], catalogue[partners]
+    true, estimate = truth[rows], catalogue[partners]
     star = np.asarray(true["is_star"], bool)
-    called = _column(found, "p_star")
-    wrong = np.where(np.isnan(called), np.nan, (called > 0.5) != star)
-    east, north = _offsets(true, found)
+    p_star = _column(estimate, "p_star")
+    wrong = np.where(np.isnan(p_star), np.nan, (p_star > 0.5) != star)
+    east, north = _offsets(true, estimate)
     values = {
         "missed stars": np.where(star, wrong, np.nan),
         "missed galaxies": np.where(star, np.nan, wrong),
         "position": np.hypot(east, north) / _PIXEL,
         "r": np.abs(
-            asinh_magnitude(_column(found, "flux_r"), "r") - asinh_magnitude(_column(true, "flux_r"), "r")
+            asinh_magnitude(_column(estimate, "flux_r"), "r") - asinh_magnitude(_column(true, "flux_r"), "r")
         ),
     }
     for a, b in _COLOURS:
-        values[f"{a}-{b}"] = np.abs(_colour(found, a, b) - _colour(true, a, b))
+        values[f"{a}-{b}"] = np.abs(_colour(estimate, a, b) - _colour(true, a, b))
     dev, ratio = _column(true, "dev_fraction"), _column(true, "axis_ratio")
     pure = ~star & ((dev < 0.05) | (dev > 0.95))
-    turn = np.abs((_column(found, "angle") - _column(true, "angle") + 90) % 180 - 90)
+    turn = np.abs((_column(estimate, "angle") - _column(true, "angle") + 90) % 180 - 90)
     shapes = {
-        "profile": np.abs(_column(found, "dev_fraction") - dev),
-        "axis ratio": np.abs(_column(found, "axis_ratio") - ratio),
-        "radius": np.abs(_column(found, "radius") - _column(true, "radius")) / _PIXEL,
+        "profile": np.abs(_column(estimate, "dev_fraction") - dev),
+        "axis ratio": np.abs(_column(estimate, "axis_ratio") - ratio),
+        "radius": np.abs(_column(estimate, "radius") - _column(true, "radius")) / _PIXEL,
         "angle": np.where(ratio <= 0.6, turn, np.nan),
     }
     values |= {name: np.where(pure, value, np.nan) for name, value in shapes.items()}
@@ -161,7 +169,7 @@ def score(truth: Table, catalogue: Table, tolerance_px: float = 1.0) -> Table:
 
     Returns:
         ``quantity``, ``unit``, ``error`` (for "star AUC" the area), ``standard_error``, ``n``; one row for
-        each of :data:`QUANTITIES` and "star AUC". NaN where there was nothing to score.
+        each of :data:`QUANTITIES` and "star AUC". NaN where nothing could be scored.
     """
     rows = []
     for name, value in errors(truth, catalogue, tolerance_px).items():
@@ -174,7 +182,7 @@ def score(truth: Table, catalogue: Table, tolerance_px: float = 1.0) -> Table:
 
 
 def paired_differences(truth: Table, a: Table, b: Table, tolerance_px: float = 1.0) -> Table:
-    """How much larger the errors of catalogue ``a`` are than those of ``b``, on the sources both hold.
+    """Errors of catalogue ``a`` minus errors of catalogue ``b``, on the sources that both contain.
 
     Returns:
         ``quantity``, ``unit``, ``difference`` (mean of error a minus error b; negative: ``a`` is better),
@@ -193,16 +201,17 @@ def coverage(
     Args:
         truth: as in the module's docstring.
         catalogue: as in the module's docstring.
-        columns: which of "log flux u" ... "log flux z", "u-g" ... "i-z", "ra", "dec", "log radius" (galaxies
-            only); all that the catalogue has errors for by default.
+        columns: names among "log flux u" ... "log flux z", "u-g" ... "i-z", "ra", "dec", "log radius"
+            (galaxies only); by default all that the catalogue has errors for.
         tolerance_px: of the match.
 
     Returns:
-        ``quantity``, ``n``, and for k = 1, 2, 3 ``within_k`` and ``standard_error_k`` (binomial, of one more
-        success and one more failure so that it is never 0). Normal errors give .683, .954, .997.
+        ``quantity``, ``n``, and for k = 1, 2, 3 ``within_k`` and ``standard_error_k``. The standard error is
+        binomial, with one success and one failure added so that it is never 0. Normal errors give .683,
+        .954 and .997.
 
     Raises:
-        InputError: an unknown quantity, or one whose error the catalogue lacks.
+        InputError: a quantity is unknown, or the catalogue has no error for it.
     """
     rows, partners = match(truth, catalogue, tolerance_px)
     scores = _standardised(truth[rows], catalogue[partners])
@@ -212,43 +221,46 @@ def coverage(
     table = []
     for name in scores if columns is None else columns:
         z = np.abs(scores[name][np.isfinite(scores[name])])
-        line: list[object] = [name, len(z)]
+        row: list[object] = [name, len(z)]
         for k in (1, 2, 3):
             smooth = ((z < k).sum() + 1) / (len(z) + 2)
-            line += [(z < k).mean() if len(z) else np.nan, np.sqrt(smooth * (1 - smooth) / (len(z) + 2))]
-        table.append(line)
+            row += [(z < k).mean() if len(z) else np.nan, np.sqrt(smooth * (1 - smooth) / (len(z) + 2))]
+        table.append(row)
     names = ["quantity", "n", *(f"{part}_{k}" for k in (1, 2, 3) for part in ("within", "standard_error"))]
     types = [str, int] + [float] * 6
     return Table(rows=table or None, names=names, dtype=types)
 
 
-def _standardised(true: Table, found: Table) -> dict[str, Float[np.ndarray, "m"]]:
-    """(catalogue - truth) / sd of all that the catalogue has errors for."""
-    have = set(found.colnames)
-    east, north = _offsets(true, found)
+def _standardised(true: Table, estimate: Table) -> dict[str, Float[np.ndarray, "m"]]:
+    """(catalogue - truth) / sd of every quantity for which the catalogue has an error."""
+    columns = set(estimate.colnames)
+    east, north = _offsets(true, estimate)
     scores = {
-        f"log flux {b}": (found[f"log_flux_{b}"] - np.log(true[f"flux_{b}"])) / found[f"log_flux_{b}_sd"]
+        f"log flux {b}": (estimate[f"log_flux_{b}"] - np.log(true[f"flux_{b}"]))
+        / estimate[f"log_flux_{b}_sd"]
         for b in _BANDS
-        if f"log_flux_{b}_sd" in have
+        if f"log_flux_{b}_sd" in columns
     }
     for a, b in _COLOURS:
-        if f"colour_{a}{b}_sd" in have:
-            scores[f"{a}-{b}"] = (_colour(found, a, b) - _colour(true, a, b)) / found[f"colour_{a}{b}_sd"]
+        if f"colour_{a}{b}_sd" in columns:
+            scores[f"{a}-{b}"] = (_colour(estimate, a, b) - _colour(true, a, b)) / estimate[
+                f"colour_{a}{b}_sd"
+            ]
     scores |= {
-        name: offset * 1e3 / found[f"{name}_sd"]
+        name: offset * 1e3 / estimate[f"{name}_sd"]
         for name, offset in (("ra", east), ("dec", north))
-        if f"{name}_sd" in have
+        if f"{name}_sd" in columns
     }
-    if "log_radius_sd" in have:
+    if "log_radius_sd" in columns:
         galaxy = np.where(true["is_star"], np.nan, 1.0)
         scores["log radius"] = (
-            galaxy * np.log(_column(found, "radius") / _column(true, "radius")) / found["log_radius_sd"]
+            galaxy * np.log(_column(estimate, "radius") / _column(true, "radius")) / estimate["log_radius_sd"]
         )
     return {name: np.asarray(np.ma.filled(z, np.nan), float) for name, z in scores.items()}
 
 
 def _column(table: Table, name: str) -> Float[np.ndarray, "n"]:
-    """A column as plain floats, NaN where it is masked or not there."""
+    """A column as plain floats, NaN where it is masked or missing."""
     if name not in table.colnames:
         return np.full(len(table), np.nan)
     return np.ma.filled(np.ma.asarray(table[name], float), np.nan)
@@ -263,12 +275,12 @@ def _colour(table: Table, a: str, b: str) -> Float[np.ndarray, "n"]:
     return _POGSON * (second - first)
 
 
-def _offsets(true: Table, found: Table) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "m"]]:
+def _offsets(true: Table, estimate: Table) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "m"]]:
     """Catalogue minus truth, (east, north) [arcsec], for sources that are close together."""
-    ra = (_column(found, "ra") - _column(true, "ra") + 180) % 360 - 180
+    ra = (_column(estimate, "ra") - _column(true, "ra") + 180) % 360 - 180
     return (
         3600 * ra * np.cos(np.deg2rad(_column(true, "dec"))),
-        3600 * (_column(found, "dec") - _column(true, "dec")),
+        3600 * (_column(estimate, "dec") - _column(true, "dec")),
     )
 
 
@@ -281,7 +293,10 @@ def _summary(values: Float[np.ndarray, "n"]) -> tuple[float, float, int]:
 
 
 def _auc(star: np.ndarray, p_star: Float[np.ndarray, "n"]) -> tuple[float, float, int]:
-    """P(a star's p_star exceeds a galaxy's), ties half; standard error of Hanley & McNeil 1982."""
+    """Probability that a star's ``p_star`` exceeds a galaxy's, its standard error, the number of sources.
+
+    A tie counts as one half. The standard error is that of Hanley & McNeil 1982.
+    """
     known = np.isfinite(p_star)
     star, p_star = star[known], p_star[known]
     n1, n0 = int(star.sum()), int((~star).sum())

@@ -1,4 +1,4 @@
-"""The report of a training: the curve of the ELBO, settings, weights."""
+"""The report of a training run: the curve of the ELBO, the settings and the weights."""
 
 from __future__ import annotations
 
@@ -23,12 +23,16 @@ _MEANING = {
     ),
     Status.CONVERGED: ("good", "Finished.", "All steps were made."),
     Status.DIVERGED: ("bad", "Diverged.", "The loss was not finite. The weights are the last finite ones."),
-    Status.INTERRUPTED: ("bad", "Interrupted.", "The run was stopped by hand: the weights are unfinished."),
+    Status.INTERRUPTED: (
+        "bad",
+        "Interrupted.",
+        "The run was stopped by the user, before training was finished.",
+    ),
 }
 
 
 def training_summary(trained: Trained) -> dict[str, Any]:
-    """What ``summary.json`` says of a training."""
+    """The contents of a training run's ``summary.json``."""
     names = ("model", "guide", "seed", "digest", "data", "settings", "stats", "environment")
     ends = {
         name: float(trained.curve[name][-1])
@@ -47,7 +51,7 @@ def training_report(
         OutputError: the file cannot be written.
     """
     kind, head, text = _MEANING[trained.status]
-    sizes = [
+    shapes = [
         {"weights": name, "shape": "x".join(map(str, w.shape)) or "scalar", "numbers": w.numel()}
         for name, w in trained.weights.items()
     ]
@@ -58,9 +62,9 @@ def training_report(
     total = sum(w.numel() for w in trained.weights.values())
     sections = [
         *pages,
-        Page("Training", [(_curves(trained), "ELBO per element of the data, and the learning rate.")]),
+        Page("Training", [(_curves(trained), "The ELBO per element of the data, and the learning rate.")]),
         Page("Cost and provenance", [[{"what": k, "value": str(v)} for k, v in facts.items()]]),
-        Page("Weights", [f"{total:,} numbers.", sizes]),
+        Page("Weights", [f"{total:,} numbers.", shapes]),
     ]
     banner = {"kind": kind, "head": head, "text": text}
     return render(path, title or f"{trained.model}: training", [banner], sections)
@@ -68,20 +72,18 @@ def training_report(
 
 def _curves(trained: Trained) -> Figure:
     figure = Figure(figsize=(9, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    objective, rate = figure.subplots(1, 2)
     curve = trained.curve
     if len(curve.get("step", ())):
-        left.plot(curve["step"], curve["elbo"], label="training")
-        right.plot(curve["step"], curve["rate"])
-        late = curve["elbo"][len(curve["elbo"]) // 20 :]
-        late = (
-            late[np.isfinite(late)] if np.isfinite(late).any() else np.zeros(1)
-        )  # the first steps would set the scale
+        objective.plot(curve["step"], curve["elbo"], label="training")
+        rate.plot(curve["step"], curve["rate"])
+        late = curve["elbo"][len(curve["elbo"]) // 20 :]  # the first steps would dominate the scale
+        late = late[np.isfinite(late)] if np.isfinite(late).any() else np.zeros(1)
         spread = max(float(late.max() - late.min()), 1e-6)
-        left.set_ylim(late.min() - 0.1 * spread, late.max() + 0.1 * spread)
+        objective.set_ylim(late.min() - 0.1 * spread, late.max() + 0.1 * spread)
     if len(curve.get("held_out_step", ())):
-        left.plot(curve["held_out_step"], curve["held_out_elbo"], "o-", label="held out")
-        left.legend()
-    left.set(xlabel="step", ylabel="ELBO per element [nat]")
-    right.set(xlabel="step", ylabel="learning rate")
+        objective.plot(curve["held_out_step"], curve["held_out_elbo"], "o-", label="held out")
+        objective.legend()
+    objective.set(xlabel="step", ylabel="ELBO per element [nat]")
+    rate.set(xlabel="step", ylabel="learning rate")
     return figure

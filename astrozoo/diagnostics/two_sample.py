@@ -1,4 +1,4 @@
-"""How far two sets of draws are apart, each with what chance alone would give."""
+"""Distances between two sets of draws, each with the value that chance alone would give."""
 
 from __future__ import annotations
 
@@ -12,37 +12,40 @@ from astrozoo.errors import InputError
 __all__ = ["c2st", "mmd", "wasserstein"]
 
 _PERMUTATIONS = 500
-"""Permutations of the labels from which the 95% quantile of a null distribution is estimated. The level is
-then good to 1%."""
+"""Number of permutations of the labels from which the 95% quantile of a null distribution is estimated. The
+standard error of the level is then 1%: ``sqrt(0.95 * 0.05 / 500)``."""
+_QUANTILES = 2000
+"""Number of equally spaced probabilities at which the quantile functions of two marginals are compared."""
 
 
 def wasserstein(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "d"]:
-    """Wasserstein-1 distance of every marginal, in its own units: the area between quantile functions."""
+    """Wasserstein-1 distance of every marginal, in its units: the area between the two quantile functions."""
     _check(x, y)
-    at = (np.arange(2000) + 0.5) / 2000
-    return np.abs(np.quantile(x, at, axis=0) - np.quantile(y, at, axis=0)).mean(0)
+    levels = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
+    return np.abs(np.quantile(x, levels, axis=0) - np.quantile(y, levels, axis=0)).mean(0)
 
 
 def mmd(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], seed: int = 0) -> tuple[float, float]:
-    """Squared maximum mean discrepancy (unbiased), and the 95% quantile of its null by permutations.
+    """Unbiased squared maximum mean discrepancy, and the 95% quantile of its null distribution.
 
-    A Gaussian kernel, its width the median distance of the pooled draws, in units of ``y``'s SDs.
+    The kernel is Gaussian. Its width is the median distance between the pooled draws, in units of ``y``'s
+    SDs. The null distribution is that of permuted labels.
 
     References:
         Gretton et al. 2012, JMLR 13, 723.
     """
     z, first = _pooled(x, y)
     squares = cdist(z, z, "sqeuclidean")
-    off = ~np.eye(len(z), dtype=bool)
-    kernel = np.exp(-squares / np.median(squares[off]))
+    off_diagonal = ~np.eye(len(z), dtype=bool)
+    kernel = np.exp(-squares / np.median(squares[off_diagonal]))
     np.fill_diagonal(kernel, 0.0)
     n, m = first.sum(), (~first).sum()
 
     def statistic(first: np.ndarray) -> float:
-        ours, theirs = first.astype(float), (~first).astype(float)
-        to_ours = kernel @ ours
-        within = ours @ to_ours / (n * (n - 1)) + theirs @ (kernel @ theirs) / (m * (m - 1))
-        return float(within - 2 * theirs @ to_ours / (n * m))
+        in_x, in_y = first.astype(float), (~first).astype(float)
+        to_x = kernel @ in_x
+        within = in_x @ to_x / (n * (n - 1)) + in_y @ (kernel @ in_y) / (m * (m - 1))
+        return float(within - 2 * in_y @ to_x / (n * m))
 
     rng = np.random.default_rng(seed)
     null = [statistic(rng.permutation(first)) for _ in range(_PERMUTATIONS)]
@@ -50,10 +53,12 @@ def mmd(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], seed: int = 0)
 
 
 def c2st(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], seed: int = 0) -> tuple[float, float]:
-    """Accuracy with which neighbours tell two equally large sets apart (0.5: not); its null's 95% quantile.
+    """Accuracy of a nearest-neighbour classifier between the two sets, and the 95% quantile of its null.
 
-    Each draw is classified by its ``sqrt(n)`` nearest others, in units of ``y``'s SDs. The null is by
-    permutations of the labels, so that it knows of the neighbours that draws share.
+    The accuracy is 0.5 where the sets cannot be distinguished. Each draw is classified by a majority of its
+    ``sqrt(n)`` nearest others, in units of ``y``'s SDs; of the larger set, only as many draws as in the
+    smaller one are used. The null distribution is that of permuted labels, because neighbours are shared
+    between draws and their votes are not independent.
 
     References:
         Lopez-Paz & Oquab 2017 (classifier two-sample test); Henze 1988 (by nearest neighbours).
@@ -64,8 +69,8 @@ def c2st(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], seed: int = 0
     nearest = nearest[:, 1:]
 
     def accuracy(first: np.ndarray) -> float:
-        said = first[nearest].mean(1) > 0.5
-        return float(((said & first).sum() / first.sum() + (~said & ~first).sum() / (~first).sum()) / 2)
+        as_x = first[nearest].mean(1) > 0.5  # draws that are classified as draws of x
+        return float(((as_x & first).sum() / first.sum() + (~as_x & ~first).sum() / (~first).sum()) / 2)
 
     rng = np.random.default_rng(seed)
     null = [accuracy(rng.permutation(first)) for _ in range(_PERMUTATIONS)]
@@ -73,7 +78,7 @@ def c2st(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], seed: int = 0
 
 
 def _pooled(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both in units of ``y``'s SDs, equally many of each, and which are ``x``."""
+    """Equally many draws of both in units of ``y``'s SDs, and a mask that is True for draws of ``x``."""
     _check(x, y)
     n = min(len(x), len(y))
     spread = y.std(0)
