@@ -1,4 +1,4 @@
-"""Readers of real surveys, simulators, and where the files are found."""
+"""Readers of survey data, simulators, and the location of local data."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["root"]
 
 
 def root() -> Path | None:
-    """The folder of local survey data, or None where there is none.
+    """The folder of local survey data, or None if there is none.
 
-    The environment variable ``ASTROZOO_DATA`` is obeyed first; without it, ``../shared/data`` beside the
-    checkout that holds this package, or beside the current folder.
+    The environment variable ``ASTROZOO_DATA`` names it. If that is not set, it is ``../shared/data``,
+    relative to the checkout of this package or else to the current folder.
 
     Raises:
         DataError: ``ASTROZOO_DATA`` names a folder that does not exist.

@@ -1,7 +1,7 @@
-"""Survey data by name: from the local data folder where it has them, else from the survey's own archive.
+"""Survey data by name, from the local data folder or else from the survey's archive.
 
 Checksums are of the *decompressed* files: archives serve the same FITS file plain or compressed, and
-compressing it again changes every byte. What is downloaded is kept in pooch's cache for ``astrozoo``.
+compressing it again changes every byte. Downloads are cached in pooch's folder for ``astrozoo``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["datasets", "fetch"]
 
 @dataclass(frozen=True)
 class _Remote:
-    """A file of an archive, and the SHA-256 of its decompressed content."""
+    """A file in an archive, and the SHA-256 of its decompressed content."""
 
     url: str
     sha256: str
@@ -86,15 +86,15 @@ def datasets() -> dict[str, str]:
 
 
 def fetch(name: str, *, progress: bool = True) -> Path:
-    """The folder that holds a data set, downloading what is not there yet.
+    """The folder of a data set. Files that are not on this machine are downloaded.
 
     Args:
         name: one of :func:`datasets`.
-        progress: show a bar per download.
+        progress: show a progress bar for each download.
 
     Raises:
-        UnknownNameError: no data set of that name.
-        DataError: the archive cannot be reached, or sent something other than was expected.
+        UnknownNameError: there is no data set of that name.
+        DataError: the archive cannot be reached, or a file does not match its checksum.
     """
     if name not in _DATASETS:
         raise UnknownNameError("data set", name, _DATASETS)
@@ -109,7 +109,7 @@ def fetch(name: str, *, progress: bool = True) -> Path:
 
 
 def _download(remote: _Remote, folder: Path, name: str, progress: bool) -> None:
-    """One file, checked before it takes its final name."""
+    """Download one file under a temporary name, and rename it after its checksum is verified."""
     pending = f"{remote.name}.part"
     try:
         pooch.retrieve(remote.url, known_hash=None, fname=pending, path=folder, progressbar=progress)

@@ -1,4 +1,4 @@
-"""Galaxies to train on: drawn by GalSim, rendered once, and read in the eight orientations of a square."""
+"""Training images of galaxies: drawn and rendered by GalSim, in the eight orientations of a square."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from astrozoo.errors import DataError, InputError
 __all__ = ["Galaxies", "read_galaxies", "render_galaxies"]
 
 _RADII = (5.0, 9.0)
-"""[px] Range of the half-light radii: a decoder's image holds the light of such a galaxy and resolves it."""
+"""[px] Range of the half-light radii: such a galaxy fits into a decoder's image and is resolved by it."""
 _BLUR = 1.0
-"""[px] Sigma of the Gaussian that galaxies are seen through."""
+"""[px] Sigma of the Gaussian that galaxies are convolved with."""
 _CHUNK = 500
-"""Galaxies rendered between two saves: about 4 s of work."""
+"""Galaxies per saved chunk: an interrupted run loses at most one chunk, about 4 s of work."""
 
 
 class Galaxies(Dataset[Tensor]):
     """Images of unit sum. Item ``8 i + k`` is galaxy ``i`` in orientation ``k``.
 
     Args:
-        images: in one orientation each.
+        images: the galaxies, each in one orientation.
     """
 
     def __init__(self, images: Float[Tensor, "n y x"]) -> None:
@@ -51,11 +51,13 @@ class Galaxies(Dataset[Tensor]):
 
 
 def render_galaxies(n: int, seed: int, size: int, folder: Path | None = None) -> Float[Tensor, "n y x"]:
-    """Images of unit sum, in turn smooth and clumpy; see :func:`~.simulate_lens.draw_source`.
+    """Images of unit sum, alternately smooth and clumpy; see :func:`~.simulate_lens.draw_source`.
 
     Args:
+        n: number of galaxies.
+        seed: of the random galaxies.
         size: side of an image [px].
-        folder: where images are kept in chunks, so that an interrupted run continues.
+        folder: where images are saved in chunks, so that an interrupted run continues. None saves nothing.
 
     Raises:
         InputError: if ``n`` is not positive.
@@ -81,10 +83,10 @@ def render_galaxies(n: int, seed: int, size: int, folder: Path | None = None) ->
 
 
 def read_galaxies(path: Path, size: int) -> Float[Tensor, "n y x"]:
-    """Images of unit sum from a safetensors file, under the name ``images``.
+    """Images of unit sum: the tensor ``images`` of a safetensors file.
 
     Raises:
-        DataError: if the file is unreadable, or the images are not of this size, positive and of unit sum.
+        DataError: the file is unreadable, or its images differ in size, are negative or are not of unit sum.
     """
     expected = f"a safetensors file with images [n >= 10, {size}, {size}], not negative, each of sum 1"
     try:

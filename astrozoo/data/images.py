@@ -1,4 +1,4 @@
-"""Calibrated survey images in electrons: what every image model of the zoo is given.
+"""Calibrated survey images in electrons: the input of every image model of the zoo.
 
 Pixel convention, everywhere in astrozoo: ``x`` is the column and ``y`` the row, 0-based, and integer
 coordinates are the *centres* of pixels. ``array[y, x]`` is the pixel centred on ``(x, y)``. FITS headers
@@ -28,7 +28,7 @@ class GaussianMixture:
         weights: sum to 1.
         means: (x, y) of each component relative to the source [px].
         covariances: [px^2], rows and columns ordered (x, y).
-        residual: rms of (stamp - mixture) over the stamp's peak; 0 where the mixture is the definition.
+        residual: rms of (stamp - mixture), over the stamp's peak; 0 if the PSF is defined by the mixture.
     """
 
     weights: Float[np.ndarray, "component"]
@@ -58,8 +58,8 @@ class Image:
 
     Args:
         band: filter name.
-        counts: electrons, sky included.
-        sky: electrons expected without any source (sky and read-noise variance).
+        counts: electrons, including the sky.
+        sky: electrons expected without any source: the sky plus the read-noise variance.
         calibration: electrons per nanomaggy.
         valid: True where the pixel may be used.
         saturated: True where the detector saturated (never valid).
@@ -135,7 +135,7 @@ class _ShiftedPsf:
 
 @dataclass(frozen=True)
 class Field:
-    """Any number of images of one patch of sky: any bands, any epochs, each with its own WCS and PSF.
+    """Images of one patch of sky, in any bands and epochs, each with its WCS and PSF.
 
     Args:
         images: the exposures.
@@ -161,7 +161,7 @@ class Field:
 
 
 def reference_image(images: Field, band: str = "r") -> Image:
-    """The first image of ``band``, or the first of all where the field has no such band."""
+    """The first image of ``band``, or the first of all if the field has no such band."""
     return next((image for image in images if image.band == band), images.images[0])
 
 
@@ -170,9 +170,9 @@ def crop(images: Field, rows: slice, columns: slice, *, margin: int = 3) -> Fiel
 
     Args:
         images: the field.
-        rows: of the reference image (:func:`reference_image`), which is cut to exactly this box.
-        columns: likewise.
-        margin: the other images are cut to the same sky and this much more [px].
+        rows: rows of the reference image (:func:`reference_image`), which is cut to exactly this box.
+        columns: columns of the reference image.
+        margin: width added on each side of the same sky in the other images [px].
 
     Raises:
         InputError: the box misses the reference image, or the patch misses another image.

@@ -1,4 +1,4 @@
-"""An image of a strong lens with its noise, PSF and mask: what every lens model of the zoo is given.
+"""An image of a strong lens with its noise, PSF and mask: the input of every lens model of the zoo.
 
 Pixels are counted as in :mod:`astrozoo.data.images`: ``image[y, x]``, 0-based, integers at pixel centres.
 Angular coordinates have their origin at the centre of the array, x to the right and y up [arcsec].
@@ -17,35 +17,37 @@ from astrozoo.errors import InputError
 
 __all__ = ["LensImage"]
 
-_PSF_SUM = 1e-3  # a PSF may miss a sum of 1 by this
+_PSF_SUM = 1e-3
+"""Greatest difference of a PSF's sum from 1: a larger one would bias every flux by that fraction."""
 
 
 @dataclass(frozen=True, eq=False)
 class LensImage:
     """One image of a lens in one band, sky-subtracted, with its noise, PSF and mask.
 
-    The noise is either a map, or that of the model: a variance of
-    ``background_rms**2 + model / exposure`` (``model`` not below 0). Where the pixel is masked, whatever is
-    not finite (or not positive, in a noise map) is replaced by 0 (by 1), so that it cannot spoil gradients.
+    The noise is given in one of two ways: as a map, or as ``background_rms`` and ``exposure``, which give a
+    variance of ``background_rms**2 + max(model, 0) / exposure``. In masked pixels, values of the image that
+    are not finite become 0, and values of the noise map that are not positive become 1. Otherwise they would
+    make gradients NaN.
 
     Args:
         image: [unit] per pixel.
-        psf: kernel at the pixels' scale, for an image whose light was averaged over pixels; square, of odd
-            side, no larger than the image, summing to 1.
-        pixel_scale: [arcsec].
+        psf: kernel with the image's pixel scale, square, of odd side, no larger than the image, summing to
+            1. It is applied to an image whose light is already averaged over pixels.
+        pixel_scale: side of a pixel [arcsec].
         noise: standard deviations [unit].
-        background_rms: [unit]; together with ``exposure``, in place of ``noise``.
-        exposure: what turns [unit] into electrons: an effective time [s] where the unit is per second.
+        background_rms: standard deviation of the background [unit]; with ``exposure``, in place of ``noise``.
+        exposure: electrons per [unit]: the effective exposure time [s] if the unit is electrons per second.
         mask: True where the pixel is used; None for all.
-        arc: True where the arcs are: for scores, and for cutting; None where nobody has marked them.
+        arc: True on the arcs, for scores and for cutting; None if they are not marked.
         unit: of a pixel's value, as :class:`astropy.units.Unit` reads it.
         band: filter name.
         name: shown in messages and reports.
 
     Raises:
-        InputError: naming the image and the field: a wrong shape, no noise or two, noise that is not positive
-            or values that are not finite where the mask is True, a mask that leaves nothing, a PSF that is
-            missing, even-sized, too large or not normalised, an unknown unit.
+        InputError: a wrong shape; no noise, or both kinds; where the mask is True, noise that is not positive
+            or values that are not finite; a mask without a True; a PSF that is missing, even-sized, too large
+            or not normalised; or an unknown unit. The message names the image and the field.
     """
 
     image: Float[np.ndarray, "y x"]
@@ -54,7 +56,7 @@ class LensImage:
     noise: Float[np.ndarray, "y x"] | None = None
     background_rms: float | None = None
     exposure: float | None = None
-    mask: Bool[np.ndarray, "y x"] = None  # type: ignore[assignment]  # an array once it is made
+    mask: Bool[np.ndarray, "y x"] = None  # type: ignore[assignment]  # __post_init__ makes it an array
     arc: Bool[np.ndarray, "y x"] | None = None
     unit: str = "electron/s"
     band: str = ""
@@ -160,9 +162,9 @@ class LensImage:
         return (x - middle_x) * self.pixel_scale, (y - middle_y) * self.pixel_scale
 
     def sigma(self, model: Float[np.ndarray, "y x"] | None = None) -> Float[np.ndarray, "y x"]:
-        """Noise standard deviations [unit], given the model's image where they depend on it.
+        """Standard deviations of the noise [unit].
 
-        Without a model the image stands in for it.
+        If they depend on the model's image and ``model`` is None, they are computed from the observed image.
         """
         if self.noise is not None:
             return self.noise
@@ -174,7 +176,7 @@ class LensImage:
     def crop(self, size: int, *, centre: tuple[int, int] | None = None) -> LensImage:
         """The ``size`` x ``size`` pixels around a pixel (row, column); by default the middle of the image.
 
-        An even size has that pixel just above and right of its middle, as ``shape // 2`` is.
+        With an even size, that pixel is the one just above and right of the box's middle.
 
         Raises:
             InputError: the box leaves the image, or is smaller than the PSF.

@@ -1,4 +1,4 @@
-"""Files of strong lenses: HST, Euclid, the GIGA-Lens demo, and our own FITS."""
+"""Readers of strong lenses (HST, Euclid, the GIGA-Lens demo), and a FITS format that astrozoo writes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ from astrozoo.errors import DataError
 
 __all__ = ["LensImage", "read", "read_euclid", "read_gigalens", "read_hst", "region_mask", "write"]
 
-_NO_DATA = 1e7  # noise from which archives mean "no data here"
-_PSF_LOST = 0.1  # share of the light that a PSF stamp may have lost: readers normalise it
+_NO_DATA = 1e7
+"""[unit of the image] Pixels with this much noise or more are masked: archives mark missing data so."""
+_PSF_LOST = 0.1
+"""Greatest difference of a PSF's sum from 1: the readers normalise such a stamp and reject any other."""
 _FORMAT = "ASTROZOO-LENS-1"
+"""Value of the FORMAT keyword in files of :func:`write`."""
 
 
 def read(path: str | Path, *, band: str = "VIS") -> LensImage:
-    """A lens from any file or folder that this module knows, recognised by what is there.
+    """A lens from any file or folder that this module can read. The contents decide the format.
 
     * a FITS file of :func:`write`;
     * a folder with ``image.fits``, ``noise_map.fits``, ``psf.fits``: :func:`read_hst`;
@@ -34,7 +37,7 @@ def read(path: str | Path, *, band: str = "VIS") -> LensImage:
     * a folder with ``demo.npy`` and ``psf.npy``: :func:`read_gigalens`.
 
     Raises:
-        DataError: there is nothing there, or nothing of these.
+        DataError: the path does not exist, or holds none of these formats.
     """
     path = Path(path)
     if not path.exists():
@@ -43,7 +46,7 @@ def read(path: str | Path, *, band: str = "VIS") -> LensImage:
         names = _extensions(path)
         if "VIS_FLUX" in names:
             return _of_band(read_euclid(path), band, path)
-        return _read_own(path)
+        return _read_astrozoo(path)
     if (path / "demo.npy").is_file():
         return read_gigalens(path)
     if _find(path, "image") is not None:
@@ -58,10 +61,10 @@ def read(path: str | Path, *, band: str = "VIS") -> LensImage:
 
 
 def write(lens: LensImage, path: str | Path) -> Path:
-    """One FITS file that :func:`read` reads back exactly, written to a temporary name first.
+    """Write one FITS file that :func:`read` reads back exactly. It is written under a temporary name first.
 
     Raises:
-        OutputError: if it cannot be written; what stood at ``path`` is then untouched.
+        OutputError: if it cannot be written. A file already at ``path`` is then left as it was.
     """
     path = Path(path)
     header = fits.Header()
@@ -81,7 +84,7 @@ def write(lens: LensImage, path: str | Path) -> Path:
     return path
 
 
-def _read_own(path: Path) -> LensImage:
+def _read_astrozoo(path: Path) -> LensImage:
     with _opened(path) as planes:
         header = planes[0].header
         if header.get("FORMAT") != _FORMAT:
@@ -89,17 +92,17 @@ def _read_own(path: Path) -> LensImage:
             raise DataError(
                 str(path), got, "a lens written by astrozoo, or Euclid's VIS_FLUX, VIS_PSF, VIS_RMS"
             )
-        held: dict[str, Any] = {plane.name: plane.data for plane in planes[1:]}
+        arrays: dict[str, Any] = {plane.name: plane.data for plane in planes[1:]}
         try:
             return LensImage(
                 image=planes[0].data,
-                psf=held["PSF"],
+                psf=arrays["PSF"],
                 pixel_scale=header["PIXSCALE"],
-                noise=held.get("NOISE"),
+                noise=arrays.get("NOISE"),
                 background_rms=header.get("BACKRMS"),
                 exposure=header.get("EXPOSURE"),
-                mask=held["MASK"].astype(bool),
-                arc=held["ARC"].astype(bool) if "ARC" in held else None,
+                mask=arrays["MASK"].astype(bool),
+                arc=arrays["ARC"].astype(bool) if "ARC" in arrays else None,
                 unit=header["BUNIT"],
                 band=header["BAND"],
                 name=header["NAME"],
@@ -114,34 +117,34 @@ def read_hst(folder: str | Path, *, pixel_scale: float = 0.05, unit: str = "elec
     """A folder of ``image.fits``, ``noise_map.fits`` and ``psf.fits`` (each may be gzipped), e.g. SLACS.
 
     Noise of 1e7 or more means no data. A PSF stamp that lost up to a tenth of the light is normalised.
-    ``arcmask.reg`` and ``mask.reg`` (DS9 regions), where there, are what their names say.
+    Two DS9 region files are optional: ``arcmask.reg`` marks the arcs, ``mask.reg`` the pixels to use.
 
     Args:
         folder: the folder.
-        pixel_scale: [arcsec], where the image's header has no WCS; the default is that of ACS drizzles.
-        unit: of the image, where its header has no ``BUNIT``.
+        pixel_scale: used if the image's header has no WCS [arcsec]. The default is that of drizzled ACS.
+        unit: of the image, used if its header has no ``BUNIT``.
 
     Raises:
-        DataError: a file is missing or is no image.
-        InputError: they do not make a lens image.
+        DataError: a file is missing or is not an image.
+        InputError: the files do not make a valid lens image.
     """
     folder = Path(folder)
     paths = {what: _find(folder, what) for what in ("image", "noise_map", "psf")}
-    missing = [f"{what}.fits" for what, found in paths.items() if found is None]
+    missing = [f"{what}.fits" for what, path in paths.items() if path is None]
     if missing:
         raise DataError(str(folder), f"no {', '.join(missing)}", "image.fits, noise_map.fits and psf.fits")
     arrays, header = {}, fits.Header()
-    for what, found in paths.items():
-        assert found is not None
-        with _opened(found) as planes:
+    for what, path in paths.items():
+        assert path is not None
+        with _opened(path) as planes:
             plane = next((p for p in planes if p.data is not None and p.data.ndim == 2), None)
             if plane is None:
-                raise DataError(str(found), "no 2-d image", f"the {what.replace('_', ' ')}")
+                raise DataError(str(path), "no 2-d image", f"the {what.replace('_', ' ')}")
             arrays[what] = plane.data.astype(float)
             header = plane.header if what == "image" else header
     mask = arrays["noise_map"] < _NO_DATA
     if arrays["noise_map"].shape != arrays["image"].shape:
-        mask = np.ones(arrays["image"].shape, bool)  # LensImage names the mismatch
+        mask = np.ones(arrays["image"].shape, bool)  # LensImage then raises the error about the shapes
     elif (folder / "mask.reg").is_file():
         mask &= region_mask(folder / "mask.reg", mask.shape)
     return LensImage(
@@ -160,9 +163,9 @@ def read_hst(folder: str | Path, *, pixel_scale: float = 0.05, unit: str = "elec
 def read_euclid(path: str | Path) -> dict[str, LensImage]:
     """Euclid's multi-extension cutouts, ``<BAND>_FLUX``, ``_PSF`` and ``_RMS``, by band (VIS first).
 
-    Fluxes are turned into microjansky by each band's ``MAGZERO``, so that bands can be compared. Where a
-    ``cutout.fits`` stands beside the file, all bands are cut to the part of VIS that it holds, and
-    ``cutout_likelihood_mask.reg`` and ``cutout_arcmask.reg`` (DS9 regions) are masks of that part.
+    Fluxes are converted to microjansky with each band's ``MAGZERO``, so that bands can be compared. If the
+    same folder has a ``cutout.fits``, which is a part of the VIS image, all bands are cut to that part. The
+    DS9 regions ``cutout_likelihood_mask.reg`` and ``cutout_arcmask.reg`` are then the masks of that part.
 
     Args:
         path: the FITS file, or the folder that holds it.
@@ -185,17 +188,17 @@ def read_euclid(path: str | Path) -> dict[str, LensImage]:
             with _opened(cutout) as part:
                 box = _locate(np.asarray(part[0].data, float), planes["VIS_FLUX"].data, str(cutout))
         bands.sort(key=lambda band: band != "VIS")
-        found = {band: _euclid_band(planes, band, file, box) for band in bands}
+        lenses = {band: _euclid_band(planes, band, file, box) for band in bands}
     masks = {"mask": "cutout_likelihood_mask.reg", "arc": "cutout_arcmask.reg"}
-    shape = found["VIS"].shape
-    given = {
+    shape = lenses["VIS"].shape
+    region_masks = {
         what: region_mask(file.with_name(name), shape)
         for what, name in masks.items()
         if cutout.is_file() and file.with_name(name).is_file()
     }
     return {
-        band: replace(lens, mask=lens.mask & given.get("mask", True), arc=given.get("arc"))
-        for band, lens in found.items()
+        band: replace(lens, mask=lens.mask & region_masks.get("mask", True), arc=region_masks.get("arc"))
+        for band, lens in lenses.items()
     }
 
 
@@ -209,7 +212,9 @@ def _euclid_band(planes: fits.HDUList, band: str, file: Path, box: tuple[slice, 
     scale, zero_point = _scale_of(header), header.get("MAGZERO")
     if scale is None or zero_point is None:
         raise DataError(f"{file}[{names[0]}]", "no WCS or no MAGZERO", "both")
-    microjansky = 10 ** (0.4 * (23.9 - zero_point))  # per unit of the file: AB magnitudes
+    microjansky = 10 ** (
+        0.4 * (23.9 - zero_point)
+    )  # flux of one unit of the file; 23.9 is the AB zero point of uJy
     return LensImage(
         image=flux[box] * microjansky,
         noise=rms[box] * microjansky,
@@ -223,10 +228,12 @@ def _euclid_band(planes: fits.HDUList, band: str, file: Path, box: tuple[slice, 
 
 
 def read_gigalens(folder: str | Path) -> LensImage:
-    """The GIGA-Lens demo, ``demo.npy`` and ``psf.npy``: 0.065 arcsec per pixel, variance 0.2^2 + model / 100.
+    """The GIGA-Lens demo, a folder of ``demo.npy`` and ``psf.npy``.
+
+    Pixels are 0.065 arcsec wide. The variance of a pixel is 0.2^2 + model / 100.
 
     Raises:
-        DataError: a file is missing or is no array.
+        DataError: a file is missing or is not an array.
 
     References:
         Gu et al. 2022, ApJ 935, 49.
@@ -251,20 +258,22 @@ def read_gigalens(folder: str | Path) -> LensImage:
 def region_mask(path: str | Path, shape: tuple[int, int]) -> Bool[np.ndarray, "y x"]:
     """True in the regions of a DS9 file in image coordinates.
 
-    A region marked as excluded, and one whose centre lies in a larger one, is a hole.
+    A region is a hole if it is marked as excluded, or if its centre lies in a larger region.
 
     Raises:
-        DataError: no such file, none that ``regions`` can read, or regions in celestial coordinates.
+        DataError: the file does not exist, is not readable as regions, or is in celestial coordinates.
     """
     try:
-        found = Regions.read(str(path), format="ds9")
+        all_regions = Regions.read(str(path), format="ds9")
     except (OSError, ValueError) as error:
         raise DataError(str(path), f"unreadable ({error})", "DS9 regions") from error
-    if not len(found) or not all(isinstance(region, PixelRegion) for region in found):
-        raise DataError(str(path), [type(region).__name__ for region in found], "DS9 regions, `image` ones")
+    if not len(all_regions) or not all(isinstance(region, PixelRegion) for region in all_regions):
+        raise DataError(
+            str(path), [type(region).__name__ for region in all_regions], "DS9 regions, `image` ones"
+        )
     mask = np.zeros(shape, bool)
     larger: list[Any] = []
-    for region in sorted(found, key=lambda region: -region.area):
+    for region in sorted(all_regions, key=lambda region: -region.area):
         inside = region.to_mask(mode="center").to_image(shape)
         if inside is None:
             continue  # outside the image
@@ -306,11 +315,11 @@ def _of_band(bands: dict[str, LensImage], band: str, path: Path) -> LensImage:
 
 
 def _scale_of(header: fits.Header) -> float | None:
-    """Pixel scale [arcsec] of a header with a celestial WCS; None without one."""
+    """Pixel scale of a header with a celestial WCS [arcsec]; None if the header has no WCS."""
     if "CTYPE1" not in header:
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FITSFixedWarning)  # dates are put into today's form
+        warnings.simplefilter("ignore", FITSFixedWarning)  # astropy rewrites dates into the current form
         return float(np.mean(proj_plane_pixel_scales(WCS(header, naxis=2).celestial))) * 3600
 
 
@@ -322,7 +331,7 @@ def _normalised(psf: np.ndarray, what: str) -> np.ndarray:
 
 
 def _locate(part: np.ndarray, whole: np.ndarray, what: str) -> tuple[slice, slice]:
-    """Where in ``whole`` its copy ``part`` lies, by its brightest pixel."""
+    """The rows and columns of ``whole`` that equal ``part``. Candidates match its brightest pixel."""
     peak = np.unravel_index(part.argmax(), part.shape)
     for y, x in np.argwhere(np.isclose(whole, part.max(), rtol=1e-6)) - peak:
         box = (slice(y, y + part.shape[0]), slice(x, x + part.shape[1]))

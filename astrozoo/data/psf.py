@@ -1,8 +1,8 @@
 """Point-spread functions: SDSS eigen-images, pixel stamps, Gaussian mixtures, and the fit between them.
 
-A stamp is the *effective* PSF, the pixel's response included: its values at pixel centres are what an image
-of a unit point source at the centre of a pixel holds. So a mixture is fitted to them as a density and is
-never integrated over pixels again.
+A stamp is the *effective* PSF, which includes the pixel's response: its values are the image of a unit point
+source at the centre of a pixel. A mixture is therefore fitted to them as a density, and is not integrated
+over pixels again.
 """
 
 from __future__ import annotations
@@ -18,31 +18,42 @@ from astrozoo.errors import InputError
 
 __all__ = ["EigenPsf", "MixturePsf", "PixelPsf", "fit_mixture", "mixture_stamp", "wing_of_profile"]
 
-_SDSS_SCALE = 1e-3  # positions enter the coefficients' polynomials in thousands of pixels
-_SPACING = 128  # [px] of the nodes at which mixtures are fitted
-_CENTRE = (1023.5, 744.0)  # (x, y) of the middle of an SDSS frame
+_SDSS_SCALE = 1e-3
+"""[1/px] Unit of positions in the polynomials of psField files, which count in thousands of pixels."""
+_SPACING = 128
+"""[px] Distance of the nodes at which mixtures are fitted. Interpolation between them is as good as a fit at
+each place (:class:`EigenPsf`)."""
+_CENTRE = (1023.5, 744.0)
+"""[px] (x, y) of the middle of an SDSS frame, where the first mixture is fitted: the start of all others."""
 _NO_WING = 1e-5
-_WING_RANGE = (8.0, 25.0)  # [px]
-_TRUSTED, _FITTED = 10.0, 16  # [px] eigen-images fade to nothing soon after the first
-_SKY = 0.01  # over a star's peak, where its PSF is to fit
-_MIN_SIGMA = 0.2  # [px]; a narrower Gaussian is not constrained by pixel values
+"""[1] Least ``p0`` of a power law. The pipeline writes 1e-7 if it could not fit one."""
+_WING_RANGE = (8.0, 25.0)
+"""[px] Distances from a star between which a Gaussian approximates the power law."""
+_TRUSTED = 10.0
+"""[px] Eigen-images are used out to this radius: they fall to zero some 12 px from the centre."""
+_FITTED = 16
+"""[px] Half the side of the stamp that a PSF with a wing is fitted to."""
+_SKY = 0.01
+"""[peak of the star] Sky of the bright star whose noise weighs the pixels of a fit."""
+_MIN_SIGMA = 0.2
+"""[px] Least width of a fitted Gaussian: pixel values do not constrain a narrower one."""
 
 
 @dataclass(frozen=True)
 class EigenPsf:
     """An SDSS PSF: eigen-images whose coefficients are polynomials of the position.
 
-    Mixtures are fitted at the nodes of a 128-pixel grid and interpolated between them: on SDSS field
-    2583-2-136 that is as good as a fit at each place (the worst pixel is 1.0 to 2.2 % of the peak off, which
-    is what three Gaussians miss; rings out to 8 px have their light to 10 %).
+    Mixtures are fitted at the nodes of a 128-pixel grid and interpolated between them. On SDSS field
+    2583-2-136 that is as good as a fit at each place: the error of the worst pixel is 1.0 to 2.2 % of the
+    peak, which is the error of three Gaussians, and the light of rings out to 8 px is right to 10 %.
 
     Args:
         eigenimages: the Karhunen-Loeve images, brightest first.
         coefficients: ``c[k, i, j]``, the coefficient of ``(row/1000)^i (column/1000)^j`` in image k.
-        components: Gaussians per mixture, but for the wing.
-        wing: light beyond the eigen-images, which fade to nothing some 12 px out: its share of all, and the
-            rms width of the round Gaussian that stands for it [px] (:func:`wing_of_profile`). It is part of
-            the mixtures, not of the stamps.
+        components: Gaussians per mixture, not counting the wing.
+        wing: the light beyond the eigen-images, which fall to zero some 12 px from the centre: its fraction
+            of all light, and the width (sigma) of the round Gaussian that represents it [px]
+            (:func:`wing_of_profile`). The mixtures include it, the stamps do not.
 
     References:
         Lupton et al. 2001, "The SDSS Imaging Pipelines"; SDSS ``read_PSF``, which counts positions from the
@@ -81,19 +92,19 @@ class EigenPsf:
         return _unpack((1 - v) * low + v * high)
 
     def _node(self, column: int, row: int) -> Float[np.ndarray, "component 6"]:
-        """The mixture fitted at a node, packed; every fit begins at that of the frame's middle."""
-        at = (column, row)
-        if at not in self._nodes:
+        """The mixture fitted at a node, packed. Every fit starts from the mixture at the frame's middle."""
+        node = (column, row)
+        if node not in self._nodes:
             if not self._start:
                 self._start.append(fit_mixture(self._core(*_CENTRE), self.components))
             core = self._core(column * _SPACING, row * _SPACING)
             fitted = fit_mixture(core, start=self._start[0])
-            winged = fitted if self.wing is None else _winged(fitted, float(core.sum()), *self.wing)
-            self._nodes[at] = _pack(winged)
-        return self._nodes[at]
+            full = fitted if self.wing is None else _winged(fitted, float(core.sum()), *self.wing)
+            self._nodes[node] = _pack(full)
+        return self._nodes[node]
 
     def _core(self, x: float, y: float) -> Float[np.ndarray, "n n"]:
-        """The stamp without the wing, with nothing beyond where eigen-images are to be trusted."""
+        """The stamp minus the wing, and 0 outside the radius to which eigen-images are used."""
         stamp = self.stamp(x, y)
         if self.wing is None:
             return stamp
@@ -122,14 +133,14 @@ def _winged(core: GaussianMixture, light: float, share: float, width: float) -> 
 def wing_of_profile(
     sigma1: float, sigma2: float, b: float, p0: float, beta: float, sigma_p: float
 ) -> tuple[float, float] | None:
-    """The wing of SDSS's radial profile of bright stars: share of the light, and width [px].
+    """The wing of SDSS's radial profile of bright stars: its fraction of the light, and its width [px].
 
     The profile is two Gaussians and a power law, ``exp(-r^2/2 s1^2) + b exp(-r^2/2 s2^2) +
-    p0 (1 + r^2/(beta sp^2))^(-beta/2)`` (psField's ``psf_sigma1`` ... ``psf_sigmap``). One Gaussian takes the
-    place of the power law between 8 and 25 px, by least squares of the light in rings.
+    p0 (1 + r^2/(beta sp^2))^(-beta/2)`` (psField's ``psf_sigma1`` ... ``psf_sigmap``). One Gaussian
+    approximates the power law between 8 and 25 px, by least squares of the light in rings.
 
     Returns:
-        None where the pipeline found no power law (it then writes ``p0 = 1e-7``).
+        None if the pipeline did not fit a power law (it then writes ``p0 = 1e-7``).
     """
     if p0 < _NO_WING:
         return None
@@ -140,13 +151,13 @@ def wing_of_profile(
     r = np.arange(0.05, _WING_RANGE[1], 0.1)
     core = np.exp(-(r**2) / (2 * sigma1**2)) + b * np.exp(-(r**2) / (2 * sigma2**2))
     total = np.trapezoid((core + power_law(r)) * 2 * np.pi * r, r)
-    out = r[r > _WING_RANGE[0]]
-    light = power_law(out) * out / total
+    outer = r[r > _WING_RANGE[0]]
+    light = power_law(outer) * outer / total
 
     def residual(parameters: np.ndarray) -> np.ndarray:
         share, width = np.exp(parameters)
         return (
-            share * np.exp(-(out**2) / (2 * width**2)) / (2 * np.pi * width**2) * out - light
+            share * np.exp(-(outer**2) / (2 * width**2)) / (2 * np.pi * width**2) * outer - light
         ) / light.max()
 
     share, width = np.exp(least_squares(residual, np.log([0.02, 8.0])).x)
@@ -155,12 +166,12 @@ def wing_of_profile(
 
 @dataclass(frozen=True)
 class PixelPsf:
-    """A PSF given as a stamp, or as a grid of stamps of which the nearest is taken.
+    """A PSF given as a stamp, or as a grid of stamps. At a position, the nearest stamp of the grid is used.
 
     Args:
-        stamps: one stamp [n, n], or one per node [grid_y, grid_x, n, n]; odd n; normalised here.
-        x: columns of the grid's nodes [px], with a grid only.
-        y: rows of the grid's nodes [px], with a grid only.
+        stamps: one stamp [n, n], or one per node [grid_y, grid_x, n, n]; n is odd. They are normalised.
+        x: columns of the grid's nodes [px]; only for a grid.
+        y: rows of the grid's nodes [px]; only for a grid.
         components: Gaussians per mixture.
     """
 
@@ -198,7 +209,7 @@ class PixelPsf:
 
 @dataclass(frozen=True)
 class MixturePsf:
-    """The same Gaussian mixture all over the image.
+    """The same Gaussian mixture everywhere in the image.
 
     Args:
         gaussians: the PSF.
@@ -233,17 +244,17 @@ def mixture_stamp(mixture: GaussianMixture, size: int) -> Float[np.ndarray, "n n
 def fit_mixture(
     stamp: Float[np.ndarray, "n n"], components: int = 3, start: GaussianMixture | None = None
 ) -> GaussianMixture:
-    """Fit of Gaussians to a stamp: positive weights summing to 1, free means, full covariances.
+    """Fit Gaussians to a stamp: positive weights that sum to 1, free means, full covariances.
 
-    Pixels weigh as in the image of a bright star, whose peak is 100 times the sky. (With equal weights
-    three Gaussians leave out up to 40 % of the light 6 to 8 px from an SDSS star, which is then taken for
-    sources around it.) Components come out from the narrowest to the widest, or in the order of ``start``.
-    The rms misfit over the peak, all pixels alike, is the result's ``residual``.
+    Pixels have the weights of a bright star's image, whose peak is 100 times the sky. With equal weights,
+    three Gaussians would miss up to 40 % of the light 6 to 8 px from an SDSS star, and a survey would model
+    that light as sources around the star. Components are sorted from the narrowest to the widest, or keep the
+    order of ``start``. The ``residual`` of the result is the rms misfit over all pixels, divided by the peak.
 
     Args:
         stamp: odd-sized, of any normalisation.
-        components: number of Gaussians; that of ``start`` if given.
-        start: where the search begins, such as the fit of a similar stamp.
+        components: number of Gaussians; ignored if ``start`` is given.
+        start: the mixture at which the search starts, such as the fit of a similar stamp.
 
     Raises:
         InputError: the stamp is not square and odd, not finite or not positive in sum; or the fit has no
@@ -270,23 +281,24 @@ def fit_mixture(
         return (slopes.reshape(components * 6, -1) / scale).T
 
     first = _first_guess(components, 1 / np.sqrt(2 * np.pi * peak)) if start is None else _pack(start)
-    components, at = len(first), first.ravel()
-    # from a rough start the weighted fit alone may go astray; after a similar one's, the even fit would
+    components, packed = len(first), first.ravel()
+    # From a rough start the weighted fit alone may fail, so a fit with even weights precedes it. From the fit
+    # of a similar stamp, the fit with even weights may fail, so it is left out.
     for scale in (even, noise) if start is None else (noise,):
-        at = least_squares(
-            residual, at, jacobian, method="lm", xtol=1e-7, ftol=1e-7, max_nfev=300, args=(scale,)
+        packed = least_squares(
+            residual, packed, jacobian, method="lm", xtol=1e-7, ftol=1e-7, max_nfev=300, args=(scale,)
         ).x
-    found = _unpack(at.reshape(components, 6))
-    sigma = np.sqrt(np.linalg.eigvalsh(found.covariances))
+    fitted = _unpack(packed.reshape(components, 6))
+    sigma = np.sqrt(np.linalg.eigvalsh(fitted.covariances))
     if not (sigma.min() > _MIN_SIGMA and sigma.max() < 4 * size):
         got = f"widths from {sigma.min():.2g} to {sigma.max():.2g} px"
         raise InputError(f"fit of {components} Gaussians to a PSF", got, f"{_MIN_SIGMA} to {4 * size} px")
     order = np.arange(components) if start is not None else np.argsort(sigma.prod(axis=1))
     return GaussianMixture(
-        weights=found.weights[order],
-        means=found.means[order],
-        covariances=found.covariances[order],
-        residual=float(np.sqrt(np.mean(residual(at, even) ** 2))),
+        weights=fitted.weights[order],
+        means=fitted.means[order],
+        covariances=fitted.covariances[order],
+        residual=float(np.sqrt(np.mean(residual(packed, even) ** 2))),
     )
 
 
@@ -298,7 +310,7 @@ def _check_stamp(stamp: np.ndarray) -> None:
 
 
 def _first_guess(components: int, width: float) -> np.ndarray:
-    """Round Gaussians, each twice as wide as the last: [logit, mean x, mean y, log L11, log L22, L21]."""
+    """Round Gaussians, each twice as wide as the last one: [logit, mean x, y, log L11, log L22, L21]."""
     guess = np.zeros((components, 6))
     guess[:, 0] = -1.2 * np.arange(components)
     guess[:, 3:5] = np.log(0.85 * width * 2.0 ** np.arange(components))[:, None]

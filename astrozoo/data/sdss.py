@@ -1,7 +1,7 @@
 """Readers of the Sloan Digital Sky Survey: corrected frames, Stripe-82 stamps and catalogues.
 
-Frames hold sky-subtracted nanomaggies; the counts that the detector saw are rebuilt from the calibration and
-sky that the frame carries: ``electrons = (frame / calibration + sky) * gain``.
+Frames are images in nanomaggies without the sky. The reader computes the electrons that the detector counted
+from the frame's calibration and sky: ``electrons = (frame / calibration + sky) * gain``.
 
 References:
     SDSS data model, ``frame``, ``psField`` and ``fpM`` files (https://data.sdss.org/datamodel).
@@ -35,13 +35,16 @@ from astrozoo.errors import DataError, InputError
 __all__ = ["read_catalog", "read_field", "read_stamps"]
 
 _BANDS = "ugriz"
-_NOISE_CELL = 64  # [px]
-_CLIPPED_VARIANCE = 0.9733  # of a unit normal cut at 3 sigma
+_NOISE_CELL = 64
+"""[px] Side of the cells in which the scatter of the sky is measured."""
+_CLIPPED_VARIANCE = 0.9733
+"""Variance of a unit normal that is clipped at 3 sigma; measured variances are divided by it."""
 _SUFFIX = r"\.fits?(?:\.bz2|\.gz)?"
 _FRAME = re.compile(r"frame-([ugriz])-(\d{6})-(\d)-(\d{4})" + _SUFFIX)
 _BAD_PLANES = ("S_MASK_INTERP", "S_MASK_SATUR", "S_MASK_NOTCHECKED", "S_MASK_GHOST", "S_MASK_CR")
 _WCS_KEYS = re.compile(r"(CTYPE|CRPIX|CRVAL|CUNIT|CDELT)[12]|(CD|PC)[12]_[12]")
 _COADD_SOFTENING = {"u": 1.0e-11, "g": 0.43e-11, "r": 0.81e-11, "i": 1.4e-11, "z": 3.7e-11}
+"""[maggies] Softening b of the asinh magnitudes of Stripe 82's co-add, by band."""
 
 
 def read_field(
@@ -55,22 +58,22 @@ def read_field(
 ) -> Field:
     """One SDSS field from its ``frame``, ``psField`` and ``fpM`` files.
 
-    Pixels that the survey marked as interpolated, saturated, hit by a cosmic ray, ghosts or not checked are
-    invalid, and so are those whose value is not finite or whose counts are negative; the counts of the
-    latter two kinds are replaced by the sky, so that every number in the field is finite.
+    A pixel is invalid if the survey marked it as interpolated, saturated, not checked, a ghost or hit by a
+    cosmic ray. It is also invalid if its value is not finite or its counts are negative; such counts are
+    replaced by the sky, so that every number in the field is finite.
 
     Args:
-        folder: holds the files of the field (``.fit`` or ``.fits``, plain, ``.gz`` or ``.bz2``).
-        run: survey run; needed, like the next two, only where the folder holds more than one field.
-        camcol: camera column.
-        field: field number in the run.
+        folder: the folder of the files (``.fit`` or ``.fits``, plain, ``.gz`` or ``.bz2``).
+        run: survey run; only needed if the folder holds several fields.
+        camcol: camera column; likewise.
+        field: number of the field in the run; likewise.
         bands: the bands to read, in this order.
-        masks: read the ``fpM`` masks. Without them, bad and saturated pixels pass for good ones.
+        masks: read the ``fpM`` masks. Without them, bad and saturated pixels count as valid.
 
     Raises:
-        DataError: a file is missing, cut short or holds something else than it should, or two bands do not
-            show the same sky; the message names the file.
-        InputError: an unknown band, or several fields in the folder and no choice between them.
+        DataError: a file is missing, truncated or not of its format, or two bands do not show the same sky;
+            the message names the file.
+        InputError: a band is unknown, or the folder holds several fields that match.
     """
     folder = Path(folder)
     if not bands or set(bands) - set(_BANDS) or len(set(bands)) != len(bands):
@@ -85,7 +88,7 @@ def read_field(
         for band in bands
     }
     images = []
-    with ThreadPoolExecutor(len(bands)) as pool:  # decompression, which is most of the work, needs no GIL
+    with ThreadPoolExecutor(len(bands)) as pool:  # decompression is most of the work and releases the GIL
         packed = {b: pool.submit(_opened, path) for b, path in paths.items() if path.suffix == ".bz2"}
         for band, path in paths.items():
             noise = gains[band], dark_variances[band]
@@ -99,14 +102,15 @@ def read_stamps(folder: str | Path, name: str, *, bands: str = _BANDS) -> Field:
     """Every epoch and band of a Stripe-82 stamp: ``stamp-<band>-<name>*.fits`` (or ``.gz``).
 
     Each file alternates images [nanomaggies, sky-subtracted] and their inverse variances. Electrons follow
-    from the headers' ``CALIB`` (nanomaggies per count), ``SKY``, ``GAIN`` and ``DARKVAR``; the variance they
-    imply agrees with the published inverse variance within 1.5 % in every one of 35 stamps looked at. The
-    stamps were resampled, so that their noise is correlated and its pixel-to-pixel variance is 0.55 to 1.2
-    (median 0.81) of that. An inverse variance of 0 marks an invalid pixel; saturation is not told apart.
-    The PSF is the headers' 3-Gaussian one with its weights (which sum to 1.01 to 1.11) normalised.
+    from the headers' ``CALIB`` (nanomaggies per count), ``SKY``, ``GAIN`` and ``DARKVAR``. The variance that
+    they imply agrees with the published inverse variance within 1.5 % in each of 35 stamps. The stamps are
+    resampled, so their noise is correlated, and its variance from pixel to pixel is 0.55 to 1.2 (median 0.81)
+    of that value. An inverse variance of 0 marks an invalid pixel; saturated pixels are not marked
+    separately. The PSF is the headers' mixture of 3 Gaussians, with its weights (which sum to 1.01 to 1.11)
+    normalised.
 
     Raises:
-        DataError: a band is missing, or a file is cut short or lacks a header card.
+        DataError: a band is missing, or a file is truncated or lacks a header card.
     """
     folder = Path(folder)
     images = []
@@ -123,10 +127,11 @@ def read_stamps(folder: str | Path, name: str, *, bands: str = _BANDS) -> Field:
 
 
 def read_catalog(path: str | Path) -> Table:
-    """An SDSS catalogue with the same columns whatever its kind; those that the file lacks are left out.
+    """An SDSS catalogue, with the same column names for each kind of file.
 
-    Understands ``photoObj`` files, Stripe-82 co-add tables (whose asinh magnitudes are undone with the
-    co-add's softening) and the tables that come with stamps.
+    Columns that the file lacks are left out. It reads ``photoObj`` files, Stripe-82 co-add tables (whose
+    asinh magnitudes are converted to fluxes with the co-add's softening) and the tables that come with
+    stamps.
 
     Returns:
         ``ra``, ``dec`` [deg]; ``is_star``; ``psfflux_b``, ``devflux_b``, ``expflux_b`` [nanomaggies] per
@@ -135,7 +140,7 @@ def read_catalog(path: str | Path) -> Table:
         degrees east of north). Missing values are NaN.
 
     Raises:
-        DataError: no such file, not a FITS table, or one without ra and dec.
+        DataError: the file does not exist, is not a FITS table, or has no ra and dec.
     """
     path = Path(path)
     with _reading(path) as hdus:
@@ -160,9 +165,9 @@ def read_catalog(path: str | Path) -> Table:
             if flux is not None:
                 table[f"{kind}flux_{band}"] = flux
     for new, old in _SHAPES.items():
-        found = next((raw[name] for name in old if name in raw), None)
-        if found is not None:
-            table[new] = _missing_to_nan(found[:, 2] if found.ndim == 2 else found)
+        values = next((raw[name] for name in old if name in raw), None)
+        if values is not None:
+            table[new] = _missing_to_nan(values[:, 2] if values.ndim == 2 else values)
     return table
 
 
@@ -195,19 +200,19 @@ def _missing_to_nan(values: np.ndarray) -> np.ndarray:
 
 
 def _opened(path: Path) -> BinaryIO:
-    """A stream of a file; of one packed by bzip2, unpacked: FITS seeks back, which would unpack it anew."""
+    """A stream of a file. A bzip2 file is decompressed whole: each seek back would decompress it again."""
     return io.BytesIO(bz2.decompress(path.read_bytes())) if path.suffix == ".bz2" else path.open("rb")
 
 
 @contextmanager
 def _reading(path: Path, opened: Future[BinaryIO] | None = None) -> Iterator[fits.HDUList]:
-    """The HDUs of a file; whatever FITS finds wrong with it becomes a DataError that names it."""
+    """The HDUs of a file. Every error while they are read becomes a DataError that names the file."""
     if not path.is_file():
         raise DataError(str(path), "no such file", "a FITS file")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="File may have been truncated")
-            # a stream of our own: astropy leaves its file open where a header is cut short
+            # We open the stream: astropy would not close the file after a truncated header.
             with (
                 _opened(path) if opened is None else opened.result() as stream,
                 fits.open(stream, memmap=False, lazy_load_hdus=False) as hdus,
@@ -232,15 +237,15 @@ def _identify(folder: Path, run: int | None, camcol: int | None, field: int | No
     if not folder.is_dir():
         raise DataError(str(folder), "no such folder", "a folder of SDSS frames")
     matches = [match for path in folder.iterdir() if (match := _FRAME.fullmatch(path.name))]
-    found = {(int(match[2]), int(match[3]), int(match[4])) for match in matches}
+    fields = {(int(match[2]), int(match[3]), int(match[4])) for match in matches}
     wanted = {
         key
-        for key in found
-        if all(want is None or want == have for want, have in zip((run, camcol, field), key, strict=True))
+        for key in fields
+        if all(want is None or want == number for want, number in zip((run, camcol, field), key, strict=True))
     }
     if not wanted:
         raise DataError(
-            str(folder), f"fields {sorted(found)}", f"frames of run {run}, camcol {camcol}, field {field}"
+            str(folder), f"fields {sorted(fields)}", f"frames of run {run}, camcol {camcol}, field {field}"
         )
     if len(wanted) > 1:
         raise InputError(
@@ -251,14 +256,14 @@ def _identify(folder: Path, run: int | None, camcol: int | None, field: int | No
 
 def _find(folder: Path, stem: str) -> Path:
     pattern = re.compile(re.escape(stem).replace(r"\*", r"[^/]*") + _SUFFIX)
-    found = (
+    paths = (
         sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name)) if folder.is_dir() else []
     )
-    if not found:
+    if not paths:
         raise DataError(
             str(folder / f"{stem}.fits"), "no such file", "this file, as .fit or .fits (.gz, .bz2)"
         )
-    return found[0]
+    return paths[0]
 
 
 def _celestial_wcs(header: fits.Header, path: Path) -> WCS:
@@ -309,11 +314,12 @@ def _read_noise(
     good: Bool[np.ndarray, "y x"],
     published: float,
 ) -> float:
-    """Read-noise variance [electrons^2]: what empty sky scatters beyond Poisson.
+    """Read-noise variance [electrons^2]: the variance of empty sky, minus that of Poisson noise.
 
-    The pipeline's dark variance is for the chip as it was characterised; a given frame's noise differs (in u
-    of run 2583, camcol 2, it is half of that). Clipped variances in cells of 64 px, of which the median of
-    the emptiest third is taken. Frames of fewer than 16 cells keep the published number.
+    The pipeline's dark variance is that of the chip when it was characterised. The noise of a frame can
+    differ (in band u of run 2583, camcol 2, it is half of it). The clipped variance is therefore measured in
+    cells of 64 px. The result is the median over the third of the cells that clipping changed least, which
+    are the emptiest. A frame of fewer than 16 cells has the published variance.
     """
     ny, nx = (n // _NOISE_CELL for n in electrons.shape)
     if ny * nx < 16:
@@ -330,11 +336,11 @@ def _read_noise(
     if len(excess) < 16:
         return published
     with warnings.catch_warnings():
-        # masked pixels are NaN, and left out as they should be
+        # Masked pixels are NaN: sigma_clip leaves them out, as intended, and warns.
         warnings.simplefilter("ignore", AstropyUserWarning)
         clipped = sigma_clip(excess, sigma=3, maxiters=10, axis=1, masked=False)
-    lost = np.isnan(clipped).mean(1) - np.isnan(excess).mean(1)
-    empty = lost <= np.percentile(lost, 33)
+    clipped_fraction = np.isnan(clipped).mean(1) - np.isnan(excess).mean(1)
+    empty = clipped_fraction <= np.percentile(clipped_fraction, 33)
     variance = np.nanvar(clipped, axis=1)[empty] / _CLIPPED_VARIANCE
     return max(float(np.median(variance - level[empty])), 0.0)
 
@@ -372,17 +378,17 @@ def _image(
 def _interpolate(
     table: Float[np.ndarray, "n m"], position: Float[np.ndarray, "k"]
 ) -> Float[np.ndarray, "k m"]:
-    """Rows of a table at fractional positions, linearly; beyond its ends, the end rows."""
+    """Rows of a table, interpolated linearly at fractional positions; beyond an end, the row at that end."""
     position = np.clip(position, 0, len(table) - 1)
     low = np.minimum(position.astype(int), len(table) - 2)
-    part = (position - low)[:, None]
-    return (1 - part) * table[low] + part * table[low + 1]
+    fraction = (position - low)[:, None]
+    return (1 - fraction) * table[low] + fraction * table[low + 1]
 
 
 def _read_masks(
     path: Path, shape: tuple[int, ...]
 ) -> tuple[Bool[np.ndarray, "y x"], Bool[np.ndarray, "y x"]]:
-    """(bad, saturated) from an fpM file: a table per plane, of lists of (row, first, last column)."""
+    """(bad, saturated) from an fpM file: each plane has a table of spans (row, first and last column)."""
     bad, saturated = np.zeros(shape, bool), np.zeros(shape, bool)
     with _reading(path) as hdus:
         header = hdus[0].header
@@ -428,7 +434,7 @@ def _read_psf_field(path: Path, bands: str) -> tuple[dict[str, EigenPsf], dict[s
 
 
 def _wings(fields: fits.FITS_record) -> list[tuple[float, float] | None]:
-    """The wing of each band's PSF; where the pipeline found none, the median of the other bands'."""
+    """The wing of each band's PSF. A band without a fitted power law has the median of the other bands."""
     columns = ("psf_sigma1", "psf_sigma2", "psf_b", "psf_p0", "psf_beta", "psf_sigmap")
     if not set(columns) <= set(fields.array.columns.names):
         return [None] * len(_BANDS)
@@ -436,9 +442,11 @@ def _wings(fields: fits.FITS_record) -> list[tuple[float, float] | None]:
         wing_of_profile(*values)
         for values in zip(*(np.asarray(fields[c], float) for c in columns), strict=True)
     ]
-    found = [wing for wing in wings if wing is not None]
+    fitted = [wing for wing in wings if wing is not None]
     typical = (
-        (float(np.median([w for w, _ in found])), float(np.median([s for _, s in found]))) if found else None
+        (float(np.median([w for w, _ in fitted])), float(np.median([s for _, s in fitted])))
+        if fitted
+        else None
     )
     return [wing or typical for wing in wings]
 

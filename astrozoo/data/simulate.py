@@ -1,11 +1,11 @@
 """Survey fields with known truth, drawn from the Celeste model's prior and rendered by GalSim.
 
-GalSim's own profiles and a PSF that is no sum of Gaussians: the images owe nothing to the model's renderer.
+Profiles are GalSim's and the PSF is not a sum of Gaussians: the images do not depend on the model's renderer.
 
 Shapes follow :mod:`astrozoo.physics.profiles`: ``radius`` is the half-light radius of the circle of equal
 area (semi-axes ``radius / sqrt(axis_ratio)`` and ``radius * sqrt(axis_ratio)``), ``angle`` the position angle
 of the major axis, from north through east. A galaxy's flux is ``dev_fraction`` de Vaucouleurs and the rest
-exponential, both with that one shape and neither cut.
+exponential. Both have the same shape, and neither is truncated.
 """
 
 from __future__ import annotations
@@ -29,29 +29,49 @@ from astrozoo.errors import InputError
 
 __all__ = ["draw_sources", "load_priors", "simulate_field"]
 
-_SCALE = 0.396  # arcsec per pixel
-_CENTRE = (10.0, 0.5)  # (ra, dec) of a field's centre [deg]
+_SCALE = 0.396
+"""[arcsec/px] Pixel scale of SDSS."""
+_CENTRE = (10.0, 0.5)
+"""[deg] (ra, dec) of a field's centre, in Stripe 82."""
 _MOFFAT_BETA = 3.5
-_STAMP = 51  # side of the PSF stamps [px]
-_REACH = 32  # a source is drawn this far out [px], ...
-_EXTENT = 20.0  # ... and this many semi-major axes more
-_BLEND = (2.0, 6.0)  # distance of a blended source from its partner [px]
-_TRIES = 2000  # to place a source
-_BATCHES = 200  # to draw enough sources
+"""Exponent of the Moffat PSF."""
+_STAMP = 51
+"""[px] Side of the PSF stamps."""
+_REACH = 32
+"""[px] Half the side of the square in which a star is drawn."""
+_EXTENT = 20.0
+"""[semi-major axis] For a galaxy, this much is added to ``_REACH``: de Vaucouleurs profiles reach far."""
+_BLEND = (2.0, 6.0)
+"""[px] Range of the distance of a blended source from its partner."""
+_TRIES = 2000
+"""Greatest number of random positions that are tried for a source."""
+_BATCHES = 200
+"""Greatest number of batches that are drawn to get enough sources between two magnitudes."""
 
 
 @dataclass(frozen=True)
 class _Band:
-    gain: float  # electrons per nMgy
-    sky: float  # electrons per pixel
-    read: float  # read-noise variance [electrons^2 per pixel]
-    fwhm: float  # of the PSF [arcsec]
-    shear: tuple[float, float]  # of the PSF (g1, g2)
-    shift: tuple[float, float]  # of the array against that of r [px]
-    rotation: float  # [deg], on top of the field's
+    """Detector, sky and PSF of one band.
+
+    Args:
+        gain: electrons per nMgy.
+        sky: electrons per pixel.
+        read: read-noise variance [electrons^2 per pixel].
+        fwhm: full width at half maximum of the PSF [arcsec].
+        shear: (g1, g2) of the PSF.
+        shift: of the array, relative to that of band r [px].
+        rotation: added to the rotation of the field [deg].
+    """
+
+    gain: float
+    sky: float
+    read: float
+    fwhm: float
+    shear: tuple[float, float]
+    shift: tuple[float, float]
+    rotation: float
 
 
-# Gain, sky and read noise: medians of SDSS run 2583, camcol 2, field 136; the rest is of the size seen there.
 _SURVEY = {
     "u": _Band(157.0, 42.6, 42.0, 1.45, (0.03, -0.02), (5.2, 6.2), 0.02),
     "g": _Band(920.0, 312.0, 21.4, 1.35, (0.02, 0.02), (3.3, 11.2), -0.01),
@@ -59,14 +79,17 @@ _SURVEY = {
     "i": _Band(685.0, 1123.0, 168.7, 1.12, (-0.01, -0.03), (-0.1, 3.1), 0.01),
     "z": _Band(136.0, 726.0, 26.6, 1.16, (0.01, 0.03), (1.4, 6.6), -0.02),
 }
-_FIELD_ROTATION = 20.0  # position angle of the y axis [deg]
+"""Gain, sky and read noise are medians of SDSS run 2583, camcol 2, field 136. The other values are of the
+size seen in that field."""
+_FIELD_ROTATION = 20.0
+"""[deg] Position angle of the y axis."""
 
 
 def load_priors(name: str = "stripe82") -> dict[str, Any]:
     """A prior of the Celeste model, ``models/celeste_priors_<name>.json``: "stripe82" or "regier2019".
 
     Raises:
-        InputError: if there is no prior of that name.
+        InputError: there is no prior of that name.
     """
     path = files("astrozoo").joinpath(f"models/celeste_priors_{name}.json")
     if not path.is_file():
@@ -81,21 +104,21 @@ def draw_sources(
     priors: Mapping[str, Any] | None = None,
     r_range: tuple[float, float] | None = None,
 ) -> Table:
-    """Types, fluxes and shapes of ``n`` sources from the prior; no positions.
+    """Types, fluxes and shapes of ``n`` sources from the prior, without positions.
 
     Args:
         n: number of sources.
         rng: source of randomness.
-        priors: as :func:`load_priors`, which is the default.
-        r_range: keep sources between these r magnitudes only (drawn again until enough). Calibration tests
-            need None: with a cut, the truth no longer follows the prior.
+        priors: the result of :func:`load_priors`; by default its default.
+        r_range: keep only sources between these r magnitudes; others are drawn again. Calibration tests need
+            None, because with a range the truth no longer follows the prior.
 
     Returns:
         ``is_star``, ``flux_{band}`` [nMgy], ``dev_fraction``, ``radius`` [arcsec], ``axis_ratio``, ``angle``
-        [deg, north through east]; shapes of stars are NaN.
+        [deg, north through east]. Shapes of stars are NaN.
 
     Raises:
-        InputError: the magnitude range holds next to none of the prior's sources.
+        InputError: almost none of the prior's sources are in the magnitude range.
     """
     priors = load_priors() if priors is None else priors
     parts: list[Table] = []
@@ -158,29 +181,29 @@ def simulate_field(
     blend_fraction: float = 0.0,
     sources: Table | None = None,
 ) -> tuple[Field, Table]:
-    """One SDSS-like field (0.396 arcsec per pixel; sky, gain and calibration of a real one) and its truth.
+    """A simulated SDSS field (0.396 arcsec per pixel; gain, sky and read noise of a real one) and its truth.
 
     Args:
-        n_sources: how many to draw.
-        seed: of positions, sources and noise.
+        n_sources: number of sources to draw.
+        seed: seed of positions, sources and noise.
         shape: rows and columns of every image.
         bands: any of "ugriz".
-        psf: "moffat" (beta 3.5) or "kolmogorov", slightly elliptical, a width of its own per band. The
-            images' :class:`PixelPsf` holds its exact stamp (pixel included).
+        psf: "moffat" (beta 3.5) or "kolmogorov", slightly elliptical, with a different width in each band.
+            The images' :class:`PixelPsf` is its exact stamp, which includes the pixel's response.
         priors: see :func:`draw_sources`.
         r_range: see :func:`draw_sources`.
         margin: positions keep this far from the r image's edges [px].
         min_separation: positions keep this far from each other [px] (not those of blended pairs).
-        blend_fraction: the share of sources put 2 to 6 pixels from another one.
-        sources: draw these, with positions if they have ``x`` and ``y``, in place of new ones.
+        blend_fraction: fraction of the sources that are placed 2 to 6 pixels from another source.
+        sources: render these instead of new ones. If they have ``x`` and ``y``, those are their positions.
 
     Returns:
         The field, and :func:`draw_sources`'s table with ``ra``, ``dec`` [deg] and ``x``, ``y`` [px, 0-based,
         pixel centres are integers] in the r band.
 
     Raises:
-        InputError: an unknown band or PSF, neither or both of ``n_sources`` and ``sources``, or no room for
-            so many sources that far apart.
+        InputError: an unknown band or PSF; neither or both of ``n_sources`` and ``sources``; or the image is
+            too small for that many sources with that separation.
     """
     unknown = [band for band in bands if band not in _SURVEY]
     if unknown or not bands:
@@ -203,7 +226,7 @@ def simulate_field(
 
 
 def _positions(
-    n: int, rng: np.random.Generator, shape: tuple[int, int], margin: float, apart: float, blends: float
+    n: int, rng: np.random.Generator, shape: tuple[int, int], margin: float, separation: float, blends: float
 ) -> Float[np.ndarray, "n 2"]:
     low, high = np.full(2, margin), np.array(shape[::-1]) - 1 - margin
     if (high <= low).any():
@@ -218,17 +241,17 @@ def _positions(
                 free = True
             else:
                 new = rng.uniform(low, high)
-                free = i == 0 or np.hypot(*(xy - new).T).min() >= apart
+                free = i == 0 or np.hypot(*(xy - new).T).min() >= separation
             if free and (new >= low).all() and (new <= high).all():
                 break
         else:
-            raise InputError("min_separation", f"{apart} px for {n} sources", f"room in a {shape} image")
+            raise InputError("min_separation", f"{separation} px for {n} sources", f"room in a {shape} image")
         xy = np.vstack([xy, new])
     return xy
 
 
 def _wcs(band: str, shape: tuple[int, int]) -> WCS:
-    """A TAN WCS with east to the left when north is up, turned by the field's and the band's angle."""
+    """A TAN WCS with east to the left when north is up, rotated by the field's and the band's angle."""
     turn = np.deg2rad(_FIELD_ROTATION + _SURVEY[band].rotation)
     wcs = WCS(naxis=2)
     wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
@@ -241,7 +264,7 @@ def _wcs(band: str, shape: tuple[int, int]) -> WCS:
 
 
 def _optics(band: str, psf: str) -> galsim.GSObject:
-    """The PSF of a band in pixel units, without the pixel."""
+    """The PSF of a band in pixel units, without the pixel's response."""
     width, (g1, g2) = _SURVEY[band].fwhm / _SCALE, _SURVEY[band].shear
     if psf == "moffat":
         return galsim.Moffat(beta=_MOFFAT_BETA, fwhm=width).shear(g1=g1, g2=g2)
@@ -276,7 +299,7 @@ def _render(band: str, truth: Table, shape: tuple[int, int], psf: str, rng: np.r
         electrons = float(row[f"flux_{band}"]) * survey.gain
         model = galsim.Convolve(_profile(row, local), optics).withFlux(electrons)
         model.drawImage(canvas[box], center=galsim.PositionD(px, py), add_to_image=True)
-    expected = np.maximum(canvas.array, 0.0) + survey.sky  # FFTs ring by a millionth of the peak
+    expected = np.maximum(canvas.array, 0.0) + survey.sky  # FFTs leave ringing of a millionth of the peak
     read = survey.read
     counts = rng.poisson(expected) + rng.normal(read, np.sqrt(read), shape)
     stamp = optics.drawImage(nx=_STAMP, ny=_STAMP, scale=1.0, dtype=float).array

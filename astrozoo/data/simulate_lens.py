@@ -1,6 +1,6 @@
-"""Lensed galaxies with known truth: sources drawn by GalSim, light rays traced by caustics.
+"""Lensed galaxies with known truth: GalSim draws the sources, caustics traces the light rays.
 
-Neither owes anything to the zoo's own lens models or renderer. Conventions are those of
+Neither package uses the zoo's lens models or renderer. Conventions are those of
 :mod:`astrozoo.data.lens_image`; lens parameters are in arcsec, angles in radians from +x through +y, and the
 Einstein radius is that of the intermediate axis.
 """
@@ -24,13 +24,19 @@ from astrozoo.errors import InputError
 __all__ = ["SOURCES", "draw_lens", "draw_source", "render_source", "simulate_lens"]
 
 SOURCES = ("smooth", "clumpy")
-"""Kinds of source galaxies: one Sersic profile; a disc with a bulge and star-forming knots."""
+"""Kinds of source galaxies: "smooth" is a Sersic profile, "clumpy" a disc, a bulge and star-forming knots."""
 
-_GRID, _REACH = 40, 8  # a source is tabulated with so many pixels per half-light radius, and so far out
-_BACKGROUND = 0.01  # [electron/s]
-_SERIES = 60  # terms of the power-law lens: exact to 1e-12 down to an axis ratio of 0.4
+_GRID = 40
+"""[1/half-light radius] Pixels per half-light radius in the table of a source."""
+_REACH = 8
+"""[half-light radius] Half the side of the table of a source."""
+_BACKGROUND = 0.01
+"""[electron/s] Standard deviation of the background in a pixel."""
+_SERIES = 60
+"""Terms of the series for a power-law lens: exact to 1e-12 down to an axis ratio of 0.4."""
 
 Rays = Callable[[Float[np.ndarray, "*n"], Float[np.ndarray, "*n"]], tuple[np.ndarray, np.ndarray]]
+"""A deflection field: ``(x, y) -> (alpha_x, alpha_y)`` [arcsec]."""
 
 
 def draw_source(
@@ -38,12 +44,13 @@ def draw_source(
 ) -> galsim.GSObject:
     """A galaxy of unit flux whose smooth part has a half-light radius of 1 (of the circle of equal area).
 
-    Axis ratios are uniform in .3 to 1, position angles in all directions. "smooth": a Sersic index uniform
-    in ``index``. "clumpy": an exponential disc, up to 40 % of the light in a bulge (Sersic index 1 to 4, .15
-    to .5 the size) and 5 to 40 % in 4 to 40 knots that follow the disc.
+    Axis ratios are uniform between 0.3 and 1, and position angles over all directions. A "smooth" galaxy has
+    a Sersic index that is uniform between the two values of ``index``. A "clumpy" galaxy is an exponential
+    disc, with up to 40 % of its light in a bulge (Sersic index 1 to 4, of 0.15 to 0.5 the disc's size) and 5
+    to 40 % in 4 to 40 knots that follow the disc.
 
     Raises:
-        InputError: the kind is none of :data:`SOURCES`.
+        InputError: the kind is not one of :data:`SOURCES`.
     """
     if kind not in SOURCES:
         raise InputError("kind of source", repr(kind), f"one of {', '.join(SOURCES)}")
@@ -69,34 +76,35 @@ def draw_source(
 
 
 def _index(rng: np.random.Generator, low: float, high: float) -> float:
-    """A Sersic index in steps of 1/8: GalSim keeps one table for each value."""
+    """A Sersic index in steps of 1/8: GalSim computes and caches one table for each value."""
     return round(8 * rng.uniform(low, high)) / 8
 
 
 def render_source(
     source: galsim.GSObject, size: int, pixel: float, *, blur: float = 0.0
 ) -> Float[np.ndarray, "size size"]:
-    """Surface brightness at the centres of a square of pixels, summing to 1, nowhere negative.
+    """Surface brightness at the pixel centres of a square image. It sums to 1 and is not negative.
 
     Args:
-        source: the galaxy, put at the centre of the square.
+        source: the galaxy, which is placed at the centre.
         size: pixels per side.
         pixel: side of a pixel, in the source's unit of length.
-        blur: sigma of a Gaussian that the galaxy is convolved with, in pixels.
+        blur: sigma of a Gaussian that the galaxy is convolved with [px].
     """
     if blur:
         source = galsim.Convolve(source, galsim.Gaussian(sigma=blur * pixel))
     stamp = source.drawImage(nx=size, ny=size, scale=pixel, method="no_pixel", dtype=float).array
-    stamp = np.maximum(stamp, 0.0)  # FFTs ring by a millionth of the peak
+    stamp = np.maximum(stamp, 0.0)  # FFTs leave ringing of a millionth of the peak
     return stamp / stamp.sum()
 
 
 def draw_lens(rng: np.random.Generator) -> dict[str, float]:
-    """Parameters of an elliptical power law with external shear, and where the source is.
+    """Parameters of an elliptical power law with external shear, and the position and size of the source.
 
-    ``einstein_radius`` log-normal around 1.2, ``slope`` N(2, .1), ``axis_ratio`` U(.6, .95), ``angle``
-    uniform, ``centre_x``, ``centre_y`` N(0, .03), ``gamma1``, ``gamma2`` N(0, .03), ``source_x``,
-    ``source_y`` N(0, .15), ``source_radius`` (half-light) log-normal around .25; lengths in arcsec.
+    ``einstein_radius`` is log-normal around 1.2, ``slope`` N(2, 0.1), ``axis_ratio`` U(0.6, 0.95), ``angle``
+    uniform. ``centre_x``, ``centre_y``, ``gamma1`` and ``gamma2`` are N(0, 0.03). ``source_x`` and
+    ``source_y`` are N(0, 0.15), and ``source_radius`` (half-light) is log-normal around 0.25. Lengths are in
+    arcsec.
     """
     return {
         "einstein_radius": float(1.2 * np.exp(rng.normal(0, 0.15))),
@@ -126,30 +134,34 @@ def simulate_lens(
     exposure: float = 2000.0,
     rays: int = 4,
 ) -> tuple[LensImage, dict[str, Any]]:
-    """A lensed galaxy without the lens's own light, with Gaussian and photon noise.
+    """A lensed galaxy with Gaussian and photon noise. The lens itself emits no light.
 
-    Light is averaged over the rays of each pixel, then convolved with the PSF at the pixels' scale. Profiles
-    that GalSim knows in closed form ("smooth") are exact at every ray, others a spline through a fine table.
+    Light is averaged over the rays of each pixel, then convolved with the PSF at the pixel scale. A profile
+    with a closed form in GalSim ("smooth") is exact at every ray; another one is a spline through a fine
+    table.
 
     Args:
-        seed: of the lens, the source and the noise.
-        source: a kind of which one is drawn, or a galaxy of unit flux and radius; see :func:`draw_source`.
-        lens: parameters of :func:`draw_lens` to set; the others are drawn.
-        perturber: reduced deflection of further mass, ``(x, y) -> (alpha_x, alpha_y)`` [arcsec].
+        seed: seed of the lens, the source and the noise.
+        source: a kind of source, of which one is drawn, or a galaxy of unit flux and radius; see
+            :func:`draw_source`.
+        lens: values for parameters of :func:`draw_lens`; the others are drawn.
+        perturber: reduced deflection by additional mass, ``(x, y) -> (alpha_x, alpha_y)`` [arcsec].
         shape: (rows, columns).
-        pixel_scale: [arcsec].
-        psf_fwhm: of a Moffat PSF (beta 3) [arcsec].
-        peak_snr: the brightest pixel without noise, over the rms of the background (0.01 electrons/s).
-        exposure: [s].
-        rays: per pixel and axis.
+        pixel_scale: side of a pixel [arcsec].
+        psf_fwhm: full width at half maximum of the Moffat PSF (beta 3) [arcsec].
+        peak_snr: the brightest pixel of the noiseless image, over the rms of the background (0.01
+            electrons/s).
+        exposure: exposure time [s].
+        rays: light rays per pixel and axis.
 
     Returns:
-        The image [electron/s], and the truth: the lens's parameters, ``source`` (the galaxy as it is on the
-        sky, in ``size`` x ``size`` pixels of ``source_pixel`` arcsec, summing to 1), ``flux`` [electron/s]
-        and ``model``, the image without noise.
+        The image [electron/s], and the truth: the lens's parameters, ``source`` (the galaxy without lensing,
+        in square pixels of side ``source_pixel`` arcsec, summing to 1), ``flux`` (of that galaxy,
+        [electron/s]) and ``model`` (the image without noise).
 
     Raises:
-        InputError: an unknown parameter or kind of source, an Einstein radius outside the image, or no rays.
+        InputError: an unknown parameter or kind of source, an Einstein radius larger than half the image, or
+            fewer than one ray.
     """
     if rays < 1:
         raise InputError("rays", rays, "1 or more per pixel and axis")
@@ -169,10 +181,10 @@ def simulate_lens(
     x, y = _rays(shape, pixel_scale, rays)
     alpha_x, alpha_y = _deflection(truth, x, y)
     if perturber is not None:
-        more_x, more_y = perturber(x, y)
-        alpha_x, alpha_y = alpha_x + more_x, alpha_y + more_y
-    at = (x - alpha_x - truth["source_x"]) / pixel, (y - alpha_y - truth["source_y"]) / pixel
-    light = _exact(galaxy, *at) if galaxy.is_analytic_x else _tabulated(table, *at)
+        extra_x, extra_y = perturber(x, y)
+        alpha_x, alpha_y = alpha_x + extra_x, alpha_y + extra_y
+    traced = (x - alpha_x - truth["source_x"]) / pixel, (y - alpha_y - truth["source_y"]) / pixel
+    light = _exact(galaxy, *traced) if galaxy.is_analytic_x else _tabulated(table, *traced)
     light = light.reshape(shape[0], rays, shape[1], rays).mean((1, 3))
     psf = _psf(psf_fwhm, pixel_scale, min(shape))
     model = np.maximum(fftconvolve(light, psf, mode="same"), 0.0)
@@ -188,7 +200,7 @@ def simulate_lens(
         name=f"simulated-{seed}",
     )
     truth |= {"source": table, "source_pixel": pixel, "model": model}
-    truth["flux"] = scale * (pixel / pixel_scale) ** 2  # of the source, were there no lens
+    truth["flux"] = scale * (pixel / pixel_scale) ** 2  # of the source without lensing
     return image, truth
 
 
@@ -198,9 +210,9 @@ def _rays(shape: tuple[int, int], pixel_scale: float, rays: int) -> tuple[np.nda
 
 
 def _exact(galaxy: galsim.GSObject, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Light per pixel of the source's table, at places in such pixels."""
-    places = zip(x.ravel() / _GRID, y.ravel() / _GRID, strict=True)
-    return np.array([galaxy.xValue(*place) for place in places]).reshape(x.shape) / _GRID**2
+    """Light per pixel of the source's table, at positions in units of its pixels."""
+    positions = zip(x.ravel() / _GRID, y.ravel() / _GRID, strict=True)
+    return np.array([galaxy.xValue(*position) for position in positions]).reshape(x.shape) / _GRID**2
 
 
 def _tabulated(table: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -210,19 +222,19 @@ def _tabulated(table: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _deflection(lens: Mapping[str, float], x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Reduced deflection angles [arcsec]."""
-    given = {name: torch.tensor(value, dtype=torch.float64) for name, value in lens.items()}
+    values = {name: torch.tensor(value, dtype=torch.float64) for name, value in lens.items()}
     rays = torch.from_numpy(x), torch.from_numpy(y)
-    x0, y0, q = given["centre_x"], given["centre_y"], given["axis_ratio"]
+    x0, y0, q = values["centre_x"], values["centre_y"], values["axis_ratio"]
     power = func.reduced_deflection_angle_epl(
-        x0, y0, q, given["angle"], given["einstein_radius"], given["slope"] - 1, *rays, n_iter=_SERIES
+        x0, y0, q, values["angle"], values["einstein_radius"], values["slope"] - 1, *rays, n_iter=_SERIES
     )
-    shear = func.reduced_deflection_angle_external_shear(x0, y0, given["gamma1"], given["gamma2"], *rays)
+    shear = func.reduced_deflection_angle_external_shear(x0, y0, values["gamma1"], values["gamma2"], *rays)
     alpha_x, alpha_y = ((a + b).numpy() for a, b in zip(power, shear, strict=True))
     return alpha_x, alpha_y
 
 
 def _psf(fwhm: float, pixel_scale: float, limit: int) -> Float[np.ndarray, "k k"]:
-    """A Moffat's stamp out to three times its full width."""
+    """The stamp of a Moffat profile, out to three times its full width at half maximum."""
     size = min(2 * int(np.ceil(3 * fwhm / pixel_scale)) + 1, limit - 1 + limit % 2)
     profile = galsim.Moffat(beta=3.0, fwhm=fwhm)
     stamp = profile.drawImage(nx=size, ny=size, scale=pixel_scale, method="no_pixel", dtype=float).array

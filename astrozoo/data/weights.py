@@ -1,4 +1,4 @@
-"""Trained weights by name or path: shipped in the package, or fetched and checked."""
+"""Trained weights by name or path: from the package, or downloaded and verified."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ class _Weights:
     """One file of weights.
 
     Args:
-        sha256: of the file.
-        package, name: where it is shipped; or
-        url: where it is downloaded from.
+        summary: shown in lists.
+        sha256: checksum of the file.
+        package: package that ships the file; empty if it is downloaded.
+        name: name of the shipped file.
+        url: address of the file if it is downloaded.
     """
 
     summary: str
@@ -54,8 +56,8 @@ def load_weights(source: str | Path) -> Trained:
         source: the path of a file (it ends in ``.safetensors``), or one of :func:`weights`.
 
     Raises:
-        UnknownNameError: no weights of that name.
-        DataError: the file is missing, corrupt, of another version, or not what its checksum says.
+        UnknownNameError: there are no weights of that name.
+        DataError: the file is missing, corrupt or of another version, or does not match its checksum.
     """
     if Path(source).suffix == ".safetensors":
         return Trained.load(source)
