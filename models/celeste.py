@@ -1,12 +1,13 @@
 """Celeste: stars and galaxies from multi-band survey images (Regier et al. 2015, 2016, 2019).
 
-A source is a star or a galaxy. Given its type it has a flux in the reference band, colours, a position
-and, for a galaxy, a size, an ellipticity and a mix of two profiles. Its light, seen through each image's
-PSF, adds to the sky; a pixel is a Poisson count of electrons, over-dispersed where its weight is below 1.
+A source is a star or a galaxy. Given its type, it has a flux in the reference band, colours and a position. A
+galaxy also has a size, an ellipticity and a mix of two profiles. The light of a source is convolved with each
+image's PSF and added to the sky. A pixel is a Poisson count of electrons, over-dispersed if its weight is
+below 1.
 
-The model is written for one *patch* of sky: the pixels around one source, or around a few that overlap,
-in any number of images (bands and epochs). Light of sources outside the patch's list is a part of its
-background. A survey is a batch of patches.
+The model is that of one *patch* of sky: the pixels around one source, or around a few overlapping sources, in
+any number of images (bands and epochs). Light of other sources is part of the patch's background. A survey is
+a batch of patches.
 
 References:
     Regier et al. 2019, Annals of Applied Statistics 13, 1884 (model); Regier et al. 2015, ICML.
@@ -50,26 +51,29 @@ __all__ = [
 ]
 
 _SITES = ("is_star", "log_flux", "colour", "offset", "log_radius", "ellipticity", "dev_logit")
-# SDSS at its usual depth, u g r i z: electrons per nanomaggy, sky electrons per pixel, PSF core [px^2]
 _CALIBRATION = (150.0, 800.0, 900.0, 650.0, 130.0)
+"""[electron/nMgy] Calibration of simulated patches in u, g, r, i, z: that of SDSS at its usual depth."""
 _SKY = (75.0, 380.0, 700.0, 950.0, 550.0)
+"""[electron/px] Sky of simulated patches in u, g, r, i, z."""
 _PSF_VARIANCE = (2.2, 1.9, 1.6, 1.5, 1.6)
+"""[px^2] Variance of the PSF's core in simulated patches in u, g, r, i, z."""
 _PIXEL = 0.396
+"""[arcsec/px] Pixel scale of SDSS."""
 
 
 class Patch(NamedTuple):
-    """Pixels of one patch of sky in ``image`` images, and the sources (``source`` of them) it is to hold.
+    """Pixels of one patch of sky in ``image`` images, and the anchors of its ``source`` sources.
 
     Attributes:
         counts: electrons.
-        background: expected electrons from all that is not among the sources: sky, read noise, neighbours.
-        mask: 1 where the pixel counts, 0 where it does not (padding too). Between: 1 over the dispersion of
-            a quasi-Poisson count, whose variance is the mean over this weight.
+        background: expected electrons from everything except the sources: sky, read noise, neighbours.
+        mask: weight of the pixel: 1 if it is used, 0 if it is not (or is padding). A weight between them is 1
+            / dispersion of a quasi-Poisson count, whose variance is the mean divided by the weight.
         pixels: (x, y) of the pixels' centres, relative to the reference position in that image [px].
         calibration: electrons per nanomaggy.
         band: index of each image's band among the prior's bands.
         jacobian: d(x, y) [px] / d(east, north) [arcsec] at the reference position.
-        psf_weights, psf_means, psf_covariances: the PSF as Gaussians ([], [px], (xx, xy, yy) [px^2]).
+        psf_weights, psf_means, psf_covariances: the PSF as Gaussians ([1], [px], (xx, xy, yy) [px^2]).
         anchor: (east, north) offset of each source's prior position from the reference position [arcsec].
     """
 
@@ -101,19 +105,20 @@ class ColourPrior(NamedTuple):
 
 @dataclass(frozen=True)
 class Prior:
-    """What is believed of a source before its pixels are seen; index 0 is a galaxy, 1 a star.
+    """Parameters of the prior of a source. In a pair, the first is that of galaxies, the second of stars.
 
     Args:
-        bands: band names; colours are of adjacent ones.
+        bands: band names; colours are ln ratios of fluxes in adjacent bands.
         reference: index of the band of ``log_flux``.
         prob_star: probability of a star.
-        log_flux_mean, log_flux_sd: of ln(flux [nMgy]) in the reference band, (galaxy, star).
+        log_flux_mean, log_flux_sd: mean and SD of ln(flux [nMgy]) in the reference band, (galaxy, star).
         colour: mixtures, (galaxy, star).
-        log_radius_mean, log_radius_sd: of ln(half-light radius [arcsec]), see
+        log_radius_mean, log_radius_sd: mean and SD of ln(half-light radius [arcsec]), see
             :mod:`astrozoo.physics.profiles`.
-        ellipticity_sd: of each component of the ellipticity.
-        dev_logit_sd: of the logit of the de Vaucouleurs fraction, centred on 0 (above 1.4 it is U-shaped).
-        position_sd: of each coordinate about the anchor [arcsec].
+        ellipticity_sd: SD of each component of the ellipticity.
+        dev_logit_sd: SD of the logit of the de Vaucouleurs fraction, whose mean is 0. Above 1.4, the prior of
+            the fraction is U-shaped.
+        position_sd: SD of each coordinate about the anchor [arcsec].
     """
 
     bands: tuple[str, ...]
@@ -129,67 +134,69 @@ class Prior:
     position_sd: float
 
     def to(self, like: Tensor) -> Prior:
-        """With its tensors in the dtype and on the device of ``like``."""
+        """The same prior with tensors of the dtype and device of ``like``."""
         galaxy, star = (ColourPrior(*(t.to(like) for t in c)) for c in self.colour)
         return replace(self, colour=(galaxy, star))
 
 
 PRIORS = ("stripe82", "regier2019")
-"""Shipped priors of the five SDSS bands, in ``celeste_priors_<name>.json``."""
+"""Names of the package's priors for the five SDSS bands, files ``celeste_priors_<name>.json``."""
 
 
 @cache
 def load_prior(name: str = "stripe82") -> Prior:
-    """A shipped prior.
+    """A prior of the package.
 
-    ``stripe82`` is fitted to co-add catalogues by ``experiments/fit_celeste_priors.py``; ``regier2019`` is
-    that of the published code, with its axis-ratio and profile laws in our parameters: for comparison with
-    its published accuracy.
+    ``stripe82`` is fitted to co-add catalogues by ``experiments/fit_celeste_priors.py``. ``regier2019`` is
+    the prior of the published code, for comparison with its published accuracy; its distributions of axis
+    ratios and profiles are converted to our parameters.
 
     Raises:
-        UnknownNameError: if there is no prior of that name.
+        UnknownNameError: there is no prior of that name.
     """
     if name not in PRIORS:
         raise UnknownNameError("prior", name, PRIORS)
-    held = json.loads(resources.files("astrozoo.models").joinpath(f"celeste_priors_{name}.json").read_text())
+    stored = json.loads(
+        resources.files("astrozoo.models").joinpath(f"celeste_priors_{name}.json").read_text()
+    )
 
-    def mixture(of: dict[str, Any]) -> ColourPrior:
+    def mixture(entry: dict[str, Any]) -> ColourPrior:
         return ColourPrior(
-            *(torch.tensor(of[k], dtype=torch.float64) for k in ("weights", "means", "covariances"))
+            *(torch.tensor(entry[k], dtype=torch.float64) for k in ("weights", "means", "covariances"))
         )
 
     return Prior(
-        bands=tuple(held["bands"]),
-        reference=held["bands"].index(held["reference_band"]),
-        prob_star=held["prob_star"],
-        log_flux_mean=(held["log_flux"]["galaxy"]["mean"], held["log_flux"]["star"]["mean"]),
-        log_flux_sd=(held["log_flux"]["galaxy"]["sd"], held["log_flux"]["star"]["sd"]),
-        colour=(mixture(held["colour"]["galaxy"]), mixture(held["colour"]["star"])),
-        log_radius_mean=held["log_radius_arcsec"]["mean"],
-        log_radius_sd=held["log_radius_arcsec"]["sd"],
-        ellipticity_sd=held["ellipticity"]["sd"],
-        dev_logit_sd=held["dev_logit"]["sd"],
-        position_sd=held["position_arcsec"]["sd"],
+        bands=tuple(stored["bands"]),
+        reference=stored["bands"].index(stored["reference_band"]),
+        prob_star=stored["prob_star"],
+        log_flux_mean=(stored["log_flux"]["galaxy"]["mean"], stored["log_flux"]["star"]["mean"]),
+        log_flux_sd=(stored["log_flux"]["galaxy"]["sd"], stored["log_flux"]["star"]["sd"]),
+        colour=(mixture(stored["colour"]["galaxy"]), mixture(stored["colour"]["star"])),
+        log_radius_mean=stored["log_radius_arcsec"]["mean"],
+        log_radius_sd=stored["log_radius_arcsec"]["sd"],
+        ellipticity_sd=stored["ellipticity"]["sd"],
+        dev_logit_sd=stored["dev_logit"]["sd"],
+        position_sd=stored["position_arcsec"]["sd"],
     )
 
 
 def log_band_flux(
     log_flux: Float[Tensor, "*b"], colour: Float[Tensor, "*b colour"], reference: int
 ) -> Float[Tensor, "*b band"]:
-    """ln(flux) in every band from that in the reference band and the colours."""
+    """ln(flux) in every band, from ln(flux) in the reference band and the colours."""
     zero = torch.zeros_like(log_flux)[..., None]
     ladder = torch.cat((zero, torch.cumsum(colour, -1)), -1)
     return log_flux[..., None] + ladder - ladder[..., reference : reference + 1]
 
 
 class NormalMixture(dist.MixtureSameFamily):
-    """A mixture of normals whose support is named, so that Pyro's own samplers and guides know it."""
+    """A mixture of normals that declares its support, which Pyro's samplers and guides need."""
 
     support = constraints.real_vector
 
 
 class QuasiPoisson(dist.Poisson):
-    """A Poisson count whose log probability is weighted: quasi-likelihood of dispersion 1 / weight.
+    """A Poisson count with a weighted log probability: the quasi-likelihood of dispersion 1 / weight.
 
     References:
         Wedderburn 1974, Biometrika 61, 439.
@@ -217,7 +224,7 @@ class Celeste:
     """The generative model of one patch.
 
     Latent sites, each with a leading axis of sources: ``is_star``; ``log_flux`` [ln nMgy];
-    ``colour`` [ln ratio of adjacent bands]; ``offset`` (east, north) [arcsec]; and, relevant to galaxies
+    ``colour`` [ln ratio of adjacent bands]; ``offset`` (east, north) [arcsec]; and, used for galaxies
     only, ``log_radius`` [ln arcsec], ``ellipticity``, ``dev_logit`` (logit of the de Vaucouleurs fraction).
     """
 
@@ -281,27 +288,28 @@ _PLATES = {
     "image": {f"patch.{name}": 0 for name in Patch._fields if name not in _OF_SOURCES},
     "pixel": {f"patch.{name}": axis for name, axis in _PIXEL_AXES.items()},
 }
-"""Which axes of a patch its data plates cut."""
+"""For each plate of the data, the axis of each tensor of a patch that it indexes."""
 
 
 def problem(patch: Patch, *, prior: Prior | None = None) -> Problem:
     """The Celeste problem of one patch, or of a batch of patches (a leading axis on every tensor).
 
-    Starts are the anchors, with typical shapes, and with the fluxes and colours that stars there would have.
+    Sources start at their anchors, with typical shapes, and with the fluxes and colours of stars at the
+    anchors.
     """
     prior = prior or load_prior()
     batch = patch.counts.shape[0] if patch.counts.ndim == 3 else None
     anchor = patch.anchor
-    one = torch.ones_like(anchor[..., 0])
+    ones = torch.ones_like(anchor[..., 0])
     photometry = partial(_forced_photometry, prior=prior.to(anchor))
     linear = (photometry if batch is None else torch.func.vmap(photometry))(patch)
     start = {
         "log_flux": linear[..., 0],
         "colour": linear[..., 1:],
         "offset": anchor.clone(),
-        "log_radius": prior.log_radius_mean * one,
+        "log_radius": prior.log_radius_mean * ones,
         "ellipticity": torch.zeros_like(anchor),
-        "dev_logit": torch.zeros_like(one),
+        "dev_logit": torch.zeros_like(ones),
     }
     from_colours = [f"{a}-{b}" for a, b in pairwise(prior.bands)]
     return Problem(
@@ -329,7 +337,7 @@ def problem(patch: Patch, *, prior: Prior | None = None) -> Problem:
 def _forced_photometry(patch: Patch, prior: Prior) -> Float[Tensor, "source parameter"]:
     """``log_flux`` and colours of stars at the anchors, by least squares and the prior's first two moments.
 
-    A variational fit that begins far off is drawn into a wide component of the prior's mixture, and stays.
+    A variational fit that starts far from these converges to a wide component of the prior's mixture.
     """
     images = patch.calibration[:, None] * star_images(patch, patch.anchor)  # [source, image, pixel]
     in_band = nn.functional.one_hot(patch.band, len(prior.bands)).to(images)  # [image, band]
@@ -341,16 +349,18 @@ def _forced_photometry(patch: Patch, prior: Prior) -> Float[Tensor, "source para
     covariance = torch.linalg.inv(precision + torch.diag_embed(ridge))  # [band, s, s]
     sd = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     flux = (covariance @ pull[..., None]).squeeze(-1)
-    known = torch.where(flux > sd, (flux / sd).square(), 0.0).T  # [source, band] 1 / variance of ln flux
+    log_precision = torch.where(flux > sd, (flux / sd).square(), 0.0).T  # [source, band] of ln flux
     bands = band_matrix(len(prior.bands), prior.reference, images)
     mean, covariance = _one_normal(prior)
     precision = torch.linalg.inv(covariance)
-    right = torch.einsum("bi,sb->si", bands, known * torch.maximum(flux, sd).log().T) + precision @ mean
-    return torch.linalg.solve(torch.einsum("bi,sb,bj->sij", bands, known, bands) + precision, right)
+    right = (
+        torch.einsum("bi,sb->si", bands, log_precision * torch.maximum(flux, sd).log().T) + precision @ mean
+    )
+    return torch.linalg.solve(torch.einsum("bi,sb,bj->sij", bands, log_precision, bands) + precision, right)
 
 
 def _one_normal(prior: Prior) -> tuple[Float[Tensor, "parameter"], Float[Tensor, "parameter parameter"]]:
-    """Mean and covariance of ``log_flux`` and colours under the prior, types together."""
+    """Mean and covariance of ``log_flux`` and colours under the prior, over both types."""
     weights, means, covariances = [], [], []
     for kind, colour in enumerate(prior.colour):
         weights.append(colour.weights * (prior.prob_star if kind else 1 - prior.prob_star))
@@ -358,30 +368,30 @@ def _one_normal(prior: Prior) -> tuple[Float[Tensor, "parameter"], Float[Tensor,
         covariance = nn.functional.pad(colour.covariances, (1, 0, 1, 0))
         covariance[:, 0, 0] = prior.log_flux_sd[kind] ** 2
         covariances.append(covariance)
-    weight, each = torch.cat(weights), torch.cat(means)
-    mean = weight @ each
-    away = each - mean
-    spread = torch.cat(covariances) + away[:, :, None] * away[:, None, :]
+    weight, component_means = torch.cat(weights), torch.cat(means)
+    mean = weight @ component_means
+    deviation = component_means - mean
+    spread = torch.cat(covariances) + deviation[:, :, None] * deviation[:, None, :]
     return mean, torch.einsum("m,mij->ij", weight, spread)
 
 
 def simulate(
     seed: int = 0, *, sources: int = 1, size: int = 21, snr_floor: float = 20.0, prior: Prior | None = None
 ) -> tuple[Patch, dict[str, Tensor]]:
-    """A patch drawn from the model itself, at SDSS depth: five bands, a two-Gaussian PSF.
+    """A patch drawn from the model, at the depth of SDSS, in five bands, with a PSF of two Gaussians.
 
     (For images that do *not* come from the model, see :func:`astrozoo.data.simulate.simulate_field`.)
 
     Args:
-        seed: of every draw.
-        sources: how many, near the middle of the patch.
+        seed: seed of all draws.
+        sources: number of sources, near the middle of the patch.
         size: pixels along a side.
-        snr_floor: fluxes are redrawn until a star of that flux would have this signal-to-noise in the
-            reference band.
-        prior: the shipped one by default.
+        snr_floor: least signal-to-noise of a star with the flux of a source in the reference band. Fluxes are
+            drawn again until all reach it.
+        prior: by default, the default of :func:`load_prior`.
 
     Returns:
-        the patch, and the latents by site name, each with a leading axis of sources.
+        The patch, and the latents by site name, each with a leading axis of sources.
     """
     prior = prior or load_prior()
     g = torch.Generator().manual_seed(seed)
@@ -439,7 +449,7 @@ def _colour_prior(is_star: Tensor, prior: Prior) -> NormalMixture:
 
 
 def _of_size(mixture: ColourPrior, size: int) -> ColourPrior:
-    """The same density with ``size`` components: the last one shared out among copies of itself."""
+    """The same density with ``size`` components: the last is split into equal copies."""
     last = len(mixture.weights) - 1
     index = torch.arange(size, device=mixture.weights.device).clamp(max=last)
     copies = torch.where(index == last, size - last, 1)

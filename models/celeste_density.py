@@ -1,16 +1,17 @@
-"""The Celeste log density of one source of given type, with an exact gradient and Hessian by hand.
+"""The Celeste log density of one source of known type, with a hand-written exact gradient and Hessian.
 
-Only six of a galaxy's eleven parameters (two of a star's seven) enter its image other than as a factor.
-The image is differentiated in those alone (:mod:`astrozoo.physics.gaussians`), and the rest follows by the
-chain rule, so that a value, gradient and dense Hessian together cost about two renderings. Tested against
-the Pyro model itself.
+Five of a galaxy's eleven parameters, and five of a star's seven, only scale its image. The image is
+differentiated by the others alone (:mod:`astrozoo.physics.gaussians`), and the chain rule gives the rest. A
+value, gradient and dense Hessian together therefore cost about two renderings. Tests compare them with the
+Pyro model.
 
-Images and their slopes have the precision of ``patch.pixels``; all else has that of ``patch.counts``. Single
-precision for the former halves the cost, and its errors enter the log density times the residuals only.
+Images and their slopes have the precision of ``patch.pixels``, and everything else has that of
+``patch.counts``. Single precision for the former halves the cost. Its errors enter the log density only times
+the residuals.
 
-The flat vector is ``[east, north, log_flux, colour...]`` for a star, and for a galaxy
-``[east, north, log_radius, eta_1, eta_2, dev_logit, log_flux, colour...]``: what moves or bends the image
-first, what only scales it last.
+The flat vector is ``[east, north, log_flux, colour...]`` for a star, and for a galaxy ``[east, north,
+log_radius, eta_1, eta_2, dev_logit, log_flux, colour...]``. The parameters that move or bend the image come
+first, those that only scale it last.
 """
 
 from __future__ import annotations
@@ -29,19 +30,28 @@ from astrozoo.physics.profiles import galaxy_rings, sky_covariance_jet, sky_to_p
 
 __all__ = ["TypedDensity"]
 
-_EDGE = 0.05  # [ln arcsec]
+_EDGE = 0.05
+"""[ln arcsec] SD of the normal by which the prior falls below the least radius of a galaxy."""
 _PSF_STEP = 1e-3
-_ROWS, _PIXELS = 32, 60_000  # evaluated at once, at most: their Gaussians fit the cache
+"""[1] Relative step of the PSF's covariances in the finite difference of :meth:`TypedDensity.psf_width`."""
+_ROWS = 32
+"""Greatest number of patches that are evaluated at once: their Gaussians then fit the processor's cache."""
+_PIXELS = 60_000
+"""Greatest number of pixels, of all images, that are evaluated at once; for the same reason."""
 
 
 class _Light(NamedTuple):
-    """One source in every image, and what its curvature is made of.
+    """The light of one source in every image, with the terms of its derivatives.
 
     Attributes:
-        scale: electrons.
-        rate: expected counts, of all else too.
-        slope: of the rate in tau, ``[b, image, 7, p]``.
+        scale: electrons of the source.
+        rate: expected counts of the source and the background.
+        slope: derivatives of the rate by tau, ``[b, image, 7, p]``.
         chain: d tau / d u, ``[b, image, 7, d]``.
+        rings: intermediate results of :func:`~astrozoo.physics.gaussians.jet`.
+        mix: fractions of the profiles.
+        sky2px: map of covariances from the sky to pixels.
+        sky: covariance on the sky with its derivatives; None for a star.
     """
 
     scale: Tensor
@@ -58,11 +68,11 @@ class TypedDensity:
     """log p(counts, u, type) of a batch of single-source patches: an :class:`astrozoo.objective.Objective`.
 
     Args:
-        patch: with a leading axis of ``b`` independent patches on every tensor, one source each.
-        prior: as the model's.
-        star: the type.
-        log_least_radius: where given, one for each patch, the prior of a galaxy's ln radius falls off below
-            it as a normal of SD ``_EDGE``: smaller ones would be told from stars by errors of the PSF alone.
+        patch: patches of one source each, with a leading axis of ``b`` patches on every tensor.
+        prior: the prior of the model.
+        star: True for stars, False for galaxies.
+        log_least_radius: least ln radius of galaxies, one value per patch. Below it, the prior falls off as a
+            normal of SD ``_EDGE``. Only errors of the PSF could distinguish a smaller galaxy from a star.
     """
 
     noise_dim = 0
@@ -86,22 +96,22 @@ class TypedDensity:
         self._constant = (patch.mask * (-torch.lgamma(patch.counts + 1))).sum((-2, -1))
 
     def take(self, rows: Tensor) -> TypedDensity:
-        """The density of some of the patches."""
+        """The density of the patches ``rows``."""
         least = None if self.log_least_radius is None else self.log_least_radius[rows]
         patch = Patch(*(t[rows] for t in self.patch))
-        taken = copy(self)
-        taken.patch, taken.log_least_radius, taken.batch = patch, least, len(rows)
-        taken._constant = self._constant[rows]
-        return taken
+        subset = copy(self)
+        subset.patch, subset.log_least_radius, subset.batch = patch, least, len(rows)
+        subset._constant = self._constant[rows]
+        return subset
 
     def without_pixels(self) -> TypedDensity:
-        """The prior alone, which takes little memory."""
-        bare = copy(self)
+        """The density of the prior alone, which takes little memory."""
+        prior = copy(self)
         pixels = ("counts", "background", "mask", "pixels")
-        bare.patch = self.patch._replace(
+        prior.patch = self.patch._replace(
             **{name: getattr(self.patch, name)[..., :0].clone() for name in pixels}
         )
-        return bare
+        return prior
 
     def values(self, w: Float[Tensor, "b d"], noise: Tensor | None = None) -> Float[Tensor, "b 1"]:
         """The log density."""
@@ -143,7 +153,7 @@ class TypedDensity:
         """The log density at ``n`` fluxes and colours for each of ``m`` unit-flux images already rendered."""
         patch = self.patch
         scale = self.electrons(u)  # [b, m, n, image]
-        # logarithms are taken beside a typical rate of this source, so that single precision will do
+        # Logarithms are relative to a typical rate of this source, so that single precision suffices.
         typical = patch.background + (scale.mean(2)[..., None] * images).mean(1)  # [b, image, p]
         counted = patch.mask * patch.counts
         value = (counted * typical.log() - patch.mask * patch.background).sum((-2, -1))[:, None, None]
@@ -163,8 +173,8 @@ class TypedDensity:
         """The gradient of the log density, and the source's light to first order.
 
         Returns:
-            gradient; slopes of each image in the seven numbers it depends on (in single precision, for
-            there may be many), and of those in ``u``.
+            The gradient; the derivatives of each image by the seven numbers tau that it depends on, in single
+            precision to save memory; and the derivatives of tau by ``u``.
         """
         self.counts["gradient"] += len(u)
         grads, slopes, chains = [], [], []
@@ -179,17 +189,17 @@ class TypedDensity:
     def psf_width(
         self, u: Float[Tensor, "b d"], covariance: Float[Tensor, "b d d"]
     ) -> tuple[Float[Tensor, "b image"], Float[Tensor, "b image"]]:
-        """How much wider the PSF of each image looks than it is said to be, by one source each.
+        """The error of the width of each image's PSF, estimated from one source per patch.
 
-        Every covariance of an image's PSF is multiplied by 1 + delta; one step of Gauss and Newton in delta
-        and the parameters together, from their mode at delta = 0.
+        Every covariance of an image's PSF is multiplied by 1 + delta. The estimate is one Gauss-Newton step
+        in delta and the parameters jointly, from the mode at delta = 0.
 
         Args:
             u: the mode.
-            covariance: the inverse of the curvature there.
+            covariance: the inverse of the curvature at the mode.
 
         Returns:
-            delta, and its standard deviation (infinite where the image does not tell).
+            delta, and its standard deviation, which is infinite if the image does not constrain delta.
         """
         parts = [self._psf_width_terms(u, rows) for rows in self._parts()]
         score, information, cross = (torch.cat(t) for t in zip(*parts, strict=True))
@@ -223,9 +233,9 @@ class TypedDensity:
         return [torch.cat(p) + q for p, q in zip(zip(*parts, strict=True), prior, strict=False)]
 
     def _parts(self) -> list[slice]:
-        """The patches, a few at a time."""
-        n, *each = self.patch.counts.shape
-        step = max(1, min(_ROWS, _PIXELS // max(1, math.prod(each))))
+        """Slices of the patches, each small enough to be evaluated at once."""
+        n, *shape = self.patch.counts.shape
+        step = max(1, min(_ROWS, _PIXELS // max(1, math.prod(shape))))
         return [slice(i, i + step) for i in range(0, n, step)]
 
     def _light(self, u: Float[Tensor, "b d"], patch: Patch) -> _Light:
@@ -234,7 +244,7 @@ class TypedDensity:
         q, sky2px, sky, mix = self._shape(u, patch)
         images, rings = jet(patch.pixels, mu, q, self._groups, mix[:, None], self._variances, patch.psf)
         unit = (mix[:, None, None].to(images.images) @ images.images).squeeze(-2)
-        # tau: what each image depends on: mu (2), Q (3), dev fraction, ln flux in its band
+        # tau, on which each image depends: mu (2), Q (3), de Vaucouleurs fraction, ln flux in its band
         spread = torch.zeros_like(unit) if self.star else images.images[:, :, 0] - images.images[:, :, 1]
         slope = torch.cat((images.slopes, spread[:, :, None], unit[:, :, None]), 2)
         slope = slope * scale.to(slope)[..., None, None]
@@ -243,7 +253,7 @@ class TypedDensity:
         return _Light(scale, rate, slope, chain, rings, mix, sky2px, sky)
 
     def _shape(self, u: Float[Tensor, "b d"], patch: Patch) -> tuple[Tensor, Tensor, Any, Tensor]:
-        """Covariance of a unit ring in pixels and what it comes from; shares of the profiles."""
+        """Covariance of a unit ring in pixels, its two factors, and fractions of the profiles."""
         sky2px = sky_to_pixel(patch.jacobian)  # [b, image, 3, 3]
         if self.star:
             return torch.zeros_like(sky2px[..., 0]), sky2px, None, u.new_ones(len(u), 1)
@@ -306,7 +316,7 @@ class TypedDensity:
         return chain
 
     def _normal_prior(self, u: Float[Tensor, "b *n d"]) -> tuple[Tensor, Tensor]:
-        """(z, 1 / sd) of all parameters but the colours, whose entries are zero."""
+        """(z, 1 / sd) of all parameters except the colours, whose entries are zero."""
         prior, kind, nb = self.prior, int(self.star), self.n_bending
         mean, inverse = u.new_zeros(len(u), self.dim), u.new_zeros(self.dim)
         mean[:, :2], inverse[:2] = self.patch.anchor[:, 0], 1 / prior.position_sd
@@ -318,7 +328,7 @@ class TypedDensity:
         return (u - mean) * inverse, inverse
 
     def log_prior(self, u: Float[Tensor, "b *n d"]) -> Float[Tensor, "b *n"]:
-        """The log density but for that of the counts."""
+        """The log density of the prior."""
         z, inverse = self._normal_prior(u)
         used = inverse[inverse > 0]
         norm = used.log().sum() - 0.5 * math.log(2 * math.pi) * len(used)
@@ -328,7 +338,7 @@ class TypedDensity:
         return value - 0.5 * self._below_least(u) ** 2
 
     def _below_least(self, u: Float[Tensor, "b *n d"]) -> Float[Tensor, "b *n"]:
-        """By how many ``_EDGE`` a galaxy is smaller than the least radius."""
+        """How much smaller a galaxy is than the least radius, in units of ``_EDGE``; 0 if it is larger."""
         if self.star or self.log_least_radius is None:
             return u.new_zeros(u.shape[:-1])
         least = self.log_least_radius.to(u).reshape(-1, *(1,) * (u.ndim - 2))
@@ -355,12 +365,12 @@ class TypedDensity:
 
 
 def _log_likelihood(patch: Patch, rate: Float[Tensor, "b image p"]) -> Float[Tensor, "b"]:
-    """Of the counts, but for what depends on them alone."""
+    """Log probability of the counts, without the terms that depend on the counts alone."""
     return (patch.mask * (patch.counts * rate.log() - rate)).sum((-2, -1))
 
 
 def _gradient(patch: Patch, light: _Light) -> tuple[Tensor, Tensor, Tensor]:
-    """d log p / d rate; and that by u, ``[b, d]``, and by tau, ``[b, image, 7]``."""
+    """Derivatives of log p by the rate, by u, ``[b, d]``, and by tau, ``[b, image, 7]``."""
     excess = patch.mask * (patch.counts / light.rate - 1)
     d_tau = (light.slope @ excess.to(light.slope)[..., None]).squeeze(-1).to(excess)
     return excess, torch.einsum("bit,bitd->bd", d_tau, light.chain), d_tau

@@ -1,18 +1,18 @@
 """A learned prior on source galaxies: a small decoder and a flow over its latents.
 
-A lens model uses the two::
+A lens model uses both::
 
     decoder, prior = learned_source.load()
     z = pyro.sample("source_latent", prior)          # [32]
     image = decoder(z)                               # [64, 64], surface brightness summing to 1
 
-Where a sampler should see independent normals instead of ``z``, draw them and push them through the flow:
-``z = prior.transforms[0](u)`` with ``u ~ N(0, I)`` is the same prior, in one pass.
+If a sampler needs independent normals instead of ``z``, transform them by the flow:
+``z = prior.transforms[0](u)`` with ``u ~ N(0, I)`` has the same prior, and takes one pass.
 
-:class:`LearnedSource` is the model that the weights are fitted with: ``astrozoo train strong_lens`` does it
-again, on galaxies drawn by GalSim (:mod:`astrozoo.data.galaxies`). Half of them are smooth and half clumpy,
-seen through a Gaussian of one pixel, with half-light radii of 5 to 9 pixels. They have no structure below a
-pixel's blur, no spiral arms, no dust and no mergers.
+:class:`LearnedSource` is the model that the weights are fitted with. ``astrozoo train strong_lens`` fits new
+weights to galaxies drawn by GalSim (:mod:`astrozoo.data.galaxies`). Half of these galaxies are smooth and
+half are clumpy. They are convolved with a Gaussian whose sigma is one pixel, and their half-light radii are 5
+to 9 pixels. They have no structure smaller than that Gaussian, no spiral arms, no dust and no mergers.
 """
 
 from __future__ import annotations
@@ -45,12 +45,14 @@ __all__ = [
     "training",
 ]
 
-LATENT, SIZE = 32, 64
-"""Length of the latent vector; side of the decoded image [px]."""
+LATENT = 32
+"""Length of the latent vector."""
+SIZE = 64
+"""[px] Side of the decoded image."""
 
 
 class Decoder(ConvolutionalDecoder):
-    """Latent vectors to images of unit sum, positive everywhere."""
+    """A network from latent vectors to images, which are positive and sum to 1."""
 
     def __init__(self) -> None:
         super().__init__(SIZE, LATENT)
@@ -66,14 +68,14 @@ class Decoder(ConvolutionalDecoder):
 
 
 def latent_flow() -> zuko.flows.MAF:
-    """The flow over latents, untrained: affine coupling, so that both directions take one pass."""
+    """The untrained flow over latents. Its steps are affine couplings, so both directions take one pass."""
     return zuko.flows.MAF(LATENT, transforms=6, passes=2, hidden_features=(64, 64), activation=nn.SiLU)
 
 
 def latent_prior(flow: zuko.lazy.Flow) -> dist.TransformedDistribution:
-    """The distribution that a flow describes; its one transform takes standard normals to latents."""
+    """The distribution that a flow describes. It has one transform, from standard normals to latents."""
     like = next(flow.parameters())
-    # validation looks at values, which cannot be traced
+    # Validation reads values, which a traced function cannot do.
     base = dist.Normal(torch.zeros(LATENT).to(like), torch.ones(LATENT).to(like), validate_args=False)
     return dist.TransformedDistribution(base.to_event(1), [flow.transform().inv], validate_args=False)
 
@@ -82,12 +84,13 @@ def latent_prior(flow: zuko.lazy.Flow) -> dist.TransformedDistribution:
 class LearnedSource:
     """The generative model of galaxies that the decoder and the flow are fitted with.
 
-    A galaxy's latents come from the flow; its image is a multinomial of photons over the pixels. Bright
-    pixels count for more than faint ones, as they do in an observation of that depth.
+    The flow is the prior of a galaxy's latents. The image is a multinomial count of photons over the pixels,
+    so pixels have the weights that they have in an observation with that number of photons.
 
     Args:
-        photons: of one galaxy.
-        decoder, flow: networks, whose weights are parameters of the model.
+        photons: number of photons of a galaxy.
+        decoder: network from latents to images; its weights are parameters of the model.
+        flow: flow over the latents; its weights are parameters of the model.
     """
 
     photons: int = 30_000
@@ -105,10 +108,12 @@ class LearnedSource:
 
 
 def problem(images: Any, *, photons: int = 30_000, seed: int = 0) -> Problem:
-    """The problem of galaxies of unit sum: a tensor ``[galaxy, y, x]``, or a Dataset of such images.
+    """The problem of fitting the decoder and the flow to galaxies.
 
     Args:
-        seed: of the first weights of the networks.
+        images: galaxies of unit sum: a tensor ``[galaxy, y, x]``, or a Dataset of such images.
+        photons: see :class:`LearnedSource`.
+        seed: seed of the networks' initial weights.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -127,11 +132,15 @@ def training(
     galaxies: int = 12_000,
     photons: int = 30_000,
 ) -> dict[str, Any]:
-    """Arguments of :func:`astrozoo.train` for new weights, which ``load(weights=...)`` takes.
+    """Arguments of :func:`astrozoo.train` that fit new weights; ``load(weights=...)`` reads the result.
 
     Args:
-        out: galaxies are kept in a folder below it.
-        path: a safetensors file with ``images``, ``[galaxy, 64, 64]`` of unit sum; None: simulated ones.
+        out: folder of the run; simulated galaxies are saved in a folder below it.
+        path: a safetensors file with ``images``, ``[galaxy, 64, 64]``, each of sum 1. None simulates them.
+        seed: seed of the galaxies and of the networks' initial weights.
+        device: device to train on.
+        galaxies: number of simulated galaxies.
+        photons: see :class:`LearnedSource`.
 
     Raises:
         DataError: if the file does not hold such images.
@@ -165,13 +174,13 @@ def load(
     """The decoder and the prior over its latents.
 
     Args:
-        weights: those that come with the package, a file that training has written, or what it returned.
-        dtype: to compute in; the weights are stored in float32.
-        device: to compute on.
+        weights: the name of the package's weights, a file written by training, or the result of training.
+        dtype: dtype of the networks; the weights are stored in float32.
+        device: device of the networks.
 
     Raises:
-        UnknownNameError: no weights of that name.
-        DataError: the file is missing, corrupt, or holds other weights.
+        UnknownNameError: there are no weights of that name.
+        DataError: the file is missing or corrupt, or its weights are of another model.
     """
     trained = weights if isinstance(weights, Trained) else load_weights(weights)
     decoder, flow = Decoder(), latent_flow()

@@ -1,4 +1,4 @@
-"""Images of strong lenses as tensors: what the lens model is given."""
+"""Images of strong lenses as tensors: the data of the lens models."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Exposure(NamedTuple):
     """Images of one lens on one grid of pixels, in ``band`` bands.
 
     Attributes:
-        image: [unit].
-        psf: at the scale of whole pixels, summing to 1.
-        variance: of the noise that does not depend on the model [unit^2].
-        gain: the rest of the noise's variance over the model [unit]: 1 / exposure; 0 where there is none.
+        image: values of the pixels [unit].
+        psf: kernel with the image's pixel scale; it sums to 1.
+        variance: variance of the noise that does not depend on the model [unit^2].
+        gain: variance of the photon noise, divided by the model's image [unit]: 1 / exposure, or 0 for a map.
         mask: True where a pixel is used.
-        pixel_scale: [arcsec].
+        pixel_scale: side of a pixel [arcsec].
     """
 
     image: Float[Tensor, "band y x"]
@@ -35,14 +35,14 @@ class Exposure(NamedTuple):
     pixel_scale: Float[Tensor, ""]
 
     def total_variance(self, model: Float[Tensor, "band y x"]) -> Float[Tensor, "band y x"]:
-        """Of the noise about a model's image [unit^2]."""
+        """Variance of all noise, given the model's image [unit^2]."""
         return self.variance + self.gain[:, None, None] * model.clamp_min(0.0)
 
     def check(self) -> None:
-        """Whether the tensors fit one another.
+        """Verify that the tensors have consistent shapes and positive variances.
 
         Raises:
-            InputError: where they do not.
+            InputError: they do not.
         """
         image, psf = self.image, self.psf
         if self.mask.shape != image.shape or self.variance.shape != image.shape:
@@ -55,10 +55,10 @@ class Exposure(NamedTuple):
 
 
 def observe(*bands: LensImage, dtype: torch.dtype = torch.float64) -> Exposure:
-    """The tensors of one lens in one band or several (on one grid; one image per band).
+    """The tensors of one lens, from one image per band, all on the same grid of pixels.
 
     Raises:
-        InputError: for images of different shapes or pixel scales.
+        InputError: there is no image, or the images differ in shape, pixel scale or size of the PSF.
     """
     if not bands:
         raise InputError("images of a lens", "none", "at least one")
@@ -87,10 +87,10 @@ def observe(*bands: LensImage, dtype: torch.dtype = torch.float64) -> Exposure:
 
 
 def stack(exposures: Sequence[Exposure]) -> Exposure:
-    """Several lenses as one batch: a leading axis on every tensor.
+    """Several lenses as one batch, with a leading axis on every tensor.
 
     Raises:
-        InputError: where their shapes differ.
+        InputError: their shapes differ.
     """
     shapes = {tuple(tuple(t.shape) for t in e) for e in exposures}
     if len(shapes) != 1:

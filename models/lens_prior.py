@@ -1,4 +1,4 @@
-"""What is believed of a strong lens before it is seen."""
+"""The prior of a strong lens."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ __all__ = ["Prior", "TruncatedNormal", "log_normal"]
 
 @dataclass(frozen=True)
 class Prior:
-    """What is believed of a lens before it is seen; the defaults are GIGA-Lens's.
+    """Parameters of the prior of a strong lens. The defaults are those of GIGA-Lens.
 
     Args:
-        position: where the lens is expected [arcsec]; centres scatter about it.
+        position: expected position of the lens [arcsec], the mean of the centres.
         einstein_radius: median [arcsec] and SD of its ln.
-        slope: mean, SD, least and greatest of the three-dimensional density slope.
-        ellipticity, centre, shear: SDs of each component of the mass's (centre in arcsec).
-        lens_radius, source_radius: median [arcsec] and SD of ln.
-        lens_index, source_index: least and greatest Sersic index.
-        lens_ellipticity, source_ellipticity: SD and greatest size of each component.
+        slope: mean, SD, minimum and maximum of the slope of the three-dimensional density.
+        ellipticity, centre, shear: SD of each component, for the mass (centre in arcsec).
+        lens_radius, source_radius: median [arcsec] and SD of its ln.
+        lens_index, source_index: minimum and maximum of the Sersic index.
+        lens_ellipticity, source_ellipticity: SD and greatest absolute value of each component.
         lens_centre, source_centre: SD of each coordinate [arcsec].
-        lens_amplitude, source_amplitude: median [unit / arcsec^2] and SD of ln.
-        subhalo_log_mass: least and greatest log10 M200 [solar masses].
-        subhalo_reach: half the side of the square about ``position`` that they are in [arcsec].
+        lens_amplitude, source_amplitude: median [unit / arcsec^2] and SD of its ln.
+        subhalo_log_mass: minimum and maximum of log10 M200 [solar masses].
+        subhalo_reach: half the side of the square of subhalo positions, centred on ``position`` [arcsec].
     """
 
     position: tuple[float, float] = (0.0, 0.0)
@@ -53,7 +53,7 @@ class Prior:
 
 
 class TruncatedNormal(dist.TorchDistribution):
-    """A normal between two bounds, on every element of ``like``'s shape."""
+    """A normal truncated to an interval, independently for each element of ``like``."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
 
@@ -75,14 +75,14 @@ class TruncatedNormal(dist.TorchDistribution):
         return -0.5 * ((value - mean) / sd) ** 2 - math.log(sd * math.sqrt(2 * math.pi) * (high - low))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        mean, sd, least, most = self.numbers
+        mean, sd, minimum, maximum = self.numbers
         low, high = self.ends
         shape = (*sample_shape, *self.like.shape)
         u = torch.rand(shape, dtype=self.like.dtype, device=self.like.device)
-        return (mean + sd * torch.special.ndtri(low + (high - low) * u)).clamp(least, most)
+        return (mean + sd * torch.special.ndtri(low + (high - low) * u)).clamp(minimum, maximum)
 
 
-def log_normal(one: Tensor, median_and_sd: tuple[float, float]) -> dist.LogNormal:
-    """One per element of ``one``."""
+def log_normal(ones: Tensor, median_and_sd: tuple[float, float]) -> dist.LogNormal:
+    """A log-normal for each element of ``ones``, a tensor of ones, by its median and the SD of its ln."""
     median, sd = median_and_sd
-    return dist.LogNormal(math.log(median) * one, sd, validate_args=False)
+    return dist.LogNormal(math.log(median) * ones, sd, validate_args=False)

@@ -1,11 +1,12 @@
-"""Lenses with a source of pixels: a Gaussian random field, with its spread and length by evidence.
+"""Lenses whose source is an image of pixels: a Gaussian random field.
 
 The source's brightness is a Matern field of index 3/2 (a power spectrum ``(1 + (k length)^2)^(-5/2)``) on a
-square grid, written as white noise that a filter colours. Given the mass, the image is linear in it, so the
-slopes by the white noise are exact, and the field's spread and length are those of greatest evidence.
+square grid. It is white noise, coloured by a filter. Given the mass, the image is linear in the white noise,
+so the derivatives by it are exact, and :func:`regularised` can choose the field's spread and length by
+evidence.
 
-Nothing keeps the source from being negative. Such a problem has a thousand dimensions and more: start HMC
-from a mode with the curvature there as its mass matrix (``experiments/lens_real.py`` shows how).
+The source can be negative. The posterior has a thousand dimensions or more: start HMC at a mode, with the
+curvature there as the mass matrix (``experiments/lens_real.py`` is an example).
 
 References:
     Warren & Dye 2003, ApJ 590, 673 (the linear inversion); Suyu et al. 2006, MNRAS 371, 983 (its evidence).
@@ -32,28 +33,31 @@ from astrozoo.physics import imaging, light
 
 __all__ = ["PixelatedLens", "regularised"]
 
-_CHUNK = 32  # images at once
-_SHAPE = 1.5  # of the Matern covariance
-_FINE = 2  # the finer grid's points per point
+_CHUNK = 32
+"""Images that are rendered at once by :meth:`PixelatedLens.response`: it limits memory."""
+_SHAPE = 1.5
+"""Index of the Matern covariance."""
+_FINE = 2
+"""Points per axis of the interpolation grid, for each pixel of the source."""
 
 
 @dataclass(frozen=True, eq=False)
 class PixelatedLens(StrongLens):
-    """A lens in one band whose source is a field on a grid; ``source_field`` is its white noise.
+    """A lens in one band whose source is a field on a grid. The site ``source_field`` is its white noise.
 
     Args:
-        middle: of the grid, behind the lens [arcsec].
-        side: of the grid [arcsec].
-        pixels: along a side; even.
+        middle: centre of the grid in the source plane [arcsec].
+        side: side of the grid [arcsec].
+        pixels: pixels along a side; even.
         spread: prior SD of the brightness [unit / arcsec^2].
-        length: over which the field is correlated [arcsec].
-        anchors: points of the sky, (x, y) [arcsec]; none for a grid that stays where it is. With them it
-            moves with the mass, by the affine map under which they keep their mean and covariance behind
-            the lens: mass and source are then far less correlated.
-        moments: that mean and the Cholesky factor of that covariance, of :meth:`anchored`.
-        halo: whether the lens's light has an exponential disc too, about the same centre: ``halo_radius``
-            [arcsec], ``halo_ellipticity``, ``halo_amplitude`` [unit / arcsec^2], with the prior of the
-            lens's light, twice as large.
+        length: correlation length of the field [arcsec].
+        anchors: points of the image plane, (x, y) [arcsec]. If there are any, the grid moves with the mass,
+            by the affine map that keeps the mean and covariance of the anchors in the source plane constant.
+            Mass and source are then far less correlated. Without anchors the grid is fixed.
+        moments: that mean, and the Cholesky factor of that covariance; :meth:`anchored` sets them.
+        halo: whether the lens's light also has an exponential disc with the same centre. Its sites are
+            ``halo_radius`` [arcsec], ``halo_ellipticity`` and ``halo_amplitude`` [unit / arcsec^2]. Their
+            prior is that of the lens's light, with twice the median radius.
     """
 
     middle: tuple[float, float] = (0.0, 0.0)
@@ -66,7 +70,7 @@ class PixelatedLens(StrongLens):
     halo: bool = False
 
     def sites(self, data: Exposure) -> dict[str, Any]:
-        """The lens's, and the field."""
+        """The prior of each site: those of the lens, and the field."""
         lens = {name: prior for name, prior in super().sites(data).items() if not name.startswith("source")}
         if self.halo:
             median, sd = self.prior.lens_radius
@@ -93,17 +97,17 @@ class PixelatedLens(StrongLens):
         return image + imaging.convolve(amplitude[:, None, None] * disc, data.psf)
 
     def source_light(self, values: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Float[Tensor, "*grid"]:
-        """Surface brightness [unit / arcsec^2] at points behind the lens [arcsec]."""
+        """Surface brightness [unit / arcsec^2] at points of the source plane [arcsec]."""
         return self._at(self.coloured(values["source_field"]), *self.placed(values, x, y))
 
     def anchored(self, values: Mapping[str, Tensor], anchors: Float[np.ndarray, "n 2"]) -> PixelatedLens:
-        """The model whose grid is where it is for these values, and moves with the mass from there."""
+        """The model whose grid is the current one at these values, and otherwise moves with the mass."""
         points = tuple((float(x), float(y)) for x, y in anchors)
-        held = replace(self, anchors=points)
-        return replace(held, moments=tuple(float(m) for m in held._moments(values)))
+        model = replace(self, anchors=points)
+        return replace(model, moments=tuple(float(m) for m in model._moments(values)))
 
     def placed(self, values: Mapping[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """From behind the lens to the coordinates of the grid [arcsec]."""
+        """Coordinates on the grid of points of the source plane [arcsec]."""
         if not self.anchors:
             return x, y
         mx, my, a, b, c = self._moments(values)
@@ -113,7 +117,7 @@ class PixelatedLens(StrongLens):
         return mx0 + a0 * u, my0 + b0 * u + c0 * v
 
     def _moments(self, values: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Mean, and Cholesky factor of the covariance, of the anchors behind the lens."""
+        """Mean, and Cholesky factor of the covariance, of the anchors in the source plane."""
         x, y = values["einstein_radius"].new_tensor(self.anchors).T
         ax, ay = self.deflection(values, x, y)
         x, y = x - ax, y - ay
@@ -124,7 +128,7 @@ class PixelatedLens(StrongLens):
         return mx, my, a, b, (y.square().mean() - b**2).sqrt()
 
     def coloured(self, field: Float[Tensor, "*b n n"]) -> Float[Tensor, "*b n n"]:
-        """The brightness that white noise stands for; a symmetric map."""
+        """The brightness for given white noise. The map is symmetric."""
         n = self.pixels
         like: dict[str, Any] = {"dtype": field.dtype, "device": field.device}
         ky, kx = torch.fft.fftfreq(n, **like)[:, None], torch.fft.fftfreq(n, **like)
@@ -136,7 +140,7 @@ class PixelatedLens(StrongLens):
     def response(
         self, values: Mapping[str, Tensor], data: Exposure, basis: Float[Tensor, "m n n"]
     ) -> Float[Tensor, "m pixels"]:
-        """Images of given fields of brightness, in single precision (they serve as slopes)."""
+        """Images of given fields of brightness, in single precision, which suffices for derivatives."""
         shape = (int(data.image.shape[-2]), int(data.image.shape[-1]))
         x, y = imaging.pixel_grid(shape, data.pixel_scale, self.supersample)
         ax, ay = self.deflection(values, x, y)
@@ -152,23 +156,23 @@ class PixelatedLens(StrongLens):
             return torch.cat([torch.vmap(seen)(part) for part in basis.float().split(_CHUNK)])
 
     def slopes(self, values: Mapping[str, Tensor], data: Exposure) -> dict[str, Float[Tensor, "n2 pixels"]]:
-        """Derivatives of the image by the white noise, which are the same for all of it."""
-        return {"source_field": self.response(values, data, self.coloured(self._each()))}
+        """Derivatives of the image by the white noise, which do not depend on the white noise."""
+        return {"source_field": self.response(values, data, self.coloured(self._unit_images()))}
 
-    def _each(self) -> Float[Tensor, "n2 n n"]:
-        """Every pixel of the grid on its own."""
+    def _unit_images(self) -> Float[Tensor, "n2 n n"]:
+        """For each pixel of the grid, the image that is 1 there and 0 elsewhere."""
         n = self.pixels
         return torch.eye(n * n, dtype=torch.float64).view(-1, n, n)
 
     def _at(self, image: Float[Tensor, "n n"], x: Tensor, y: Tensor) -> Float[Tensor, "*grid"]:
-        """The grid's field between its points: by its Fourier series onto a finer grid, bilinear there."""
+        """The field between the grid's points: bilinear on a finer grid of values of its Fourier series."""
         n, step = self.pixels, self.side / self.pixels
         waves = torch.fft.rfft2(image) * _resolved(n, image)
-        more = waves.new_zeros((_FINE - 1) * n, waves.shape[1])
+        padding = waves.new_zeros((_FINE - 1) * n, waves.shape[1])
         size = (_FINE * n, _FINE * n)
-        fine = _FINE**2 * torch.fft.irfft2(torch.cat((waves[: n // 2], more, waves[n // 2 :])), s=size)
-        off = (1 - 1 / _FINE) / 2 * step  # the first points of both grids are one
-        middle = x.new_tensor([m + off for m in self.middle])
+        fine = _FINE**2 * torch.fft.irfft2(torch.cat((waves[: n // 2], padding, waves[n // 2 :])), s=size)
+        shift = (1 - 1 / _FINE) / 2 * step  # the first points of both grids coincide
+        middle = x.new_tensor([m + shift for m in self.middle])
         return light.interpolate(x, y, fine, step / _FINE, middle)
 
     def _whitened(self, rows: Float[Tensor, "n2 m"]) -> Float[Tensor, "n2 m"]:
@@ -177,7 +181,7 @@ class PixelatedLens(StrongLens):
 
 
 def _resolved(n: int, like: Tensor) -> Float[Tensor, "n m"]:
-    """1 at the frequencies of an ``rfft2`` of an even side but the highest, which have no phase."""
+    """1 at the frequencies of an ``rfft2``, and 0 at the highest of an even side, which have no phase."""
     kept = (torch.fft.fftfreq(n).abs() < 0.5).to(like)
     return kept[:, None] * kept[: n // 2 + 1]
 
@@ -185,37 +189,40 @@ def _resolved(n: int, like: Tensor) -> Float[Tensor, "n m"]:
 def regularised(
     model: PixelatedLens, values: Mapping[str, Tensor], data: Exposure
 ) -> tuple[PixelatedLens, Float[Tensor, "n n"]]:
-    """The model with the spread and length of greatest evidence, and its white noise at the mode then.
+    """Choose the spread and length of the field by evidence.
 
-    All else but the source is as in ``values``.
+    All latents except the source have the given ``values``.
+
+    Returns:
+        The model with the spread and length of greatest evidence, and the white noise at its mode.
     """
     use = data.mask.flatten()
-    dark = model.render(values, data, ("lens",))
+    lens_image = model.render(values, data, ("lens",))
     weight = 1 / data.total_variance(model.render(values, data)).flatten()[use]
-    rows = model.response(values, data, model._each())[:, use] * weight.sqrt().float()
-    rest = ((data.image - dark).flatten()[use] * weight.sqrt()).float()
-    gram, pull = (rows @ rows.T).double(), (rows @ rest).double()
+    rows = model.response(values, data, model._unit_images())[:, use] * weight.sqrt().float()
+    residual = ((data.image - lens_image).flatten()[use] * weight.sqrt()).float()
+    gram, pull = (rows @ rows.T).double(), (rows @ residual).double()
     eye = torch.eye(len(rows), dtype=gram.dtype)
 
     def trial(log: np.ndarray) -> PixelatedLens:
         return replace(model, spread=float(np.exp(log[0])), length=float(np.exp(log[1])))
 
-    def solved(one: PixelatedLens) -> tuple[Tensor, Tensor]:
-        """The curvature's Cholesky factor L, and L^-1 of the pull, by white noise."""
-        root = torch.linalg.cholesky(eye + one._whitened(one._whitened(gram).T))
-        return root, torch.linalg.solve_triangular(root, one._whitened(pull[:, None]), upper=False)
+    def solved(candidate: PixelatedLens) -> tuple[Tensor, Tensor]:
+        """For the white noise: the Cholesky factor L of the curvature, and L^-1 times the gradient at 0."""
+        root = torch.linalg.cholesky(eye + candidate._whitened(candidate._whitened(gram).T))
+        return root, torch.linalg.solve_triangular(root, candidate._whitened(pull[:, None]), upper=False)
 
     def loss(log: np.ndarray) -> float:
-        """Minus the log evidence, but for a constant."""
+        """Minus the log evidence, up to a constant."""
         root, b = solved(trial(log))
         return float(root.diagonal().log().sum() - b.square().sum() / 2)
 
     start = np.log([model.spread, model.length])
     simplex = start + np.array([[0.0, 0.0], [0.7, 0.0], [0.0, 0.7]])
-    found = minimize(
+    optimum = minimize(
         loss, start, method="Nelder-Mead", options={"initial_simplex": simplex, "xatol": 0.05, "fatol": 0.3}
     )
-    best = trial(found.x)
+    best = trial(optimum.x)
     root, b = solved(best)
     field = torch.linalg.solve_triangular(root.T, b, upper=True)
     return best, field.view(model.pixels, model.pixels)

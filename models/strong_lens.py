@@ -1,9 +1,10 @@
-"""Strong lenses: a galaxy that bends the light of one behind it into arcs.
+"""Strong lenses: a galaxy whose gravity bends the light of a galaxy behind it into arcs.
 
-Rays are traced back through the mass of the lens to the source; what they find there, with the light of the
-lens itself, is averaged over pixels, blurred by the PSF, and seen with Gaussian or Poisson noise. Mass: an
-elliptical power law, an isothermal ellipsoid or sphere, with external shear and any number of NFW subhalos.
-Light: Sersic profiles, or a source whose image a decoder makes from a latent vector.
+The model traces rays back through the mass of the lens to the source. It adds the source's brightness there
+to the lens's light, averages over pixels, convolves with the PSF, and has Gaussian or Poisson noise. The mass
+is an elliptical power law, an isothermal ellipsoid or an isothermal sphere, with external shear and any
+number of NFW subhalos. The light is that of Sersic profiles, or of a source whose image a decoder makes from
+latents.
 
 Conventions are those of :mod:`astrozoo.physics.lensing`; positions are relative to the centre of the image.
 
@@ -55,37 +56,41 @@ __all__ = [
 
 
 _PIXELS_PER_RADIUS = 7.0
-"""The middle of the half-light radii of the galaxies that the learned source was trained on [px]."""
+"""[px] Middle of the range of half-light radii of the galaxies that the learned source was trained on."""
 _DISC = 11.96
-"""Flux of an exponential disc over its squared effective radius and the brightness there."""
+"""[1] Flux of an exponential disc, divided by its squared half-light radius and its brightness there."""
 
 
 @dataclass(frozen=True, eq=False)
 class StrongLens:
     """The generative model of one lens.
 
-    Latent sites: ``einstein_radius`` [arcsec], ``slope``, ``ellipticity``, ``centre`` [arcsec] and ``shear``
-    of the mass, as far as the settings leave them free; of the lens's light and of the source's (``lens_``
-    and ``source_``) ``radius`` [arcsec], ``index``, ``ellipticity``, ``centre`` [arcsec] and ``amplitude``
-    [unit / arcsec^2], one per band; ``subhalo_log_mass`` and ``subhalo_position`` [arcsec]. A learned source
-    has a ``source_latent`` in place of index and ellipticity, standard normals that a flow turns into the
-    decoder's latents; its radius is the typical half-light radius of the decoder's galaxies, its amplitude
-    that of an exponential disc of this radius and the same flux.
+    Latent sites, some of which a setting removes:
+
+    * mass: ``einstein_radius`` [arcsec], ``slope``, ``ellipticity``, ``centre`` [arcsec], ``shear``;
+    * light, with the prefixes ``lens_`` and ``source_``: ``radius`` [arcsec], ``index``, ``ellipticity``,
+      ``centre`` [arcsec], and one ``amplitude`` per band [unit / arcsec^2];
+    * subhalos: ``subhalo_log_mass``, ``subhalo_position`` [arcsec].
+
+    A learned source has a ``source_latent`` instead of an index and an ellipticity. These are standard
+    normals, which a flow transforms into the decoder's latents. Its radius is the typical half-light radius
+    of the decoder's galaxies, and its amplitude is that of an exponential disc with this radius and the same
+    flux.
 
     Args:
         mass: "epl", "sie" or "sis".
         shear: whether there is external shear.
         centred: whether the mass is exactly at the prior's position.
-        lens_light: whether the lens shines.
+        lens_light: whether the lens emits light.
         source: "sersic", or "learned" (:mod:`astrozoo.models.learned_source`).
-        source_weights: of the learned source, as :func:`astrozoo.load_weights` returns them. None: those that
-            are shipped.
+        source_weights: weights of the learned source, from :func:`astrozoo.load_weights`. None: those of the
+            package.
         noise: "gaussian", or "poisson" (counts of electrons; the exposure must have a gain).
         supersample: rays per pixel and axis.
-        subhalos: how many.
-        redshifts: of lens and source, to turn subhalos' masses into angles.
-        concentration: of subhalos, r200 over scale radius.
-        terms: of the power law's series, see :func:`astrozoo.physics.lensing.epl`.
+        subhalos: number of subhalos.
+        redshifts: of lens and source, which convert masses of subhalos into angles.
+        concentration: of the subhalos: r200, divided by the scale radius.
+        terms: terms of the power law's series, see :func:`astrozoo.physics.lensing.epl`.
     """
 
     mass: Literal["epl", "sie", "sis"] = "epl"
@@ -110,14 +115,14 @@ class StrongLens:
             if self.noise == "poisson":
                 gain = data.gain[:, None, None]
                 sky = data.variance / gain
-                counted = dist.Poisson((model + sky) / gain, validate_args=False).mask(data.mask)
-                pyro.sample("image", counted, obs=(data.image + sky) / gain)
+                photons = dist.Poisson((model + sky) / gain, validate_args=False).mask(data.mask)
+                pyro.sample("image", photons, obs=(data.image + sky) / gain)
             else:
                 normal = dist.Normal(model, data.total_variance(model).sqrt()).mask(data.mask)
                 pyro.sample("image", normal, obs=data.image)
 
     def draw(self, data: Exposure) -> dict[str, Tensor]:
-        """The latent sites."""
+        """Sample the latent sites."""
         return {name: pyro.sample(name, prior) for name, prior in self.sites(data).items()}
 
     def sites(self, data: Exposure) -> dict[str, Any]:
@@ -153,7 +158,7 @@ class StrongLens:
         return free
 
     def deflection(self, values: Mapping[str, Tensor], x: Tensor, y: Tensor) -> lensing.Deflection:
-        """Of all mass, at points of the sky [arcsec]."""
+        """Deflection by all mass, at points of the image plane [arcsec]."""
         radius = values["einstein_radius"]
         centre = values.get("centre", x.new_tensor(self.prior.position))
         if self.mass == "sis":
@@ -174,7 +179,7 @@ class StrongLens:
         return ax, ay
 
     def source_light(self, values: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Float[Tensor, "*grid"]:
-        """Surface brightness of the source, in units of its amplitude, at points behind the lens [arcsec]."""
+        """The source's brightness in units of its amplitude, at points of the source plane [arcsec]."""
         radius, centre = values["source_radius"], values["source_centre"]
         if self.source == "sersic":
             index, ellipticity = values["source_index"], values["source_ellipticity"]
@@ -190,7 +195,7 @@ class StrongLens:
         data: Exposure,
         parts: tuple[Literal["lens", "source"], ...] = ("lens", "source"),
     ) -> Float[Tensor, "band y x"]:
-        """The noiseless image [unit] of given latents, or of only the lens's or the source's light."""
+        """The noiseless image for given latents [unit]: of all light, or of the lens or the source alone."""
         ny, nx = data.image.shape[-2:]
         x, y = imaging.pixel_grid((ny, nx), data.pixel_scale, self.supersample)
         total = torch.zeros((1, *x.shape), dtype=x.dtype, device=x.device)
@@ -214,9 +219,14 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
         "noise": "poisson",
     },
 }  # fmt: skip
-"""Named settings of :class:`StrongLens`: "gigalens", the 22 parameters of that demo; "compact", 13 of them
-(lens light subtracted, its centre known: Einstein radius, slope, ellipticity, shear and a Sersic source);
-"talk", one Einstein radius, with a learned source and Poisson noise."""
+"""Named settings of :class:`StrongLens`.
+
+* "gigalens": the 22 parameters of the GIGA-Lens demo.
+* "compact": 13 of them, for an image without the lens's light and a lens with a known centre: Einstein
+    radius,
+  slope, ellipticity, shear and a Sersic source.
+* "talk": the Einstein radius of an isothermal sphere, a learned source and Poisson noise.
+"""
 
 
 def problem(
@@ -225,15 +235,15 @@ def problem(
     """The problem of one lens, or of a batch of lenses.
 
     Args:
-        data: a LensImage, a sequence of LensImages (a batch of lenses in one band each), or an Exposure: of
-            one lens (:func:`observe`), or a batch (:func:`stack`).
+        data: a LensImage, a sequence of LensImages (a batch of lenses, each in one band), or an Exposure of
+            one lens (:func:`observe`) or of a batch (:func:`stack`).
         setting: a name of :data:`SETTINGS`.
-        settings: of :class:`StrongLens`, in place of the named ones. ``source_weights`` may be the path of a
-            file that ``astrozoo train strong_lens`` has written.
+        settings: options of :class:`StrongLens`, which override those of the named setting.
+            ``source_weights`` may also be the path of a file that ``astrozoo train strong_lens`` wrote.
 
     Raises:
-        UnknownNameError: for an unknown setting.
-        InputError: where the prior and the image do not fit each other.
+        UnknownNameError: the setting or an option is unknown.
+        InputError: the prior and the image are inconsistent.
         DataError: the file of weights is missing, corrupt, or of another model.
     """
     model = _model(setting, settings)
@@ -266,10 +276,11 @@ def read(path: str | Path, *, band: str = "VIS") -> LensImage:
     """A lens from a file or folder; see :func:`astrozoo.data.lenses.read`.
 
     Args:
-        band: of a Euclid lens.
+        path: the file or folder.
+        band: band to read of a Euclid lens.
 
     Raises:
-        DataError: there is nothing there, or no lens.
+        DataError: the path does not exist, or is not a lens.
     """
     return read_lens(path, band=band)
 
@@ -277,18 +288,19 @@ def read(path: str | Path, *, band: str = "VIS") -> LensImage:
 def simulate(
     seed: int = 0, *, setting: str = "gigalens", size: int = 32, pixel_scale: float = 0.15, **settings: Any
 ) -> tuple[LensImage, dict[str, Tensor]]:
-    """One lens drawn from the model itself: its prior, its light, its noise; a Gaussian PSF.
+    """A lens drawn from the model: latents from the prior, then the image and its noise. The PSF is Gaussian.
 
     (For images that do *not* come from the model, see :func:`astrozoo.data.simulate_lens.simulate_lens`.)
 
     Args:
-        seed: of every draw.
+        seed: seed of all draws.
+        setting: see :func:`problem`.
         size: pixels along a side.
-        pixel_scale: [arcsec].
-        setting, settings: as of :func:`problem`.
+        pixel_scale: side of a pixel [arcsec].
+        settings: see :func:`problem`.
 
     Returns:
-        the image, and the latents by site name.
+        The image, and the latents by site name.
     """
     model = _model(setting, settings)
     g = torch.Generator().manual_seed(seed)
@@ -330,18 +342,18 @@ def _model(setting: str, settings: Mapping[str, Any]) -> StrongLens:
     if model.source_weights is not None:
         if model.source != "learned":
             raise InputError("source_weights", f"source={model.source!r}", "source='learned'")
-        load_source(weights=model.source_weights)  # an error now, if they are of another model
+        load_source(weights=model.source_weights)  # raises an error now if they are of another model
     for name, known in _CHOICES.items():
         if getattr(model, name) not in known:
             raise InputError(name, repr(getattr(model, name)), f"one of {', '.join(known)}")
-    for name, least in (("supersample", 1), ("subhalos", 0), ("terms", 2)):
-        if getattr(model, name) < least:
-            raise InputError(name, getattr(model, name), f"at least {least}")
+    for name, minimum in (("supersample", 1), ("subhalos", 0), ("terms", 2)):
+        if getattr(model, name) < minimum:
+            raise InputError(name, getattr(model, name), f"at least {minimum}")
     return model
 
 
 def _check(model: StrongLens, data: Exposure) -> None:
-    """Whether the prior, the noise and the images fit each other."""
+    """Raise an error if the prior, the noise and the images are inconsistent."""
     data.check()
     prior, image = model.prior, data.image
     if model.noise == "poisson" and not bool((data.gain > 0).all()):
@@ -370,11 +382,11 @@ def _learned(weights: Trained | None, dtype: torch.dtype, device: torch.device) 
 
 
 def _start(model: StrongLens, data: Exposure, batch: int | None) -> dict[str, Tensor]:
-    """Medians of the priors; subhalos in a ring and light."""
-    one = data if batch is None else Exposure(*(t[0] for t in data))
+    """Medians of the priors. Subhalos start with a low mass, on a ring."""
+    first = data if batch is None else Exposure(*(t[0] for t in data))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        trace = pyro.poutine.trace(model.draw).get_trace(one)
+        trace = pyro.poutine.trace(model.draw).get_trace(first)
     prior, nodes = model.prior, dict[str, Any](trace.nodes)
     start: dict[str, Tensor] = {}
     for name in trace.stochastic_nodes:
