@@ -16,7 +16,7 @@ from astrozoo._console import print_rows
 from astrozoo._files import write_json
 from astrozoo._predictive import predictive
 from astrozoo.diagnostics.metrics import compare as comparison_rows
-from astrozoo.diagnostics.metrics import diagnose, z_scores
+from astrozoo.diagnostics.metrics import diagnose, parameter_table, z_scores
 from astrozoo.diagnostics.report import comparison_report, render, report, write_comparison, write_rows
 from astrozoo.diagnostics.runs import runs
 from astrozoo.diagnostics.sbc import RANKED, calibration, in_batches, ranks_of, sbc_figure
@@ -272,6 +272,8 @@ def write(outcome: Outcome, out: Path) -> None:
     record |= {"status": result.status.value, **{k: v for k, v in result.stats.items() if k in costs}}
     if result.statuses:
         record["statuses"] = {s.value: result.statuses.count(s) for s in sorted(set(result.statuses))}
+    if result.parameters:
+        record["parameters"] = parameter_table(result)
     record |= {"diagnostics": diagnose(result), **summary, "environment": result.environment}
     write_json(record, out / "summary.json")
     shutil.rmtree(out / CHECKPOINT, ignore_errors=True)

@@ -13,7 +13,7 @@ import pytest
 
 from astrozoo import _jobs, cli, registry
 from astrozoo.diagnostics import report
-from astrozoo.types import Status, load
+from astrozoo.types import Outcome, Result, Status, load
 
 _MODEL = """
 import pyro, torch
@@ -112,6 +112,23 @@ def test_run_writes_all_files(line, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "simulating line with seed 3" in said
     assert "status  converged" in said
+
+
+def test_run_writes_the_parameters_of_the_model(line, tmp_path):
+    result = Result(
+        draws={"slope": np.zeros((1, 4, 2))},
+        status=Status.CONVERGED,
+        seed=0,
+        model="line",
+        method="svi",
+        parameters={"noise": np.array([0.5, 2.0]), "net.weight": np.arange(12.0).reshape(3, 4)},
+    )
+    _jobs.write(Outcome(result), tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text())["parameters"] == {
+        "noise": {"shape": [2], "values": [0.5, 2.0]},
+        "net.weight": {"shape": [3, 4], "mean": 5.5, "min": 0.0, "max": 11.0},
+    }
+    assert "<h2>Parameters of the model</h2>" in (tmp_path / "report.html").read_text()
 
 
 def test_run_reads_data_and_report_renders_what_was_saved(line, tmp_path):

@@ -26,6 +26,7 @@ __all__ = [
     "el2o_value",
     "is_chain",
     "not_finite",
+    "parameter_table",
     "reference_of",
     "scalars",
     "standard_errors",
@@ -40,6 +41,8 @@ al. 2024)."""
 _CHAIN_STATS = {"acceptance_rate", "diverging", "energy", "tree_depth"}
 MOST_COMPARED = 10_000
 """Scalars that are compared one by one: where there are more, a table has so many rows for each method."""
+MOST_VALUES = 6
+"""Values of a parameter that a table shows one by one: as many as fit in a cell."""
 _MOST = 1000
 """Scalars that R-hat and ESS are computed of (7 ms each); where there are more, evenly chosen ones."""
 
@@ -103,6 +106,23 @@ def scalars(result: Result, most: int | None = None, *, evenly: bool = False) ->
         columns.append(variable.to_numpy().reshape(*variable.shape[:2], -1)[..., kept])
     draws = np.concatenate(columns, axis=-1)
     return Scalars(labels, np.where(np.isfinite(draws), draws, np.nan))
+
+
+def parameter_table(result: Result) -> dict[str, dict[str, Any]]:
+    """The fitted parameters of the model: the shape of each, and its values or (of many) their statistics.
+
+    Returns:
+        ``{name: {"shape": [...], "values": ...}}``, with ``"mean"``, ``"min"`` and ``"max"`` in place of
+        ``"values"`` above :data:`MOST_VALUES` values.
+    """
+    table: dict[str, dict[str, Any]] = {}
+    for name, value in result.parameters.items():
+        if value.size <= MOST_VALUES:
+            shown = {"values": value.tolist()}
+        else:
+            shown = {"mean": float(value.mean()), "min": float(value.min()), "max": float(value.max())}
+        table[name] = {"shape": list(value.shape), **shown}
+    return table
 
 
 def not_finite(result: Result) -> dict[str, int]:

@@ -29,6 +29,7 @@ from astrozoo.diagnostics.metrics import (
     diagnose,
     is_chain,
     not_finite,
+    parameter_table,
     scalars,
     summary,
 )
@@ -77,6 +78,8 @@ def report(
     sections = [*pages] if told else [*pages, _summary_page(result, found)]
     if is_chain(result) and not empty:
         sections += _chain_pages(result)
+    if result.parameters:
+        sections.append(_parameters_page(result))
     if result.trace:
         sections.append(_progress_page(result))
     if result.log_likelihood and not told:
@@ -129,6 +132,16 @@ def _summary_page(result: Result, found: Mapping[str, Any]) -> Page:
     if total > len(rows):
         parts.append(f"{len(rows)} of {total} parameters are shown, about equally many of every site.")
     return Page("Summary", parts)
+
+
+def _parameters_page(result: Result) -> Page:
+    rows = []
+    for name, row in parameter_table(result).items():
+        values = np.ravel(row["values"]) if "values" in row else ()
+        shape = "x".join(map(str, row["shape"])) or "scalar"
+        shown = {"parameter": name, "shape": shape, "values": ", ".join(map(_number, values))}
+        rows.append(shown | {statistic: row.get(statistic, math.nan) for statistic in ("mean", "min", "max")})
+    return Page("Parameters of the model", [rows, "Parameters have no prior: they are estimates, not draws."])
 
 
 def _chain_pages(result: Result) -> list[Page]:

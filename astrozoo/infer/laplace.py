@@ -91,9 +91,13 @@ def laplace(problem: Problem, run: RunOptions, settings: LaplaceSettings) -> Res
 
 
 def _with_diverged(statuses: Sequence[Status], bad: Tensor) -> list[Status]:
-    """Problems that ended well at a point whose curvature is not that of a maximum have diverged."""
+    """Problems that ended at a point whose curvature is not that of a maximum have diverged.
+
+    Those that were interrupted keep their status.
+    """
     pairs = zip(bad.tolist(), statuses, strict=True)
-    return [Status.DIVERGED if failed and status.ok else status for failed, status in pairs]
+    kept = Status.INTERRUPTED
+    return [Status.DIVERGED if failed and status is not kept else status for failed, status in pairs]
 
 
 def _by_products(

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 F64 = torch.float64
-METHODS = ("svi", "trust_region", "laplace", "el2o", "hmc", "nuts", "nutpie", "auto")
 ALL = "*"
 
 Moments = tuple[Any, Any]

@@ -135,3 +135,13 @@ def test_a_prior_that_decides_is_marked(tmp_path):
         log_prior={"mu": -(mu**2) / 2},
     )
     assert "prior matters" in report(result, tmp_path / "r.html").read_text()
+
+
+def test_a_report_has_a_table_of_the_models_parameters(tmp_path):
+    parameters = {"slope": np.array(2.5), "net.weight": np.arange(12.0).reshape(3, 4)}
+    html = report(chains(parameters=parameters), tmp_path / "r.html").read_text()
+    assert "<h2>Parameters of the model</h2>" in html
+    rows = [re.findall("<td[^>]*>(.*?)</td>", row) for row in re.findall("<tr>(.*?)</tr>", html)]
+    assert ["slope", "scalar", "2.5", "–", "–", "–"] in rows
+    assert ["net.weight", "3x4", "", "5.5", "0", "11"] in rows
+    assert "Parameters of the model" not in report(chains(), tmp_path / "none.html").read_text()

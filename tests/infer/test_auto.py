@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import astrozoo
+from astrozoo import registry
 from astrozoo.errors import InputError
-from astrozoo.types import Problem
+from astrozoo.types import Problem, Status
 
 SMALL = {
     "seed": 0,
@@ -51,6 +52,18 @@ def test_it_finds_the_higher_mode_and_its_moments(problem):
     assert set(result.stats["stage_seconds"]) == {"search", "laplace", "hmc"}
     assert result.stats["run_seconds"] == sum(result.stats["stage_seconds"].values())
     assert 1 <= result.stats["modes"]["at_best"][0] <= 16
+
+
+def test_a_search_that_ends_at_a_saddle_has_diverged_although_its_budget_was_spent(problem, monkeypatch):
+    start = [0.01, 0.5]
+    options = {"start": start, "seed": 0, "progress": False, "compile": "never"}
+    mode = astrozoo.infer(problem, "laplace", budget=1, **options)
+    assert mode.status is Status.DIVERGED
+    assert np.isnan(mode.covariance).all()
+    monkeypatch.setitem(registry.METHODS["laplace"].defaults, "budget", 1)
+    result = astrozoo.infer(problem, "auto", **SMALL | {"start": start})
+    assert result.stats["laplace"] == "diverged"
+    assert np.isfinite(result.draws["z"]).all()
 
 
 @pytest.mark.parametrize("method", ["laplace", "svi"])
