@@ -66,15 +66,15 @@ def trace(
         ScalarIndices(),
         vmappable(),
         empty_store(),
-    ):  # a PyroModule would find there what an earlier run left
+    ):  # empty_store: a PyroModule would otherwise use values that an earlier run stored
         return poutine.trace(_Give(give)(f)).get_trace(*args)
 
 
-def latent_sites(of: poutine.Trace) -> dict[str, Any]:
-    """Sample sites without an observed value (and no plates)."""
+def latent_sites(run: poutine.Trace) -> dict[str, Any]:
+    """Sample sites without an observed value, except plates."""
     return {
         n: s
-        for n, s in of.nodes.items()
+        for n, s in run.nodes.items()
         if s["type"] == "sample" and not s["is_observed"] and not site_is_subsample(s)
     }
 
@@ -85,7 +85,7 @@ def is_discrete(msg: Any) -> bool:
 
 
 def is_derived(site: Any) -> bool:
-    """True at a site whose value follows from others: of ``pyro.deterministic``, or a latent Delta."""
+    """True at a site whose value follows from others: a ``pyro.deterministic``, or a latent Delta."""
     if site["type"] != "sample" or site_is_subsample(site):
         return False
     if site["infer"].get("_deterministic"):
@@ -96,17 +96,17 @@ def is_derived(site: Any) -> bool:
 
 
 class Model:
-    """A Pyro model with its latent sites found and its discrete ones planned for.
+    """A Pyro model, with its latent sites, its parameters, and a plan for its discrete sites.
 
     Args:
         model: the Pyro model.
-        rows: arguments of a few of the independent problems, from which shapes and supports are learnt.
+        rows: arguments of a few of the independent problems. Runs with them show shapes and supports.
         scope: dtype and device.
-        most: joint assignments beyond which discrete sites are given, see ``make_plan``.
+        most: greatest number of joint assignments to sum over; see ``make_plan``.
 
     Raises:
-        CaptureError: naming the site, if a support has no bijection onto a vector, changes from run to run,
-            or is discrete and not finite.
+        CaptureError: a support has no bijection onto a vector, changes from run to run, or is discrete and
+            not finite. The message names the site.
     """
 
     def __init__(
@@ -129,19 +129,19 @@ class Model:
     @classmethod
     def layout_of(cls, model: Callable[..., Any], args: tuple[Any, ...], scope: Scope) -> Layout:
         """The layout alone, from one run of the model."""
-        bare = object.__new__(cls)
-        bare.model, bare.scope = model, scope
-        return bare._look(args)[0]
+        partial = object.__new__(cls)
+        partial.model, partial.scope = model, scope
+        return partial._look(args)[0]
 
     @property
     def has_latents(self) -> bool:
-        """Whether there is anything to infer."""
+        """True if the model has latent sites."""
         return bool(self.layout.sites or self.discrete)
 
     def _look(
         self, args: tuple[Any, ...], seed: int = 0, flat: Tensor | None = None
     ) -> tuple[Layout, tuple[Discrete, ...], Parameters]:
-        """Sites and parameters of one run; with ``flat`` as the values of the known parameters."""
+        """Sites and parameters of one run. ``flat`` sets the values of parameters that are already known."""
         sites: list[Site] = []
         discrete: list[Discrete] = []
 
@@ -159,12 +159,12 @@ class Model:
         args = pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, args)
         with self.scope.drawing(seed):
             with watch() if flat is None else self.parameters.given(flat):
-                seen = _run_once(self.model, args, give)
-                seen.compute_log_prob()
+                run = _run_once(self.model, args, give)
+                run.compute_log_prob()
             layout = Layout(tuple(sites), grouped(sites))
         if flat is not None:
             return layout, tuple(discrete), self.parameters
-        if total(seen).requires_grad:
+        if total(run).requires_grad:
             raise CaptureError(
                 "the model reads a tensor that requires gradients where it cannot be replaced (in a scripted "
                 "or compiled module, say): use the module itself, or call requires_grad_(False) of it"
@@ -173,7 +173,7 @@ class Model:
         return layout, tuple(discrete), watch.found()
 
     def _check_supports(self, rows: list[tuple[Any, ...]]) -> None:
-        """Supports must be the same for all values of sites and parameters, and for all problems."""
+        """Raise an error if supports depend on values of sites or parameters, or differ between problems."""
         z = torch.full((self.layout.dim,), 0.3, dtype=self.scope.dtype, device=self.scope.device)
         expected = self.layout.constrain(z)
         names = [(s.name, s.shape) for s in self.layout.sites], [d.name for d in self.discrete]
@@ -195,11 +195,11 @@ class Model:
                     )
 
     def _check_runs(self, args: tuple[Any, ...]) -> tuple[str, ...]:
-        """Compare two runs with the same latents; the names of the sites that are derived from others.
+        """Compare two runs with the same latents, and return the names of the derived sites.
 
         Raises:
-            CaptureError: naming the site that differs (the model draws random numbers beside its sample
-                sites), or has complex values.
+            CaptureError: a site differs between the runs, because the model draws random numbers outside its
+                sample sites, or a site has complex values. The message names the site.
         """
         runs = []
         for seed in (1, 2):
@@ -220,8 +220,8 @@ class Model:
             if torch.is_tensor(site["value"]) and site["value"].is_complex():
                 raise CaptureError(f"site {name!r}: complex values; write its real and imaginary parts")
             for key in ("value", "log_prob"):
-                here, there = (torch.as_tensor(x[name].get(key, 0.0)) for x in (first, second))
-                if here.shape != there.shape or not torch.allclose(here, there, equal_nan=True):
+                a, b = (torch.as_tensor(x[name].get(key, 0.0)) for x in (first, second))
+                if a.shape != b.shape or not torch.allclose(a, b, equal_nan=True):
                     raise CaptureError(
                         f"site {name!r}: its {key} changes though all latent sites are given. The model "
                         "draws random numbers outside pyro.sample, or keeps a state between runs"
@@ -230,17 +230,17 @@ class Model:
 
     def initial_parameters(self, args: tuple[Any, ...]) -> Tensor:
         """Initial values of the parameters for these arguments, as a flat vector."""
-        found = self.parameters
-        if any(p.leaf is None for p in found.items):
-            found = self._look(args)[2]
-        return found.initial(self.scope.dtype, self.scope.device)
+        parameters = self.parameters
+        if any(p.leaf is None for p in parameters.items):
+            parameters = self._look(args)[2]
+        return parameters.initial(self.scope.dtype, self.scope.device)
 
     def run(self, values: Mapping[str, Tensor], args: tuple[Any, ...]) -> poutine.Trace:
-        """The trace with every latent site given, its log probabilities computed."""
-        found = trace(self.model, args, lambda msg: None if is_derived(msg) else values[msg["name"]])
+        """The trace for given values of all latent sites, with its log probabilities computed."""
+        run = trace(self.model, args, lambda msg: None if is_derived(msg) else values[msg["name"]])
         with vmappable():
-            found.compute_log_prob()
-        return found
+            run.compute_log_prob()
+        return run
 
     def derived_values(self, values: Mapping[str, Tensor], args: tuple[Any, ...]) -> dict[str, Tensor]:
         """Values of the derived sites, from those of all latent sites."""
@@ -248,20 +248,20 @@ class Model:
         return {name: torch.as_tensor(nodes[name]["value"]) for name in self.derived}
 
     def log_prob(self, values: Mapping[str, Tensor], args: tuple[Any, ...]) -> Tensor:
-        """log p of the given values; discrete sites that are not given are summed over."""
+        """log p of the given values, summed over the discrete sites that are not given."""
         if all(d.name in values for d in self.discrete):
             return total(self.run(values, args))
         return self.plan.logsumexp(lambda assigned: self.run({**values, **assigned}, args))
 
     def draw_discrete(self, z: Tensor, uniform: Tensor, args: tuple[Any, ...]) -> dict[str, Tensor]:
-        """The given discrete sites of one vector, and a draw of the others from their conditional."""
+        """The discrete sites that the vector gives, and a draw of the others from their conditional."""
         given = self.plan.given_values(z[self.layout.dim :])
         values = self.layout.constrain(z[: self.layout.dim]) | given
         return given | self.plan.draw(lambda assigned: self.run({**values, **assigned}, args), uniform)
 
 
 def _run_once(model: Callable[..., Any], args: tuple[Any, ...], give: Callable[[Any], Any]) -> poutine.Trace:
-    """Run the model for what ``give`` sees of it; what it raises becomes a CaptureError that says so."""
+    """Run the model, whose latent sites call ``give``. An error in the model becomes a CaptureError."""
     try:
         return trace(model, args, give)
     except AstrozooError:
@@ -271,7 +271,7 @@ def _run_once(model: Callable[..., Any], args: tuple[Any, ...], give: Callable[[
 
 
 def _continuous_site(msg: Any, start: int) -> tuple[Site, Tensor]:
-    """The site of a Pyro message, from ``start`` of the vector, and a value of it."""
+    """The site of a Pyro message, whose slice of the vector begins at ``start``, and a value of it."""
     name, fn = msg["name"], msg["fn"]
     shape = fn.batch_shape + fn.event_shape
     try:
@@ -295,8 +295,8 @@ def run_guide(
     tape: Tape,
     give: Callable[[Any], Tensor | None] = lambda msg: None,
 ) -> poutine.Trace:
-    """The trace of a guide, its normals read from ``tape``; its parameters are those given by the context."""
+    """The trace of a guide. Its normals are read from ``tape``; the context sets its parameters."""
     with tape.playing():
-        found = trace(guide, args, give)
-    found.compute_log_prob()
-    return found
+        run = trace(guide, args, give)
+    run.compute_log_prob()
+    return run

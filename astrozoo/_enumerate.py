@@ -1,7 +1,7 @@
-"""Sums over the discrete sites of a model, exactly: the helper of :mod:`astrozoo.density` for them.
+"""Exact sums over the discrete sites of a model, for :mod:`astrozoo.density`.
 
-Sites are enumerated *locally* where they share a plate whose elements do not see one another (one model
-evaluation per value, whatever the plate's size), and *jointly*, over all assignments, otherwise.
+Sites in a plate whose elements are independent of each other are enumerated *locally*: one evaluation of the
+model per value, whatever the size of the plate. Other sites are enumerated *jointly*, over all assignments.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from astrozoo.errors import CaptureError
 __all__ = ["MAX_ASSIGNMENTS", "Discrete", "Plan", "find_discrete", "inverted", "make_plan", "total"]
 
 MAX_ASSIGNMENTS = 4096
-"""The most assignments that are enumerated jointly, where no other limit is set."""
+"""Greatest number of assignments that are enumerated jointly, if no other limit is set."""
 
 Values = dict[str, Tensor]
 
@@ -33,6 +33,7 @@ class Discrete:
     """A discrete latent site.
 
     Args:
+        name: name of the site.
         support: its values, ``[k, *event]``.
         elements: shape of its independent elements.
         plates: names of the plates around it, outermost first.
@@ -45,15 +46,17 @@ class Discrete:
 
     def assign(self, index: Tensor) -> Tensor:
         """Values of the site for indices ``[*b, *elements]`` into its support."""
-        flat = self.support.index_select(0, index.reshape(-1))  # vmap takes no scalars in brackets
+        flat = self.support.index_select(
+            0, index.reshape(-1)
+        )  # not support[index]: vmap rejects scalar indices
         return flat.reshape((*index.shape, *self.support.shape[1:]))
 
     def first(self) -> Tensor:
-        """The first value of the support, everywhere."""
+        """The first value of the support, for all elements."""
         return self.assign(torch.zeros(self.elements, dtype=torch.long, device=self.support.device))
 
     def last(self) -> Tensor:
-        """The last value of the support, everywhere."""
+        """The last value of the support, for all elements."""
         k = self.support.shape[0]
         return self.assign(torch.full(self.elements, k - 1, device=self.support.device))
 
@@ -71,7 +74,7 @@ def find_discrete(msg: Any) -> Discrete:
     """The discrete site of a Pyro message.
 
     Raises:
-        CaptureError: if its support is not finite.
+        CaptureError: its support is not finite.
     """
     name, fn = msg["name"], msg["fn"]
     base = _base(fn)
@@ -87,7 +90,7 @@ def find_discrete(msg: Any) -> Discrete:
 
 
 def _base(fn: Any) -> Any:
-    """The distribution of one element, without masks and event dimensions made of independent ones."""
+    """The distribution of one element, without masks and without event dimensions of independent elements."""
     while hasattr(fn, "base_dist") and not (
         fn.has_enumerate_support and fn.event_shape == fn.base_dist.event_shape
     ):
@@ -97,7 +100,7 @@ def _base(fn: Any) -> Any:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which sites are enumerated jointly, which locally in the elements of ``plates``, which are given."""
+    """Which sites are enumerated jointly, which locally (per element of ``plates``), and which are given."""
 
     joint: tuple[Discrete, ...] = ()
     local: tuple[Discrete, ...] = ()
@@ -110,12 +113,12 @@ class Plan:
 
     @property
     def choices(self) -> tuple[int, ...]:
-        """How many values each element of the given sites has."""
+        """Number of values of each element of the given sites."""
         return tuple(d.support.shape[0] for d in self.given for _ in range(d.elements.numel()))
 
     @property
     def uniforms(self) -> int:
-        """How many uniform numbers :meth:`draw` takes."""
+        """Number of uniform numbers that :meth:`draw` takes."""
         return bool(self.joint) + (self.local[0].elements.numel() if self.local else 0)
 
     def given_values(self, index: Float[Tensor, "n"]) -> Values:
@@ -124,11 +127,11 @@ class Plan:
         return {d.name: d.assign(i.reshape(d.elements)) for d, i in zip(self.given, parts, strict=True)}
 
     def draw(self, run: Callable[[Values], poutine.Trace], uniform: Float[Tensor, "n"]) -> Values:
-        """A draw of the joint and local sites from their conditional given all else.
+        """A draw of the joint and local sites, from their conditional given all other sites.
 
         Args:
-            run: gives the model's trace for one assignment.
-            uniform: one number for the joint sites (if any), and one per element of the local ones.
+            run: function that returns the model's trace for an assignment.
+            uniform: uniform numbers: one for the joint sites (if any), and one per element of the local ones.
         """
 
         def weigh(given: Values) -> tuple[Tensor, Tensor]:
@@ -147,12 +150,12 @@ class Plan:
         elif self.local:
             inside = weigh({})[1]
         if self.local:
-            own = uniform[bool(self.joint) :].reshape(inside.shape[1:])
-            values |= self.local_values(inverted(inside, own))
+            per_element = uniform[bool(self.joint) :].reshape(inside.shape[1:])
+            values |= self.local_values(inverted(inside, per_element))
         return values
 
     def logsumexp(self, run: Callable[[Values], poutine.Trace]) -> Tensor:
-        """log of the sum of p over all assignments; ``run`` gives the model's trace for one."""
+        """log of the sum of p over all assignments; ``run`` returns the model's trace for an assignment."""
 
         def over_local(given: Values) -> Tensor:
             if not self.local:
@@ -163,7 +166,7 @@ class Plan:
         return torch.logsumexp(vmap(over_local)(self.joint_values()), 0) if self.joint else over_local({})
 
     def expectation(self, run: Callable[[Values], tuple[poutine.Trace, poutine.Trace]]) -> Tensor:
-        """E_q[log p - log q] over assignments; ``run`` gives the guide's and the model's trace for one."""
+        """E_q[log p - log q] over assignments; ``run`` returns the guide's and the model's trace for one."""
 
         def over_local(given: Values) -> tuple[Tensor, Tensor]:
             """log q of the joint sites, and the expectation given them."""
@@ -197,9 +200,9 @@ class Plan:
         }
 
     def local_values(self, index: Tensor | None = None) -> Values:
-        """Values of the local sites where all elements take value ``k``: ``{site: [k, *elements, *event]}``.
+        """Values of the local sites if all elements have value ``k``: ``{site: [k, *elements, *event]}``.
 
-        With ``index [*elements]``: where each element takes its own.
+        With ``index [*elements]``, each element has the value of its index.
         """
         digits = _digits([d.support.shape[0] for d in self.local], self.local[0].support.device)
         if index is not None:
@@ -212,11 +215,11 @@ class Plan:
             for d, i in zip(self.local, digits, strict=True)
         }
 
-    def split(self, of: poutine.Trace) -> tuple[Tensor, Tensor]:
-        """Log probability of the sites outside the plates (a sum), and of those inside, per element."""
+    def split(self, trace: poutine.Trace) -> tuple[Tensor, Tensor]:
+        """Log probability of the sites outside the plates (their sum), and of those inside (per element)."""
         outside: Tensor = torch.zeros(())
         inside: Tensor = torch.zeros(())
-        for site in of.nodes.values():
+        for site in trace.nodes.values():
             if site["type"] != "sample" or site_is_subsample(site):
                 continue
             if set(self.plates) <= {f.name for f in site["cond_indep_stack"] if f.vectorized}:
@@ -226,7 +229,7 @@ class Plan:
         return outside, inside
 
     def holds(self, run: Callable[[Values], tuple[poutine.Trace, ...]]) -> bool:
-        """Whether elements of the plates indeed do not see one another, tried on random assignments."""
+        """Whether elements of the plates are independent of each other, by tests of random assignments."""
         given = {d.name: d.last() for d in self.joint + self.given}
         values = self.local_values()
         k = math.prod(d.support.shape[0] for d in self.local)
@@ -234,8 +237,8 @@ class Plan:
         device = self.local[0].support.device
         for _ in range(4):
             index = torch.randint(k, self.local[0].elements, device=device)
-            for j, of in enumerate(run(given | self.local_values(index))):
-                outside, inside = self.split(of)
+            for j, trace in enumerate(run(given | self.local_values(index))):
+                outside, inside = self.split(trace)
                 stacked = torch.stack([alone[i][j][1] for i in range(k)])
                 expected = stacked.gather(0, index.reshape(1, *inside.shape))[0]
                 if not (_close(inside, expected) and all(_close(outside, alone[i][j][0]) for i in range(k))):
@@ -248,17 +251,19 @@ def make_plan(
     run: Callable[[Values], tuple[poutine.Trace, ...]],
     most: int | None = None,
 ) -> Plan:
-    """The cheapest plan that is exact; ``run`` gives the traces for one assignment.
+    """The cheapest exact plan.
 
     Args:
-        most: joint assignments beyond which sites are *given* instead of summed over; None: an error
-            beyond :data:`MAX_ASSIGNMENTS`.
+        discrete: the discrete sites of the model.
+        run: function that returns the traces for an assignment.
+        most: greatest number of joint assignments. Sites with more are *given* instead of summed over. None:
+            more than :data:`MAX_ASSIGNMENTS` are an error.
 
     Raises:
-        CaptureError: if there is none with so few joint assignments, or a scale is at work.
+        CaptureError: there is no plan with so few joint assignments, or a site is scaled.
     """
-    for of in run({d.name: d.first() for d in discrete}):
-        for name, site in of.nodes.items():
+    for trace in run({d.name: d.first() for d in discrete}):
+        for name, site in trace.nodes.items():
             if site["type"] == "sample" and not (
                 isinstance(site["scale"], int | float) and site["scale"] == 1
             ):
@@ -287,32 +292,32 @@ def make_plan(
     )
 
 
-def total(of: poutine.Trace) -> Tensor:
+def total(trace: poutine.Trace) -> Tensor:
     """Sum of the log probabilities of a trace's sites."""
-    return sum((s["log_prob_sum"] for s in of.nodes.values() if "log_prob_sum" in s), torch.zeros(()))
+    return sum((s["log_prob_sum"] for s in trace.nodes.values() if "log_prob_sum" in s), torch.zeros(()))
 
 
 def _fits(plan: Plan, run: Callable[[Values], tuple[poutine.Trace, ...]]) -> bool:
     """Whether the local sites' elements are exactly those of their plates."""
-    of = run({d.name: d.first() for d in plan.joint + plan.local + plan.given})[-1]
-    frames = of.nodes[plan.local[0].name]["cond_indep_stack"]
+    trace = run({d.name: d.first() for d in plan.joint + plan.local + plan.given})[-1]
+    frames = trace.nodes[plan.local[0].name]["cond_indep_stack"]
     size = math.prod(f.size for f in frames if f.vectorized)
     return all(d.elements.numel() == size for d in plan.local)
 
 
 def _of_plates(site: Any, plates: tuple[str, ...]) -> Tensor:
-    """A site's log probability per element of ``plates`` (in that order), summed over all else."""
+    """A site's log probability per element of ``plates`` (in that order), summed over all other axes."""
     frames = {f.name: f for f in site["cond_indep_stack"]}
     chosen = sorted((frames[p] for p in plates), key=lambda f: f.dim)
-    found = site["log_prob"]
-    sizes = [1] * max(found.ndim, -chosen[0].dim)
+    log_prob = site["log_prob"]
+    sizes = [1] * max(log_prob.ndim, -chosen[0].dim)
     for f in chosen:
         sizes[f.dim] = f.size
-    found = found.expand(torch.broadcast_shapes(found.shape, tuple(sizes)))
-    others = [d for d in range(-found.ndim, 0) if d not in {f.dim for f in chosen}]
-    found = found.sum(others) if others else found
+    log_prob = log_prob.expand(torch.broadcast_shapes(log_prob.shape, tuple(sizes)))
+    others = [d for d in range(-log_prob.ndim, 0) if d not in {f.dim for f in chosen}]
+    log_prob = log_prob.sum(others) if others else log_prob
     order = [f.name for f in chosen]
-    return found.permute([order.index(p) for p in plates])
+    return log_prob.permute([order.index(p) for p in plates])
 
 
 def inverted(log_p: Float[Tensor, "k *e"], uniform: Float[Tensor, "*e"]) -> Tensor:
@@ -322,7 +327,7 @@ def inverted(log_p: Float[Tensor, "k *e"], uniform: Float[Tensor, "*e"]) -> Tens
 
 
 def _weighted(log_q: Tensor, x: Tensor) -> Tensor:
-    """The sum of q x, where q = 0 wins over an infinite x."""
+    """The sum of q x. A term with q = 0 is 0 even if x is infinite."""
     q = log_q.exp()
     return torch.where(q > 0, q * torch.where(q > 0, x, 0.0), 0.0).sum()
 

@@ -1,4 +1,4 @@
-"""Names of sites, of their axes and of positions along these: checked before work, and made fit for files."""
+"""Names of sites, of their axes and of positions along the axes: validation, and names that files allow."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ __all__ = [
 ]
 
 RESERVED = ("chain", "draw", "problem")
-"""Axes that every result has; no axis of a site can have one of these names."""
+"""Names of the axes that every result has. An axis of a site must not have one of these names."""
 
 
 def checked_dims(dims: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """Names of axes by site, as tuples.
 
     Raises:
-        InputError: if they are not sequences of different, unreserved, non-empty names.
+        InputError: they are not sequences of different, unreserved, non-empty names.
     """
     for site, axes in dims.items():
         what = f"dims of {site!r}"
@@ -51,7 +51,7 @@ def checked_coords(coords: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Values along axes, as arrays of one dimension.
 
     Raises:
-        InputError: for anything but numbers, strings or dates of one kind in one dimension.
+        InputError: the values are not numbers, strings or dates of one kind in one dimension.
     """
     return {axis: _coordinate(axis, values) for axis, values in coords.items()}
 
@@ -90,7 +90,7 @@ def checked_start(start: Mapping[str, Any], dtype: torch.dtype, device: torch.de
     """Starting values as tensors.
 
     Raises:
-        InputError: for what is not numbers, or not finite.
+        InputError: a value is not numeric, or not finite.
     """
     tensors = {}
     for site, value in start.items():
@@ -110,11 +110,13 @@ def check_sites(
     """Compare the names of axes with the sites of a model.
 
     Args:
-        shapes: of all sites of one problem.
+        dims: names of axes, by site.
+        coords: values along axes, by axis.
+        shapes: shapes of all sites of one problem.
 
     Raises:
-        InputError: for axes of an unknown site or more axes than a site has, for one name of axes of
-            different lengths, and for coords of another length than their axis.
+        InputError: a site is unknown or has fewer axes, axes of different lengths have the same name, or the
+            length of coords differs from that of their axis.
     """
     lengths: dict[str, tuple[int, str]] = {}
     for site, axes in dims.items():
@@ -151,7 +153,7 @@ def file_names(names: Iterable[str], axes: Iterable[str]) -> dict[str, str]:
 
 
 def encoded(coords: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Coordinates as JSON with their dtypes; dates as counts of their unit."""
+    """Coordinates as JSON, with their dtypes. Dates are integers, in the unit of their dtype."""
     plain = {axis: x.view(np.int64) if x.dtype.kind in "Mm" else x for axis, x in coords.items()}
     return {axis: {"dtype": coords[axis].dtype.str, "values": x.tolist()} for axis, x in plain.items()}
 

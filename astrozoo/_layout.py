@@ -54,8 +54,8 @@ class Layout:
     """How the continuous latent sites of one problem lie in one unconstrained vector.
 
     Args:
-        together: sites that transforms of the same kind constrain element by element, and one transform of
-            each such group: a graph has a tenth of the operations that site after site would take.
+        together: groups of sites whose transforms are elementwise and of the same kind, with one transform
+            per group. A graph then has a tenth of the operations of one transform per site.
     """
 
     sites: tuple[Site, ...]
@@ -127,19 +127,19 @@ def _elementwise(transform: Any) -> list[Transform] | None:
 
 
 def _joined(sites: list[Site]) -> Transform:
-    """The transform of the concatenation of sites whose transforms are of one kind."""
+    """The transform of the concatenation of sites whose transforms are of the same kind."""
 
     def whole(numbers: list[Any]) -> Tensor:
-        each = [torch.as_tensor(number, dtype=torch.get_default_dtype()) for number in numbers]
-        return torch.cat([x.expand(s.shape).reshape(-1) for x, s in zip(each, sites, strict=True)])
+        tensors = [torch.as_tensor(number, dtype=torch.get_default_dtype()) for number in numbers]
+        return torch.cat([x.expand(s.shape).reshape(-1) for x, s in zip(tensors, sites, strict=True)])
 
     def joined(steps: tuple[Any, ...]) -> Transform:
         if isinstance(steps[0], AffineTransform):
             return AffineTransform(whole([t.loc for t in steps]), whole([t.scale for t in steps]))
         return steps[0]
 
-    every = [_elementwise(s.transform) or [] for s in sites]
-    return ComposeTransform([joined(steps) for steps in zip(*every, strict=True)])
+    steps_of_sites = [_elementwise(s.transform) or [] for s in sites]
+    return ComposeTransform([joined(steps) for steps in zip(*steps_of_sites, strict=True)])
 
 
 class _LowerCholesky(Transform):
@@ -184,7 +184,7 @@ class _PositiveDefinite(_LowerCholesky):
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         n = y.shape[-1]
-        power = torch.arange(n + 1, 1, -1, dtype=x.dtype, device=x.device)  # n + 1 of the first diagonal
+        power = torch.arange(n + 1, 1, -1, dtype=x.dtype, device=x.device)  # n + 1 for the first diagonal
         return n * math.log(2) + (power * x[..., -n:]).sum(-1)
 
 
@@ -198,7 +198,7 @@ def lower_triangle(below: Float[Tensor, "*b m"], n: int) -> Float[Tensor, "*b n 
 
 
 _ON_A_CIRCLE = (dist.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
-"""Distributions of angles. Torch states all reals as their support, but the densities are of one turn."""
+"""Distributions of angles. Torch declares all reals as their support; they are normalised over one turn."""
 
 
 def innermost(fn: Any) -> Any:
@@ -230,20 +230,20 @@ def bijection(fn: Any) -> tuple[Any, Any]:
 
 
 def _is_real(support: Any) -> bool:
-    """Whether a constraint allows all real values, of whatever shape."""
+    """Whether a constraint allows all real values, of any shape."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support is constraints.real
 
 
 def _inherits_support(fn: Any) -> bool:
-    """Whether it is a transformed distribution whose ``support`` only states that of its last transform."""
+    """Whether ``fn`` is a transformed distribution whose ``support`` is only that of its last transform."""
     plain = torch.distributions.TransformedDistribution
     return isinstance(fn, plain) and type(fn).support is plain.support
 
 
 def _onto(support: Any) -> Transform:
-    """A bijection onto a constraint; those that torch lacks are added."""
+    """A bijection onto a constraint, including those without a bijection in torch."""
     if isinstance(support, constraints.MixtureSameFamilyConstraint):  # it only wraps that of its components
         return _onto(support.base_constraint)
     if isinstance(support, constraints.independent):

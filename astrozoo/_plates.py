@@ -22,14 +22,14 @@ from astrozoo.errors import DataError, InputError
 __all__ = ["Cut", "Declaration", "check_dataset", "first_item", "make_cut", "sample", "stack_items"]
 
 Declaration = tuple[str, ...] | Mapping[str, Mapping[str, int]]
-"""Names of plates, or for each plate the axis that it cuts of each argument (or part of one)."""
+"""Names of plates; or, for each plate, the axis that it cuts of each argument (or of a part of one)."""
 
 _EXAMPLE = 'as in data_plates={"data": {"x": 0, "y": 0}}'
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Takes elements of data plates out of a problem's arguments.
+    """Selects elements of data plates from a problem's arguments.
 
     Args:
         lengths: number of elements of each plate.
@@ -44,11 +44,12 @@ class Cut:
         """The arguments with only the elements ``index[plate]`` of each plate that is named.
 
         Args:
-            args: of the whole problem, or the result of an earlier cut of other plates.
-            batched: True where every tensor has the leading axis of a batched problem.
+            args: arguments of the whole problem, or the result of a cut of other plates.
+            index: indices of the elements, by plate.
+            batched: True if every tensor has the leading axis of a batched problem.
 
         Raises:
-            DataError: for items of a Dataset that are not alike.
+            DataError: items of a Dataset differ in structure, shape or dtype.
         """
         leaves, tree = pytree.tree_flatten(args)
         for plate, rows in index.items():
@@ -74,41 +75,45 @@ def make_cut(
     Plates that are declared by name alone cut the axis that is as long as the plate.
 
     Args:
-        model: for the names of its arguments.
-        batched: True where every tensor has the leading axis of a batched problem.
-        lengths: of the plates, by a run of the model; needed where plates are declared by name alone.
+        model: the model, whose signature has the names of its arguments.
+        args: arguments of the model.
+        declared: the declaration of the plates.
+        batched: True if every tensor has the leading axis of a batched problem.
+        lengths: lengths of the plates in a run of the model; needed if plates are declared by name alone.
 
     Raises:
-        InputError: if an argument, tensor or axis that is declared does not exist, if tensors of one plate
-            differ in length, or if names alone leave open which axis a plate cuts.
+        InputError: a declared argument, tensor or axis does not exist, tensors of one plate differ in length,
+            or a name alone does not determine which axis a plate cuts.
     """
     leaves = pytree.tree_flatten_with_path(args)[0]
     paths = [_written(path, _argument_names(model, len(args))) for path, _ in leaves]
-    found: dict[str, dict[int, int]] = {}
+    axes_by_plate: dict[str, dict[int, int]] = {}
     if isinstance(declared, Mapping):
         for plate, entries in declared.items():
-            found[plate] = _declared_axes(plate, entries, paths, [leaf for _, leaf in leaves], batched)
+            axes_by_plate[plate] = _declared_axes(
+                plate, entries, paths, [leaf for _, leaf in leaves], batched
+            )
     else:
-        found = _axes_by_length(declared, lengths or {}, paths, [leaf for _, leaf in leaves], batched)
+        axes_by_plate = _axes_by_length(declared, lengths or {}, paths, [leaf for _, leaf in leaves], batched)
     sizes = {}
-    for plate, axes in found.items():
+    for plate, axes in axes_by_plate.items():
         by_tensor = {paths[at]: _length(leaves[at][1], axis, batched) for at, axis in axes.items()}
         if len(set(by_tensor.values())) > 1:
             raise InputError(f"data plate {plate!r}", f"lengths {by_tensor}", "tensors of one length")
         sizes[plate] = next(iter(by_tensor.values()))
     cut_by: dict[tuple[int, int], str] = {}
-    for plate, axes in found.items():
+    for plate, axes in axes_by_plate.items():
         for at, axis in axes.items():
             if (at, axis) in cut_by:
                 got = f"axis {axis} of {paths[at]!r}, which {cut_by[at, axis]!r} cuts too"
                 raise InputError(f"data plate {plate!r}", got, "an axis of its own")
             cut_by[at, axis] = plate
-    _check_datasets(found, [leaf for _, leaf in leaves], paths)
-    return Cut(sizes, found)
+    _check_datasets(axes_by_plate, [leaf for _, leaf in leaves], paths)
+    return Cut(sizes, axes_by_plate)
 
 
 def _argument_names(model: Callable[..., Any], count: int) -> list[str]:
-    """Names of the positional arguments of a model; their positions where it has no names for them."""
+    """Names of the positional arguments of a model, or their positions if they have no names."""
     try:
         call = model.forward if isinstance(model, torch.nn.Module) else model
         parameters = list(inspect.signature(call).parameters.values())
@@ -162,7 +167,7 @@ def _axes_by_length(
     leaves: list[Any],
     batched: bool,
 ) -> dict[str, dict[int, int]]:
-    found: dict[str, dict[int, int]] = {}
+    axes_by_plate: dict[str, dict[int, int]] = {}
     for plate in plates:
         length = lengths[plate]
         same = [other for other in plates if lengths[other] == length and other != plate]
@@ -182,8 +187,8 @@ def _axes_by_length(
                     axes[at] = fitting[0]
         if not axes:
             _ambiguous(plate, f"no tensor with an axis of its length {length}")
-        found[plate] = axes
-    return found
+        axes_by_plate[plate] = axes
+    return axes_by_plate
 
 
 def _ambiguous(plate: str, got: str) -> NoReturn:
@@ -206,7 +211,7 @@ def check_dataset(data: Any, what: str) -> None:
     """Check that a Dataset has a length and items by number.
 
     Raises:
-        InputError: if it is an IterableDataset, has no length, or is empty.
+        InputError: it is an IterableDataset, has no length, or is empty.
     """
     if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
         raise InputError(what, type(data).__name__, "a Dataset with __getitem__ and __len__")
@@ -215,12 +220,12 @@ def check_dataset(data: Any, what: str) -> None:
 
 
 def first_item(data: Dataset[Any]) -> Any:
-    """The first item of a Dataset, its arrays and numbers as tensors."""
+    """The first item of a Dataset, with its arrays and numbers as tensors."""
     return _as_tensors(data[0], 0)
 
 
 def sample(data: Dataset[Any]) -> tuple[Any, ...]:
-    """Length, first, middle and last item of a Dataset: what its digest is made of."""
+    """The content of a Dataset's digest: its type, its length, and its first, middle and last item."""
     n = len(data)  # type: ignore[arg-type]
     return (type(data).__qualname__, n, *(_as_tensors(data[i], i) for i in (0, n // 2, n - 1)))
 
@@ -229,7 +234,7 @@ def stack_items(data: Dataset[Any], index: Sequence[int]) -> Any:
     """Items of a Dataset, each of their tensors stacked along a new first axis.
 
     Raises:
-        DataError: for items of different structure, shape or dtype, and for NaN.
+        DataError: items differ in structure, shape or dtype, or contain NaN.
     """
     many = getattr(data, "__getitems__", None)
     items = [data[i] for i in index] if many is None else many(list(index))
@@ -244,7 +249,7 @@ def stack_items(data: Dataset[Any], index: Sequence[int]) -> Any:
             if leaf.shape != first.shape or leaf.dtype != first.dtype:
                 got, expected = f"{tuple(leaf.shape)} {leaf.dtype}", f"{tuple(first.shape)} {first.dtype}"
                 raise DataError(f"item {i} of the Dataset", got, f"{expected}, as item {index[0]}")
-    stacked = [torch.stack(column) for column in zip(*(own for own, _ in flat), strict=True)]
+    stacked = [torch.stack(column) for column in zip(*(item_leaves for item_leaves, _ in flat), strict=True)]
     for x in stacked:
         if x.is_floating_point() and x.isnan().any():
             at = int(x.flatten(1).isnan().any(1).nonzero()[0]) if x.ndim > 1 else int(x.isnan().nonzero()[0])

@@ -1,4 +1,4 @@
-"""What draws of a posterior say of the data: log likelihoods, log priors and replicated data."""
+"""Log likelihoods, log priors and replicated data of the draws of a posterior."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ from astrozoo.types import Problem, Result
 __all__ = ["predictive"]
 
 _CHUNK = 100
-"""Draws that the model is run for at once."""
+"""Number of draws that the model is run for at once: it limits memory."""
 
 
 def predictive(problem: Problem, result: Result, *, seed: int = 0, most: int = 1000) -> Result:
     """The same result with its groups ``observed``, ``log_likelihood``, ``log_prior`` and ``predictive``.
 
-    The model is run once for every draw (vectorised): its log probabilities are kept element by element,
-    ``[chain, draw, (problem), *shape of the plates]``, and each observed site is drawn again.
+    The model is run once for every draw (vectorised). The result has the log probability of each element,
+    ``[chain, draw, (problem), *shape of the plates]``, and a new draw of each observed site.
+
+    A likelihood that cannot be drawn from in batches has no replicated data; ``stats["notes"]`` reports it.
 
     Args:
-        problem: that ``result`` is of.
-        seed: of the replicated data.
-        most: draws in all; where there are more, evenly chosen ones of every chain.
-
-    A likelihood that cannot be drawn from in batches has no replicated data: ``stats["notes"]`` says so.
+        problem: the problem of ``result``.
+        result: a result with draws.
+        seed: seed of the replicated data.
+        most: greatest number of draws to use. If there are more, evenly spaced draws of every chain are used.
 
     Raises:
-        InputError: if the result is of another problem, or lacks draws of a latent site.
-        CaptureError: if the model cannot be run in batches.
+        InputError: the result is of another problem, or lacks draws of a latent site.
+        CaptureError: the model cannot be run in batches.
     """
     if result.digest != problem.digest:
         raise InputError("result", f"one of problem {result.digest}", f"one of problem {problem.digest}")
@@ -65,11 +66,11 @@ def predictive(problem: Problem, result: Result, *, seed: int = 0, most: int = 1
     if model.parameters:
         flat = model.parameters.unconstrain(result.parameters, flat).expand(rows, -1)
     with scope.drawing(seed), torch.no_grad():
-        found, notes = _run(model, values, flat, problem)
+        groups, notes = _run(model, values, flat, problem)
         observed = _observed(model, {k: v[0] for k, v in values.items()}, flat, problem)
     shaped: dict[str, Any] = {
         group: {name: x.unflatten(0, (chains, kept)).cpu().numpy() for name, x in sites.items()}
-        for group, sites in found.items()
+        for group, sites in groups.items()
     }
     data = {name: x.cpu().numpy() for name, x in observed.items()}
     stats = {**result.stats, "notes": [*result.stats.get("notes", ()), *notes]} if notes else result.stats
@@ -93,7 +94,9 @@ def _run(
     """By group and site, ``[draw, (problem), ...]``, and a note on each site without replicated data."""
     notes: dict[str, str] = {}
 
-    def one(given: dict[str, Tensor], flat: Tensor, args: tuple[Any, ...]) -> dict[str, dict[str, Tensor]]:
+    def run_draw(
+        given: dict[str, Tensor], flat: Tensor, args: tuple[Any, ...]
+    ) -> dict[str, dict[str, Tensor]]:
         with model.parameters.given(flat):
             sites: Any = model.run(given, args).nodes
         out: dict[str, dict[str, Tensor]] = {"log_likelihood": {}, "log_prior": {}, "predictive": {}}
@@ -112,10 +115,10 @@ def _run(
 
     leaves, spec = pytree.tree_flatten(problem.args)
     dims = [0 if isinstance(leaf, Tensor) else None for leaf in leaves]
-    over: Any = one
+    over: Any = run_draw
     if problem.batch is not None:
         in_dims = (0, 0, pytree.tree_unflatten(dims, spec))
-        over = vmap(one, in_dims=in_dims, randomness="different")
+        over = vmap(run_draw, in_dims=in_dims, randomness="different")
     over = vmap(over, in_dims=(0, None, None), randomness="different")
     flat = parameters[0] if problem.batch is None else parameters
     total = len(next(iter(values.values())))
@@ -125,15 +128,15 @@ def _run(
             parts.append(over({n: x[i : i + _CHUNK] for n, x in values.items()}, flat, problem.args))
     except (RuntimeError, NotImplementedError) as error:
         raise CaptureError(f"the model cannot be run for many draws at once: {error}") from error
-    found = {
+    groups = {
         group: {name: torch.cat([p[group][name] for p in parts]) for name in parts[0][group]}
         for group in parts[0]
     }
-    return found, list(notes.values())
+    return groups, list(notes.values())
 
 
 def _has_data(site: Any) -> bool:
-    """Observed, and not a ``pyro.factor``, which has a density but no data."""
+    """True at an observed site, except a ``pyro.factor``, which has a density but no data."""
     return site["is_observed"] and hasattr(site["fn"], "has_rsample") and site["value"].numel() > 0
 
 
@@ -141,13 +144,13 @@ def _observed(
     model: Model, values: Mapping[str, Tensor], parameters: Tensor, problem: Problem
 ) -> dict[str, Tensor]:
     rows = range(problem.batch) if problem.batch is not None else [None]
-    found = []
+    observed = []
     for row in rows:
         args = problem.args if row is None else _row(problem.args, row)
         given = values if row is None else {name: x[row] for name, x in values.items()}
         with model.parameters.given(parameters[row or 0]):
             nodes: Any = model.run(given, args).nodes
-        held = {
+        values_of_row = {
             name: site["value"]
             for name, site in nodes.items()
             if site["type"] == "sample"
@@ -156,7 +159,7 @@ def _observed(
             and not site_is_subsample(site)
             and _has_data(site)
         }
-        found.append(held)
+        observed.append(values_of_row)
     if problem.batch is None:
-        return found[0]
-    return {name: torch.stack([held[name] for held in found]) for name in found[0]}
+        return observed[0]
+    return {name: torch.stack([sites[name] for sites in observed]) for name in observed[0]}

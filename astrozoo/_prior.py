@@ -19,11 +19,13 @@ __all__ = ["prior_draws"]
 def prior_draws(
     problem: Problem, layout: Any, draws: int, generator: torch.Generator
 ) -> Float[Tensor, "b draws dim"] | None:
-    """Of every problem of a batch (one where there is none); None where a site cannot be drawn from.
+    """Draws for every problem of a batch; None if a site cannot be drawn from.
 
     Args:
-        layout: of the problem's continuous latents (:class:`astrozoo.density.Layout`).
-        generator: of the seed, on the CPU.
+        problem: a problem, or a batch of ``b`` problems; ``b`` is 1 without a batch.
+        layout: layout of the problem's continuous latents (:class:`astrozoo.density.Layout`).
+        draws: number of draws per problem.
+        generator: generator on the CPU, from which the seed is drawn.
     """
     names = [site.name for site in layout.sites]
     seed = int(torch.randint(2**31, (1,), generator=generator))
@@ -42,7 +44,7 @@ def prior_draws(
                     drawn[name].append(nodes[name]["value"])
             rows.append(layout.unconstrain({name: torch.stack(values) for name, values in drawn.items()}))
     z = torch.stack(rows).to(dtype=problem.dtype)
-    return torch.where(z.isfinite(), z, 0.0)  # a draw on the edge of its support has no finite image
+    return torch.where(z.isfinite(), z, 0.0)  # a draw at the edge of its support is infinite here
 
 
 def _row(tree: Any, i: int) -> Any:

@@ -17,7 +17,7 @@ from astrozoo.errors import InputError
 __all__ = ["COMPILE_AFTER", "PureFunction", "rows_of"]
 
 COMPILE_AFTER = 10.0
-"""Seconds that one graph runs uncompiled before ``compile="auto"`` compiles it (which takes 5 to 40)."""
+"""[s] Time that a graph runs uncompiled before ``compile="auto"`` compiles it, which takes 5 to 40 s."""
 
 Part = TypeVar("Part", Tensor, tuple[Tensor, ...])
 """A result of one process: a tensor or several."""
@@ -65,11 +65,11 @@ class PureFunction:
 
     @property
     def compile_seconds(self) -> float:
-        """Spent compiling so far."""
+        """Time spent compiling so far [s]."""
         return self._timing["compile"]
 
     def compile_soon(self) -> None:
-        """Have ``compile="auto"`` compile each graph when it is next called: much work is to come."""
+        """Make ``compile="auto"`` compile each graph at its next call. For callers that know of much work."""
         self._timing["patience"] = 0.0
 
     def values(self, w: Float[Tensor, "b p"], noise: Tensor | None = None) -> Float[Tensor, "b m"]:
@@ -95,13 +95,13 @@ class PureFunction:
         return self._call("hvp", w, noise, v)
 
     def take(self, rows: Tensor) -> Self:
-        """The function of some of the independent problems; of one problem, itself."""
+        """The function of the independent problems ``rows``. Without a batch, the function itself."""
         if self.batch is None:
             return self
-        taken = object.__new__(type(self))
-        own = {"args": rows_of(self.args, rows), "batch": len(rows), "_runs": {}}
-        taken.__dict__ = {**self.__dict__, **own}
-        return taken
+        subset = object.__new__(type(self))
+        changed = {"args": rows_of(self.args, rows), "batch": len(rows), "_runs": {}}
+        subset.__dict__ = {**self.__dict__, **changed}
+        return subset
 
     def _call(self, entry: str, w: Tensor, noise: Tensor | None, *more: Tensor) -> Any:
         key = (entry, w.shape, w.dtype, None if noise is None else noise.shape)
@@ -110,7 +110,7 @@ class PureFunction:
             run = self._runs[key] = self._prepare(entry, w, noise)
         self.counts[entry] += w.shape[0] * (1 if noise is None else noise.shape[0])
         inputs = (w, *more) if noise is None else (w, *more, noise)
-        # compiled code takes strides for granted
+        # compiled code assumes contiguous inputs
         return self.reduced(run(*[x.detach().contiguous() for x in inputs]))
 
     def reduced(self, part: Part) -> Part:
@@ -178,8 +178,8 @@ class PureFunction:
         lead = 2 if self.noise_dim else 1
 
         def flat(*inputs: Tensor) -> Tensor:
-            held = iter(inputs[lead:])
-            filled = [next(held) if t else s for t, s in zip(is_tensor, static, strict=True)]
+            tensors = iter(inputs[lead:])
+            filled = [next(tensors) if t else s for t, s in zip(is_tensor, static, strict=True)]
             return self.f(*inputs[:lead], *pytree.tree_unflatten(filled, spec))
 
         return flat
@@ -200,11 +200,13 @@ class PureFunction:
             [torch.zeros(1, self.noise_dim, dtype=self.dtype, device=self.device)] if self.noise_dim else []
         )
         with computing(self.dtype), torch.no_grad():
-            try:  # quick, but also refuses what depends on the values of data that one graph may hold fixed
+            # The first try is quick, but also rejects code that depends on values of data, which a graph may
+            # contain as constants.
+            try:
                 batched(self._flat(), "value", (0,) * len(tensors), self.noise_dim > 0)(w, *noise, *tensors)
             except (RuntimeError, ValueError, NotImplementedError):
-                held = tensors if self.batch is not None else self._tensors
-                trace_graph(self._entry("value"), (w, *noise, *held))
+                inputs = tensors if self.batch is not None else self._tensors
+                trace_graph(self._entry("value"), (w, *noise, *inputs))
 
 
 def rows_of(tree: Any, rows: Any) -> Any:

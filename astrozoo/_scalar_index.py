@@ -1,4 +1,4 @@
-"""``A[k]`` with a ``k`` that has no dimensions, under vmap: the everyday index of a discrete latent."""
+"""``A[k]`` under vmap with a ``k`` that has no dimensions, such as a discrete latent."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _indexed(x: Tensor, index: tuple[Any, ...]) -> Tensor:
 
 
 def _dims(item: Any) -> int:
-    """How many dimensions an item of an index consumes."""
+    """Number of dimensions that an item of an index consumes."""
     if item is None or item is Ellipsis:
         return 0
     return item.ndim if isinstance(item, Tensor) and item.dtype in (torch.bool, torch.uint8) else 1

@@ -1,4 +1,4 @@
-"""State of the whole process that running a model needs: set for a while, by one thread at a time.
+"""State of the process that running a model needs. It is set temporarily, by one thread at a time.
 
 All threads share torch's default dtype and global generator, Pyro's stack of handlers and its validation
 flag, and the function of ``torch.distributions`` that draws standard normals. All code that sets or reads
@@ -31,11 +31,12 @@ _STATE = threading.RLock()
 
 @contextmanager
 def computing(dtype: torch.dtype, seed: int | None = None) -> Iterator[None]:
-    """Within it no other thread runs Pyro or uncompiled graphs, and torch's default dtype is ``dtype``.
+    """Inside this context no other thread runs Pyro or uncompiled graphs, and the default dtype is ``dtype``.
 
     Args:
-        seed: of torch's global CPU generator, for code that draws from it; its state is put back afterwards.
-            None leaves the generator alone.
+        dtype: the default dtype.
+        seed: seed of torch's global CPU generator, for code that draws from it. The generator's state is
+            restored afterwards. None does not touch the generator.
     """
     with _STATE, torch.random.fork_rng(devices=[]) if seed is not None else nullcontext():
         before = torch.get_default_dtype()
@@ -62,10 +63,11 @@ class _Weight(Messenger):
 
 @dataclass(frozen=True)
 class Scope:
-    """What holds while a model runs: dtype and device of the problem, Pyro's validation off.
+    """The settings while a model runs: dtype and device of the problem, and Pyro's validation off.
 
-    Pyro's checks are control flow on data, which no graph can hold; parameters given as Python numbers
-    become tensors of the default dtype, which must be the problem's. One thread at a time is in a scope.
+    Pyro's checks are control flow on data, which a graph cannot contain. Parameters of distributions that are
+    Python numbers become tensors of the default dtype, which must therefore be that of the problem. Only one
+    thread at a time is in a scope.
     """
 
     dtype: torch.dtype
@@ -84,27 +86,27 @@ class Scope:
             torch.device(self.device) if self.device.type != "cpu" else nullcontext(),
             _Weight(self.weights) if self.weights else nullcontext(),
         ):
-            # Of pyro.module: a weight that requires no gradients is a constant here too.
+            # A warning of pyro.module: a weight that requires no gradients is a constant here too.
             warnings.filterwarnings("ignore", ".*not registered in the param store", UserWarning)
             yield
 
     @contextmanager
     def drawing(self, seed: int = 0) -> Iterator[None]:
-        """The same, where random draws are allowed; the global generators are put back."""
+        """The same scope, with seeded global generators, whose state is restored afterwards."""
         devices = [self.device] if self.device.type == "cuda" else []
         with self(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             yield
 
     def generator_state(self) -> Tensor:
-        """Of the global generator that distributions draw from."""
+        """State of the global generator that distributions draw from."""
         return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
 
 
 class Tape:
-    """Stands in for ``torch.distributions``' standard normals: hands out a given vector, piece by piece.
+    """Replaces the standard normals of ``torch.distributions`` by the elements of a vector, in order.
 
-    Without a vector it draws, and counts what was asked for.
+    Without a vector, it draws the normals and counts them.
     """
 
     _name = "_standard_normal"
@@ -125,7 +127,7 @@ class Tape:
 
     @contextmanager
     def playing(self) -> Iterator[None]:
-        """Within it normal distributions draw from the tape; one thread at a time."""
+        """Inside this context normal distributions draw from the tape. One thread at a time is in it."""
         with _STATE:
             before = [getattr(m, self._name) for m in self._modules]
             try:

@@ -89,9 +89,9 @@ class _MeanField(_Guide):
 
 
 class _Whitened(_Guide):
-    """A guide in the coordinates that an earlier result whitens, which starts as that result's normal.
+    """A guide in coordinates that are whitened by an earlier result. It starts as the normal of that result.
 
-    Without a result the coordinates are the layout's, and the start is narrow.
+    Without a result, the coordinates are those of the layout, and the guide starts narrow.
 
     Raises:
         InputError: if there are more latents than a dense covariance may have.
@@ -218,14 +218,14 @@ def _whitening(around: Result, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def _last_layers(flow: zuko.lazy.Flow) -> list[nn.Parameter]:
-    """Weights and biases that a flow's transforms are directly made of."""
-    found: list[nn.Parameter] = []
+    """Parameters of a flow's elementwise transforms, and of the last layer of each of its networks."""
+    parameters: list[nn.Parameter] = []
     for step in flow.transform.modules():
         if isinstance(step, zuko.flows.MaskedAutoregressiveTransform):
-            found += step.hyper[-1].parameters()
+            parameters += step.hyper[-1].parameters()
         elif isinstance(step, zuko.flows.ElementWiseTransform):
-            found += step.parameters()
-    return found
+            parameters += step.parameters()
+    return parameters
 
 
 def mean_field(problem: Problem) -> _MeanField:
@@ -237,11 +237,12 @@ def full_rank(problem: Problem, around: Result | None = None) -> _FullRank:
     """One normal with a dense covariance in unconstrained space.
 
     Args:
-        around: a result with a covariance (Laplace's, say), in whose whitened coordinates the guide works,
-            and as whose normal it starts: the remedy where scales differ by orders of magnitude.
+        around: a result with a covariance, such as that of Laplace. The guide uses coordinates that are
+            whitened by it, and starts as its normal. This helps if scales differ by orders of magnitude.
 
     Raises:
-        InputError: ``around`` is of another or a batched problem, or its covariance not positive definite.
+        InputError: ``around`` is the result of another or a batched problem, or its covariance is not
+            positive definite.
     """
     return _FullRank(problem, around)
 
@@ -257,7 +258,7 @@ def iaf(
     """An inverse autoregressive flow with affine steps: any covariance, and curved posteriors.
 
     Args:
-        transforms: number of steps; the order of coordinates is turned round in between.
+        transforms: number of steps; the order of the coordinates is reversed between steps.
         hidden: width of the two hidden layers of each step (default: 2 dimensions, at least 16).
         around: see :func:`full_rank`.
 
@@ -277,9 +278,9 @@ def nsf(
     bins: int = 8,
     around: Result | None = None,
 ) -> _Flow:
-    """As :func:`iaf`, with rational-quadratic splines: also skewed, heavy or several-peaked marginals.
+    """A flow like :func:`iaf`, with rational-quadratic splines, for skewed, heavy or multi-modal marginals.
 
-    Splines act on standard normals between -5 and 5, and leave what is outside as it is.
+    Splines transform standard normals between -5 and 5. Outside they are the identity.
 
     Args:
         transforms: number of steps.

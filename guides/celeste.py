@@ -1,12 +1,13 @@
-"""Guides for Celeste, and the delta-method ELBO that they are usually fitted by.
+"""Guides for Celeste, and the delta-method ELBO that they are usually fitted with.
 
-Given its type, a source's parameters are one Gaussian: ``[east, north, log_flux, colour...]`` for a star,
-``[east, north, log_radius, eta_1, eta_2, dev_logit, log_flux, colour...]`` for a galaxy. Sources of a patch
-are independent of each other.
+Given its type, a source's parameters have a joint Gaussian: ``[east, north, log_flux, colour...]`` for a
+star, ``[east, north, log_radius, eta_1, eta_2, dev_logit, log_flux, colour...]`` for a galaxy. Sources of a
+patch are independent of each other.
 
 * ``structured``: full covariance within a source and type.
 * ``mean_field``: diagonal covariance.
-* ``point``: Celeste's published family: position and shape are points, flux and colours independent normals.
+* ``point``: Celeste's published family. Position and shape are points; flux and colours are independent
+  normals.
 
 References:
     Regier et al. 2019, Annals of Applied Statistics 13, 1884, section 4 (family, delta method).
@@ -31,16 +32,20 @@ from astrozoo.types import Problem
 __all__ = ["CelesteGuide", "delta_elbo", "mean_field", "point", "structured"]
 
 _FAMILIES = ("structured", "mean_field", "point")
-_STAR, _GALAXY = 2, 6  # parameters that move or bend the image
+_STAR = 2
+"""Number of parameters that move or bend the image of a star; the others only scale it."""
+_GALAXY = 6
+"""Number of parameters that move or bend the image of a galaxy."""
 
 
 class CelesteGuide(nn.Module):
-    """A Gaussian per source and type, see the module's docstring.
+    """A Gaussian for each source and type; see the module's docstring.
 
     Args:
-        prior: the model's.
-        sources: how many a patch holds.
+        prior: the prior of the model.
+        sources: number of sources of a patch.
         family: "structured", "mean_field" or "point".
+        like: tensor with the dtype and device of the parameters.
     """
 
     star_logit: Tensor
@@ -83,11 +88,11 @@ class CelesteGuide(nn.Module):
             pyro.sample("colour", dist.Delta(u[..., _GALAXY + 1 :], event_dim=1))
 
     def scale_tril(self, kind: str) -> Float[Tensor, "source d d"]:
-        """Cholesky factor of the covariance of a type ("star" or "galaxy"); rows of points are zero."""
+        """Cholesky factor of the covariance of a type ("star" or "galaxy"). Rows of points are zero."""
         return scale_tril(getattr(self, f"{kind}_scale"), getattr(self, f"{kind}_loc").shape[-1], self.family)
 
     def _shape_density(self, shape: Float[Tensor, "source 4"]) -> Float[Tensor, "source"]:
-        """Prior density of a shape: what a star's meaningless point shape must not add to the ELBO."""
+        """Log prior density of a shape. It cancels the term of a star's unused shape in the ELBO."""
         prior = self.prior
         sd = shape.new_tensor(
             [prior.log_radius_sd, prior.ellipticity_sd, prior.ellipticity_sd, prior.dev_logit_sd]
@@ -97,7 +102,7 @@ class CelesteGuide(nn.Module):
         )
 
     def _padded_star(self) -> tuple[Tensor, Tensor]:
-        """A star's Gaussian with the prior in place of a shape, so that the shape costs nothing."""
+        """A star's Gaussian. Its shape, which is not used, has the prior, and so adds nothing to the ELBO."""
         loc, tril = self.star_loc, self.scale_tril("star")
         prior, s = self.prior, loc.shape[0]
         sd = loc.new_tensor(
@@ -115,7 +120,7 @@ class CelesteGuide(nn.Module):
         return padded_loc, torch.cat(rows, -2)
 
     def initial(self, layout: Any, z0: Float[Tensor, "b latent"]) -> dict[str, Tensor]:
-        """Parameters of guides centred on starts: both types alike, standard deviations 0.1."""
+        """Parameters that centre the guide on ``z0`` for both types, with standard deviations of 0.1."""
         sites = layout.constrain(z0)
         shape = (
             sites["offset"],
@@ -125,19 +130,19 @@ class CelesteGuide(nn.Module):
         )
         linear = (sites["log_flux"][..., None], sites["colour"])
         b = z0.shape[0]
-        held = {"star_logit": self.star_logit.detach().expand(b, -1)}
-        held["star_loc"] = torch.cat((shape[0], *linear), -1)
-        held["galaxy_loc"] = torch.cat((*shape, *linear), -1)
+        parameters = {"star_logit": self.star_logit.detach().expand(b, -1)}
+        parameters["star_loc"] = torch.cat((shape[0], *linear), -1)
+        parameters["galaxy_loc"] = torch.cat((*shape, *linear), -1)
         for kind in ("star", "galaxy"):
             scale = getattr(self, f"{kind}_scale").detach()
-            dim = held[f"{kind}_loc"].shape[-1]
+            dim = parameters[f"{kind}_loc"].shape[-1]
             diagonal = _diagonal(scale.shape[-1], dim, self.family, scale.device)
-            held[f"{kind}_scale"] = (math.log(0.1) * diagonal.to(scale)).expand(b, *scale.shape)
-        return held
+            parameters[f"{kind}_scale"] = (math.log(0.1) * diagonal.to(scale)).expand(b, *scale.shape)
+        return parameters
 
 
 def _diagonal(n_scale: int, dim: int, family: str, device: torch.device) -> Tensor:
-    """Which entries of a scale vector are logarithms of diagonal elements."""
+    """True at the entries of a scale vector that are logarithms of diagonal elements."""
     if family != "structured":
         return torch.ones(n_scale, dtype=torch.bool, device=device)
     row, column = torch.tril_indices(dim, dim, device=device)
@@ -145,7 +150,7 @@ def _diagonal(n_scale: int, dim: int, family: str, device: torch.device) -> Tens
 
 
 def scale_tril(scale: Float[Tensor, "*b n"], dim: int, family: str) -> Float[Tensor, "*b d d"]:
-    """The Cholesky factor that a scale vector stands for: logs of the diagonal, the rest row by row."""
+    """The Cholesky factor of a scale vector, which holds the lower triangle row by row, with log diagonal."""
     if family == "structured":
         row, column = torch.tril_indices(dim, dim, device=scale.device)
         values = torch.where(row == column, scale.clamp(max=50).exp(), scale)
@@ -183,15 +188,15 @@ point = _factory("point")
 def delta_elbo(problem: Problem, guide: CelesteGuide) -> Callable[[Tensor, Patch], Tensor]:
     """The delta-method ELBO as a pure function of (flat guide parameters, patch).
 
-    The light of each pixel has closed-form moments over flux and colours (log-normal); over position and
-    shape, third-degree spherical cubature (nodes at sqrt(n) along the n columns of the Cholesky factor),
-    with the flux following its correlation with each node. Types are summed over exactly (``2**sources``
-    terms; at most six sources). E log(light) takes the delta method,
-    ``log E - Var / (2 E^2)``, which is not a bound but is close where the sky is bright. The colour mixture
-    enters by its optimal auxiliary components, which is a lower bound.
+    The light of a pixel has closed-form moments over flux and colours, which are log-normal. Moments over
+    position and shape are computed by third-degree spherical cubature: its nodes are at sqrt(n) along the n
+    columns of the Cholesky factor, and at each node the flux has its conditional distribution. The sum over
+    types is exact (``2**sources`` terms; at most six sources). E log(light) is approximated by the delta
+    method, ``log E - Var / (2 E^2)``, which is not a bound, but is accurate if the sky is bright. The colour
+    mixture is replaced by a lower bound, with its optimal auxiliary components.
 
     Raises:
-        InputError: for more than six sources in a patch.
+        InputError: a patch has more than six sources.
     """
     sources = guide.star_logit.shape[0]
     if sources > 6:
@@ -202,12 +207,12 @@ def delta_elbo(problem: Problem, guide: CelesteGuide) -> Callable[[Tensor, Patch
     def elbo(w: Tensor, patch: Patch) -> Tensor:
         parts = w.split([s.numel() for s in shapes.values()])
         p = {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-        own = prior.to(w)
+        cast_prior = prior.to(w)
         moments = []
         for kind, name in enumerate(("galaxy", "star")):
             loc = p[f"{name}_loc"]
             moments.append(
-                _moments(loc, scale_tril(p[f"{name}_scale"], loc.shape[-1], family), own, kind, patch)
+                _moments(loc, scale_tril(p[f"{name}_scale"], loc.shape[-1], family), cast_prior, kind, patch)
             )
         expected = torch.stack([m[0] for m in moments])  # [type, source, image, pixel]
         variance = torch.stack([m[1] for m in moments])
@@ -217,10 +222,10 @@ def delta_elbo(problem: Problem, guide: CelesteGuide) -> Callable[[Tensor, Patch
         spread = variance[kinds, which].sum(1)
         pixel = patch.counts * (rate.log() - 0.5 * spread / rate**2) - rate - torch.lgamma(patch.counts + 1)
         weight = _log_types(p["star_logit"])[kinds, which].sum(-1).exp()
-        cost = without_pixels(p, own, patch.anchor, family)
+        cost = without_pixels(p, cast_prior, patch.anchor, family)
         return cost + (weight * (patch.mask * pixel).sum((-2, -1))).sum()
 
-    from astrozoo.guides.celeste_hessian import derivatives  # which imports this file
+    from astrozoo.guides.celeste_hessian import derivatives  # here, because it imports this file
 
     elbo.derivatives = derivatives(problem, guide)  # type: ignore[attr-defined]
     return elbo
@@ -236,7 +241,7 @@ def _log_types(star_logit: Float[Tensor, "source"]) -> Float[Tensor, "2 source"]
 
 
 def without_pixels(p: dict[str, Tensor], prior: Prior, anchor: Tensor, family: str) -> Float[Tensor, ""]:
-    """The ELBO's prior and entropy: a sum over sources."""
+    """The part of the ELBO that does not depend on the pixels, prior and entropy, summed over sources."""
     log_q = _log_types(p["star_logit"])
     log_p = torch.log(torch.stack((1 - log_q.new_tensor(prior.prob_star), log_q.new_tensor(prior.prob_star))))
     terms = []
@@ -250,7 +255,7 @@ def without_pixels(p: dict[str, Tensor], prior: Prior, anchor: Tensor, family: s
 def nodes(
     loc: Tensor, tril: Tensor, prior: Prior, kind: int, patch: Patch
 ) -> tuple[Float[Tensor, "k s d"], Float[Tensor, "k s image"], Float[Tensor, "k s image"]]:
-    """Cubature nodes (with the conditional mean of flux and colours), logarithms of E flux and E flux^2."""
+    """Cubature nodes, with the conditional mean of flux and colours, ln E[flux] and ln E[flux^2]."""
     n = _STAR if kind else _GALAXY
     d = loc.shape[1]
     eye = torch.eye(n, dtype=loc.dtype, device=loc.device)

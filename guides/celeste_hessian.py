@@ -1,15 +1,15 @@
-"""Value, gradient and Hessian of Celeste's delta-method ELBO in one pass, exact, by the chain rule.
+"""Exact value, gradient and Hessian of Celeste's delta-method ELBO in one pass, by the chain rule.
 
-Parameters reach the pixels through few numbers: for each source, type, cubature node and image the *light*
-``tau``, which is position, ring covariance and profile mixture of its Gaussians (for a star, position alone)
-and the logarithms of its first and second flux moments. So differentiation is by hand where there are
-pixels, and automatic, in a source's own parameters, where there are none. With ``R`` and ``V`` the mean and
-variance of the light of one source and type in a pixel, the Hessian is
+The pixels depend on the parameters only through few numbers, the *light* ``tau`` of each source, type,
+cubature node and image. It consists of the position, ring covariance and profile mixture of its Gaussians
+(for a star, the position alone) and of the logarithms of its first and second flux moments. Derivatives of
+pixels by the light are written by hand; those of the light by the parameters of a source are automatic. With
+``R`` and ``V`` the mean and variance of the light of one source and type in a pixel, the Hessian is
 
     sum over pixels of  dR' f_RR dR + dR' f_RV dV + dV' f_RV dR  (f_VV = 0)      all pairs of sources
     + tau' (d2 of f_R R + f_V V in the light) tau + f_tau d2 tau + d2 KL         each source alone
 
-and the terms of the types' logits, through which the weights of the sum over types vary.
+plus the terms of the types' logits, on which the weights of the sum over types depend.
 
 References:
     Regier et al. 2019, Annals of Applied Statistics 13, 1884, section 5 (second-order optimisation).
@@ -57,7 +57,7 @@ def derivatives(
     def of(w: Tensor, patch: Patch) -> tuple[Tensor, Tensor, Tensor]:
         prior = guide.prior.to(w)
         parts = torch.arange(len(w), device=w.device).split([s.numel() for s in shapes.values()])
-        index = torch.cat([part.reshape(sources, -1) for part in parts], 1)  # [s, q]: where w holds them
+        index = torch.cat([part.reshape(sources, -1) for part in parts], 1)  # [s, q]: their positions in w
         x = w[index]
 
         def light(y: Tensor, kind: int) -> Tensor:
@@ -77,14 +77,14 @@ def derivatives(
             pulled = sum((light(x[spans[kind]], kind) * pull).sum() for kind, pull in enumerate(pulls))
             return cost + pulled, cost
 
-        given = (x, patch.anchor, *pulls)
-        g, cost = vmap(grad(alone, has_aux=True))(*given)
-        own = vmap(jacrev(grad(lambda *a: alone(*a)[0])))(*given)
+        inputs = (x, patch.anchor, *pulls)
+        g, cost = vmap(grad(alone, has_aux=True))(*inputs)
+        block = vmap(jacrev(grad(lambda *a: alone(*a)[0])))(*inputs)
         for kind, image in enumerate(images):
-            own[:, spans[kind], spans[kind]] += image.bend(*pixels.weights(image, kind))
+            block[:, spans[kind], spans[kind]] += image.bend(*pixels.weights(image, kind))
         gradient, hessian = w.new_zeros(len(w)), w.new_zeros(len(w), len(w))
         gradient[index] = g
-        hessian[index[:, :, None], index[:, None, :]] = own
+        hessian[index[:, :, None], index[:, None, :]] = block
         logits = index[:, column]
         gradient[logits] += pixels.logit_slope
         hessian[logits[:, None], logits] += pixels.logit_bend
@@ -110,13 +110,14 @@ class _Images:
     """Light in pixels of one type; leading axes are source, node, image.
 
     Args:
-        image, slope: of unit flux, and its derivatives in the light's first entries, ``[..., p]`` and
-            ``[..., t - 2, p]``.
+        image, slope: image of unit flux, and its derivatives by the light's entries except the last two,
+            ``[..., p]`` and ``[..., t - 2, p]``.
         first, second: flux moments times the node's weight, ``[...]``.
-        lights: derivatives of the light in the parameters, ``[..., t, q]``.
-        mean, variance: over flux and nodes, ``[source, image, p]``.
-        mean_slope, variance_slope: their derivatives in the parameters, ``[source, q, image * p]``.
-        curve: ``weights [..., p]`` -> Hessian of the weighted sum of ``image``, ``[..., t - 2, t - 2]``.
+        lights: derivatives of the light by the parameters, ``[..., t, q]``.
+        mean, variance: moments over flux and nodes, ``[source, image, p]``.
+        mean_slope, variance_slope: their derivatives by the parameters, ``[source, q, image * p]``.
+        curve: function of ``weights [..., p]``: the Hessian of the weighted sum of ``image``,
+            ``[..., t - 2, t - 2]``.
     """
 
     image: Tensor
@@ -132,7 +133,7 @@ class _Images:
 
     @classmethod
     def of(cls, tau: Tensor, lights: Tensor, kind: int, patch: Patch) -> _Images:
-        """Render; ``tau [source, node, image, t]``."""
+        """Render the light ``tau [source, node, image, t]``."""
         groups, variances = galaxy_rings(tau.dtype, tau.device)
         if kind:
             groups, variances = tau.new_ones(1, 1), tau.new_zeros(1)
@@ -171,14 +172,14 @@ class _Images:
         return cls(image, slope, first, second, lights, mean, variance, mean_slope, variance_slope, curve)
 
     def pull(self, a: Tensor, b: Tensor) -> Tensor:
-        """Gradient in the light of ``sum (a E + b S)``: E the mean, S the mean square. ``[..., t]``."""
+        """Gradient by the light of ``sum (a E + b S)``: ``[..., t]``. E is the mean, S the mean square."""
         ea, sb = self.first[..., None] * a[:, None], self.second[..., None] * b[:, None]
         weights = ea + 2 * sb * self.image
         ends = torch.stack(((ea * self.image).sum(-1), (sb * self.image**2).sum(-1)), -1)
         return torch.cat(((self.slope @ weights[..., None]).squeeze(-1), ends), -1)
 
     def bend(self, a: Tensor, b: Tensor) -> Tensor:
-        """Its Hessian in the parameters, but for the curvature of the light itself: ``[source, q, q]``."""
+        """Hessian of that sum by the parameters, without the curvature of the light: ``[source, q, q]``."""
         ea, sb = self.first[..., None] * a[:, None], self.second[..., None] * b[:, None]
         block = self.curve(ea + 2 * sb * self.image) + (self.slope * (2 * sb)[..., None, :]) @ self.slope.mT
         edge = self.slope @ torch.stack((ea, 2 * sb * self.image), -1)
@@ -190,12 +191,14 @@ class _Images:
 
 @dataclass(frozen=True)
 class _Pixels:
-    """The pixels' sum over types, with its derivatives; ``a`` runs over (type, source).
+    """The sum over types and pixels, with its derivatives. The axis ``a`` is that of pairs (type, source).
 
     Args:
+        value: the sum.
         by_rate, by_spread: f_R and f_V, ``[a, image, p]``.
         rate_rate, rate_spread: f_RR and f_RV, ``[a, a, image * p]``.
-        logit_rate, logit_spread: of the weights and f_R, f_V: ``[a, source, image * p]``.
+        logit_rate, logit_spread: derivatives of f_R and f_V by the logits: ``[a, source, image * p]``.
+        logit_slope, logit_bend: gradient ``[source]`` and Hessian of the sum by the logits.
     """
 
     value: Tensor
@@ -210,28 +213,28 @@ class _Pixels:
 
     @classmethod
     def of(cls, images: list[_Images], logit: Tensor, patch: Patch) -> _Pixels:
-        """Of galaxies and stars."""
+        """The sum for the images of galaxies and stars."""
         sources = len(logit)
         kinds = every_choice(sources, logit.device)  # [2^s, s]
-        held = torch.cat((1 - kinds, kinds), 1).to(logit)  # [2^s, a]
+        is_kind = torch.cat((1 - kinds, kinds), 1).to(logit)  # [2^s, a]
         weight = torch.where(kinds > 0, logsigmoid(logit), logsigmoid(-logit)).sum(-1).exp()
-        r = patch.background.flatten() + held @ torch.cat([i.mean for i in images]).flatten(1)
-        v = held @ torch.cat([i.variance for i in images]).flatten(1)
+        r = patch.background.flatten() + is_kind @ torch.cat([i.mean for i in images]).flatten(1)
+        v = is_kind @ torch.cat([i.variance for i in images]).flatten(1)
         counts = patch.counts.flatten()
         m = weight[:, None] * patch.mask.flatten()
         f = m * (counts * (r.log() - 0.5 * v / r**2) - r - torch.lgamma(counts + 1))
         f_r, f_v = m * (counts * (1 / r + v / r**3) - 1), -0.5 * m * counts / r**2
         f_rr, f_rv = -m * counts * (1 / r**2 + 3 * v / r**4), m * counts / r**3
-        pairs = (held[:, :, None] * held[:, None, :]).flatten(1).T
+        pairs = (is_kind[:, :, None] * is_kind[:, None, :]).flatten(1).T
         q = logit.sigmoid()
         turn = kinds - q  # [2^s, s] d ln weight / d logit
-        turned = (held[:, :, None] * turn[:, None, :]).flatten(1).T
+        turned = (is_kind[:, :, None] * turn[:, None, :]).flatten(1).T
         each = f.sum(1)
         shape = patch.counts.shape
         return cls(
             value=f.sum(),
-            by_rate=(held.T @ f_r).unflatten(1, shape),
-            by_spread=(held.T @ f_v).unflatten(1, shape),
+            by_rate=(is_kind.T @ f_r).unflatten(1, shape),
+            by_spread=(is_kind.T @ f_v).unflatten(1, shape),
             rate_rate=(pairs @ f_rr).unflatten(0, (2 * sources, 2 * sources)),
             rate_spread=(pairs @ f_rv).unflatten(0, (2 * sources, 2 * sources)),
             logit_rate=(turned @ f_r).unflatten(0, (2 * sources, sources)),
@@ -241,7 +244,7 @@ class _Pixels:
         )
 
     def weights(self, images: _Images, kind: int) -> tuple[Tensor, Tensor]:
-        """Derivatives in the mean and the mean square of a type's light, ``[source, image, p]``."""
+        """Derivatives by the mean and the mean square of a type's light, ``[source, image, p]``."""
         sources = len(images.mean)
         at = slice(kind * sources, (kind + 1) * sources)
         return self.by_rate[at] - 2 * images.mean * self.by_spread[at], self.by_spread[at]
@@ -250,7 +253,7 @@ class _Pixels:
 def _couple(
     hessian: Tensor, images: list[_Images], pixels: _Pixels, index: list[Tensor], logits: Tensor
 ) -> None:
-    """Add what the pixels couple: parameters of all pairs of (type, source), and the logits."""
+    """Add the blocks of pairs of (type, source), and of these and the logits, which pixels couple."""
     sources = len(logits)
     means = [slope for image in images for slope in image.mean_slope]
     variances = [slope for image in images for slope in image.variance_slope]
@@ -262,10 +265,10 @@ def _couple(
         left = torch.cat((mean, variance), 1)
         for b in range(a, 2 * sources):
             if b == a + sources:
-                continue  # a source is not of both types
+                continue  # no source has both types
             rr, rv = pixels.rate_rate[a, b], pixels.rate_spread[a, b]
             if b == a:
-                rr = rr - 2 * pixels.by_spread[a].flatten()  # V is the mean square less R^2
+                rr = rr - 2 * pixels.by_spread[a].flatten()  # V is the mean square minus R^2
             block = left @ torch.cat((rr * means[b] + rv * variances[b], rv * means[b]), 1).T
             hessian[rows[:, None], at[b]] += block
             if b != a:

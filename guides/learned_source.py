@@ -23,7 +23,7 @@ class Encoder(nn.Module):
         self.encoder = ConvolutionalEncoder(SIZE, LATENT)
 
     def moments(self, images: Float[Tensor, "b y x"]) -> tuple[Tensor, Tensor]:
-        """Means and SDs; the square root makes the faint parts of a galaxy count."""
+        """Means and SDs. The network's input is a square root, which enhances the faint parts of a galaxy."""
         return self.encoder((images * SIZE**2).sqrt())
 
     def forward(self, images: Float[Tensor, "b y x"]) -> None:

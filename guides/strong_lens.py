@@ -1,7 +1,7 @@
-"""A guide for strong lenses: the lens's parameters jointly, the source's given them.
+"""A guide for strong lenses: a joint normal of the lens's parameters, and the source's conditional on them.
 
-The general ``full_rank`` and ``iaf`` suit lenses too; this one grows with the length of a learned source's
-latent vector, not with its square.
+The general guides ``full_rank`` and ``iaf`` are also suitable. The number of parameters of this one grows
+with the length of a learned source's latent vector, not with its square.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from astrozoo.types import Problem
 __all__ = ["structured"]
 
 _SCALE = 0.05
+"""SD with which the guide starts, in unconstrained space."""
 
 
 class _Structured(autoguide.AutoContinuous):
-    """A normal in unconstrained space: dense among the lens's coordinates, of which the source's depend.
+    """A normal in unconstrained space, with a dense covariance of the lens's coordinates.
 
-    Given the lens, the source's coordinates are independent of one another, with means that are linear in
-    the lens's.
+    Given these, the source's coordinates are independent of each other, with means that are linear in the
+    lens's coordinates.
     """
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
@@ -51,7 +52,7 @@ class _Structured(autoguide.AutoContinuous):
         return {"loc": z0}
 
     def sample_latent(self, *args: Any, **kwargs: Any) -> Tensor:
-        """A draw of all sites, unconstrained; its noise and its density are auxiliary sites."""
+        """A draw of all sites in unconstrained space. Its noise and its density are auxiliary sites."""
         hidden: Any = {"is_auxiliary": True}
         base = dist.Normal(torch.zeros_like(self.loc), 1.0).to_event(1)
         noise = pyro.sample(f"_{self._pyro_name}_noise", base, infer=hidden)
@@ -62,10 +63,10 @@ class _Structured(autoguide.AutoContinuous):
 
 
 def structured(problem: Problem) -> _Structured:
-    """A normal whose source coordinates depend on the lens's, and not on one another.
+    """A normal whose source coordinates depend on the lens's coordinates, but not on each other.
 
-    The lens's block is of full rank. With ``l`` coordinates of the lens and ``s`` of the source it has
-    ``2 (l + s) + l (l - 1) / 2 + l s`` parameters that matter.
+    The covariance of the lens's coordinates is dense. With ``l`` coordinates of the lens and ``s`` of the
+    source, the guide has ``2 (l + s) + l (l - 1) / 2 + l s`` parameters that its draws depend on.
     """
     first = {n: v if problem.batch is None else v[0] for n, v in problem.start.items()}
     return _Structured(problem.model, init_loc_fn=autoguide.init_to_value(values=first))
