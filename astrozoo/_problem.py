@@ -46,6 +46,9 @@ class Problem:
             an attribute ``derivatives``, a function of the same arguments returning that scalar, its
             gradient and its Hessian, which then takes the place of automatic second derivatives.
             Factories may be given as "module:attribute", imported when asked for.
+        preconditioner: the default ``metric`` of ``hmc``, ``laplace`` and ``auto``: the kind of a mass matrix
+            for each site, ``{"x": "fourier"}``, for all latents, or an operator near a root of the
+            posterior's covariance (:class:`astrozoo.infer.options.HMCSettings`).
         version: stands in for the model, its code and its settings, in the digest. It is needed for a model
             that cannot be hashed by content (one that uses a compiled extension, say). Change it whenever the
             model changes.
@@ -66,6 +69,7 @@ class Problem:
     coords: Mapping[str, Any] = field(default_factory=dict)
     guides: Mapping[str, Callable[[Problem], Any] | str] = field(default_factory=dict)
     objectives: Mapping[str, Callable[..., Callable[..., Tensor]] | str] = field(default_factory=dict)
+    preconditioner: Any = None
     version: str | None = None
 
     def __post_init__(self) -> None:
@@ -84,6 +88,7 @@ class Problem:
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+        _check_preconditioner(self.preconditioner)
         floats = {t.dtype for t in self.tensors if t.is_floating_point()}
         if len(floats) > 1:
             raise InputError("args", f"dtypes {sorted(map(str, floats))}", "one floating dtype")
@@ -156,10 +161,10 @@ class Problem:
 
         It changes with the code of the model and of the functions that it calls, those of the user and of
         astrozoo, and with the versions of installed packages. It does not depend on ``name``, ``dims``,
-        ``coords``, ``start``, ``guides`` and ``objectives``, because they do not change the posterior. It is
-        computed at its first use, and again after torch has changed a tensor of ``args`` in place. Of a
-        Dataset its class, its length and its first, middle and last items are hashed; of a TensorDataset all
-        tensors.
+        ``coords``, ``start``, ``guides``, ``objectives`` and ``preconditioner``, because they do not change
+        the posterior. It is computed at its first use, and again after torch has changed a tensor of ``args`` in
+        place. Of a Dataset its class, its length and its first, middle and last items are hashed; of a
+        TensorDataset all tensors.
 
         Raises:
             InputError: if the model or its data have content that cannot be hashed.
@@ -217,7 +222,13 @@ class Problem:
         return replace(self, model=Fixed(self.model, found), args=(*self.args, flat))
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Problem:
-        """The same problem with its data in another floating dtype or on another device."""
+        """The same problem with its data in another floating dtype or on another device.
+
+        A preconditioner that is an operator is converted by its own method ``to(dtype=, device=)``.
+
+        Raises:
+            InputError: if that operator has no such method.
+        """
 
         def move(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
@@ -225,7 +236,14 @@ class Problem:
             return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None)
 
         start = {name: move(value) for name, value in self.start.items()}
-        return replace(self, args=pytree.tree_map(move, self.args), start=start)
+        moved = self.preconditioner
+        if _is_operator(moved):
+            if not hasattr(moved, "to"):
+                raise InputError(
+                    "preconditioner", f"{type(moved).__name__} without `to`", "one with to(dtype=, device=)"
+                )
+            moved = moved.to(dtype=dtype, device=device)
+        return replace(self, args=pytree.tree_map(move, self.args), start=start, preconditioner=moved)
 
 
 def stack(problems: Sequence[Problem]) -> Problem:
@@ -257,11 +275,36 @@ def stack(problems: Sequence[Problem]) -> Problem:
     return replace(problems[0], args=args, start=start, batch=len(problems))
 
 
+def _is_operator(preconditioner: Any) -> bool:
+    return preconditioner is not None and not isinstance(preconditioner, str | Mapping)
+
+
+def _check_preconditioner(value: Any) -> None:
+    """Its type. Whether it fits the model is checked by the methods, which know the sites.
+
+    Raises:
+        InputError: if it is neither a kind, nor kinds by site, nor an operator.
+    """
+    if isinstance(value, Mapping):
+        good = all(isinstance(x, str) for pair in value.items() for x in pair)
+    else:
+        good = not _is_operator(value) or hasattr(value, "velocity")
+    if not good:
+        raise InputError("preconditioner", repr(value), "a kind, a mapping of sites to kinds, or an operator")
+
+
 def _readable(leaf: Any) -> Any:
     """A Dataset by its tensors, or by a few of its items; anything else as it is."""
     if isinstance(leaf, TensorDataset):
         return type(leaf), leaf.tensors
     return (type(leaf), sample(leaf)) if isinstance(leaf, Dataset) else leaf
+
+
+def _comparable(preconditioner: Any) -> Any:
+    """Operators are the same only where they are one object."""
+    if _is_operator(preconditioner):
+        return type(preconditioner).__name__, id(preconditioner)
+    return dict(preconditioner) if isinstance(preconditioner, Mapping) else preconditioner
 
 
 def _kind(problem: Problem) -> dict[str, Any]:
@@ -276,5 +319,6 @@ def _kind(problem: Problem) -> dict[str, Any]:
         )[:16],
         "data that are not tensors (digest)": content_hash(constants)[:16],
         "dims": dict(problem.dims),
+        "preconditioner": _comparable(problem.preconditioner),
         "coords (digest)": content_hash(dict(problem.coords))[:16],
     }

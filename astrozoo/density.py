@@ -19,12 +19,14 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils import _pytree as pytree
+from torch.utils.data import Dataset
 
 from astrozoo._capture import Model, is_discrete, latent_sites, run_guide
 from astrozoo._enumerate import MAX_ASSIGNMENTS, Discrete, find_discrete, inverted, make_plan, total
 from astrozoo._labels import check_sites
 from astrozoo._layout import Layout, Site, lower_triangle
 from astrozoo._parameters import Fixed, Parameters, Watch, module_parameters, sharing
+from astrozoo._plates import first_item
 from astrozoo._pure_function import PureFunction, rows_of
 from astrozoo._scope import Scope, Tape
 from astrozoo.errors import CaptureError, InputError
@@ -42,6 +44,7 @@ __all__ = [
     "layout_of",
     "log_density",
     "lower_triangle",
+    "names_of_draws",
 ]
 
 
@@ -141,6 +144,18 @@ def derived_sites(
 def layout_of(problem: Problem) -> Layout:
     """How the continuous latents of one of the independent problems lie in a vector."""
     return Model.layout_of(problem.model, some_rows(problem)[0], Scope(problem.dtype, problem.device))
+
+
+def names_of_draws(problem: Problem) -> list[str]:
+    """Names of the sites that a result has draws of: continuous and discrete latents, and derived sites.
+
+    A Dataset is represented by its first item.
+    """
+    args = problem.args if problem.datasets else some_rows(problem)[0]
+    args = pytree.tree_map(lambda x: first_item(x) if isinstance(x, Dataset) else x, args)
+    model = Model(problem.model, [args], Scope(problem.dtype, problem.device))
+    sites = [site.name for site in model.layout.sites]
+    return [*sites, *(site.name for site in model.discrete), *model.derived]
 
 
 def _in_dims(args: tuple[Any, ...], batch: int | None) -> Any:

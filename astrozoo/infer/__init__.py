@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -37,10 +37,10 @@ def infer(
             The other methods use none.
         options: those of :class:`astrozoo.infer.options.RunOptions`, which every method takes (``seed``,
             ``draws``, ``chains``, ``budget``, ``start``, ``compile``, ``progress``, ``checkpoint``,
-            ``throw``), and those of the method's own settings (:mod:`astrozoo.infer.options`).
+            ``throw``, ``keep``), and those of the method's own settings (:mod:`astrozoo.infer.options`).
 
     Raises:
-        UnknownNameError: for an unknown method, guide or option.
+        UnknownNameError: for an unknown method, guide, option or site to keep.
         InputError: for an option of another method, or a value of the wrong type or out of its range. Both
             are raised before any work.
         CaptureError: for a model that cannot be captured; it names the site or the cause.
@@ -51,6 +51,7 @@ def infer(
     if method not in registry.METHODS:
         raise UnknownNameError("method", method, registry.METHODS)
     run, settings = parse(method, options)
+    _check_keep(problem, run.keep)
     row = registry.METHODS[method]
     factory = find_factory(problem, guide) if row.takes_guide else None
     general = not row.takes_guide or (isinstance(guide, str) and guide not in problem.guides)
@@ -67,6 +68,16 @@ def infer(
     if row.takes_guide:
         return row.backend(problem, factory, run, settings)
     return row.backend(problem, run, settings)
+
+
+def _check_keep(problem: Problem, keep: Sequence[str] | None) -> None:
+    if keep:
+        from astrozoo.density import names_of_draws
+
+        names = names_of_draws(problem)
+        for name in keep:
+            if name not in names:
+                raise UnknownNameError("site to keep", name, names)
 
 
 def _no_continuous_latents(problem: Problem, method: str) -> bool:

@@ -9,12 +9,23 @@ from typing import Any
 from astrozoo._layout import Layout, Site
 from astrozoo.errors import InputError, UnknownNameError
 from astrozoo.infer._metric import KINDS, Block, Structure
-from astrozoo.types import DENSE_COVARIANCE
+from astrozoo.types import DENSE_COVARIANCE, Problem
 
-__all__ = ["structure_of"]
+__all__ = ["structure_for", "structure_of"]
 
 
-def structure_of(metric: Any, layout: Layout) -> Structure:
+def structure_for(problem: Problem, metric: Any, layout: Layout) -> Structure:
+    """The structure of ``metric``, or where that is None, of the problem's ``preconditioner``.
+
+    Raises:
+        InputError, UnknownNameError: as :func:`structure_of`.
+    """
+    if metric is not None:
+        return structure_of(metric, layout)
+    return structure_of(problem.preconditioner, layout, "preconditioner of the problem")
+
+
+def structure_of(metric: Any, layout: Layout, option: str = "metric") -> Structure:
     """The structure that ``metric`` asks for.
 
     Args:
@@ -22,6 +33,7 @@ def structure_of(metric: Any, layout: Layout) -> Structure:
             "fourier" among them; or a :class:`~astrozoo.infer._metric.Preconditioner`. Sites that are not
             named have metrics of the default kind.
         layout: of the latent sites.
+        option: what an error calls ``metric``.
 
     Raises:
         InputError: for a kind that is unknown or does not suit its site, or an object that is no
@@ -31,13 +43,13 @@ def structure_of(metric: Any, layout: Layout) -> Structure:
     if metric is None:
         return Structure()
     if isinstance(metric, str):
-        return Structure((_block(layout.dim, metric, None),))
+        return Structure((_block(layout.dim, metric, None, option),))
     if isinstance(metric, Mapping):
-        return _by_site(metric, layout)
+        return _by_site(metric, layout, option)
     missing = [n for n in ("velocity", "force", "whiten", "log_det") if not _has(metric, n)]
     if missing:
         raise InputError(
-            "metric",
+            option,
             f"{type(metric).__name__} without {', '.join(missing)}",
             "a kind, a mapping of sites to kinds, or an object with velocity, force, whiten and log_det",
         )
@@ -48,11 +60,11 @@ def _has(metric: Any, name: str) -> bool:
     return inspect.getattr_static(metric, name, None) is not None
 
 
-def _by_site(kinds: Mapping[str, str], layout: Layout) -> Structure:
+def _by_site(kinds: Mapping[str, str], layout: Layout, option: str) -> Structure:
     names = {site.name for site in layout.sites}
     for name in kinds:
         if name not in names:
-            raise UnknownNameError("site of metric", name, names)
+            raise UnknownNameError(f"site of {option}", name, names)
     blocks: list[Block] = []
     unnamed = 0  # latents of neighbouring sites without a kind of their own
     for site in layout.sites:
@@ -62,13 +74,13 @@ def _by_site(kinds: Mapping[str, str], layout: Layout) -> Structure:
             continue
         blocks += [Block(unnamed)] if unnamed else []
         unnamed = 0
-        blocks.append(_block(size, kinds[site.name], site))
+        blocks.append(_block(size, kinds[site.name], site, option))
     blocks += [Block(unnamed)] if unnamed else []
     return Structure(tuple(blocks))
 
 
-def _block(size: int, kind: str, site: Site | None) -> Block:
-    where = "metric" if site is None else f"metric of site {site.name!r}"
+def _block(size: int, kind: str, site: Site | None, option: str) -> Block:
+    where = option if site is None else f"{option}, site {site.name!r}"
     if kind not in KINDS:
         raise InputError(where, repr(kind), ", ".join(map(repr, KINDS)))
     if kind == "dense" and size > DENSE_COVARIANCE:

@@ -14,7 +14,7 @@ from torch import Tensor
 from astrozoo.infer._moments import Moments
 from astrozoo.infer.options import RunOptions
 from astrozoo.infer.randomness import generator_for
-from astrozoo.infer.results import DISCRETE_STREAM, by_chain, constrained
+from astrozoo.infer.results import DISCRETE_STREAM, by_chain, constrained, kept_sites
 from astrozoo.objective import Density, VariationalObjective
 from astrozoo.types import DENSE_COVARIANCE
 
@@ -119,7 +119,7 @@ def guide_draws(elbo: VariationalObjective, w: Float[Tensor, "b p"], run: RunOpt
         part = elbo.sample(w, noise)
         if elbo.recovers_discrete:
             part |= elbo.discrete(elbo.unconstrained(w, noise), discrete, w)
-        part |= elbo.derived(part, w)
+        part = kept_sites(part | elbo.derived(part, w), run)
         if elbo.draw_dim:
             part[_RATIO] = torch.cat(
                 [elbo.log_ratio(w, part_noise) for part_noise in noise.split(RATIOS_AT_ONCE)], 1

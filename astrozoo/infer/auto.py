@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from astrozoo.density import log_density
 from astrozoo.infer._search import beside, search
 from astrozoo.infer.hmc import hmc
 from astrozoo.infer.laplace import laplace
-from astrozoo.infer.options import AutoSettings, HMCSettings, LaplaceSettings, RunOptions
+from astrozoo.infer.options import AutoSettings, HMCSettings, LaplaceSettings, RecordSettings, RunOptions
 from astrozoo.objective import Density
 from astrozoo.types import DENSE_COVARIANCE, Problem, Result, Status
 
@@ -43,7 +43,7 @@ def auto(problem: Problem, run: RunOptions, settings: AutoSettings) -> Result:
     Chains see only the best mode: others are counted in ``stats["modes"]``, not sampled.
 
     Args:
-        run: ``draws``, ``chains`` and ``budget`` are those of HMC. A ``start`` replaces the search.
+        run: ``draws``, ``chains``, ``budget`` and ``keep`` are those of HMC. A ``start`` replaces the search.
             ``compile="auto"`` leaves the mode uncompiled, and compiles search and HMC at once where that will
             pay. Each stage keeps a checkpoint of its own beside ``checkpoint``: ``NAME.search.npz`` and so
             on.
@@ -82,7 +82,10 @@ def auto(problem: Problem, run: RunOptions, settings: AutoSettings) -> Result:
         hmc_start = _unconstrained(density, mode)
     hmc_run = replace(run, start=hmc_start, checkpoint=beside(run.checkpoint, "hmc"))
     precondition = mode if usable and not large else None
-    hmc_settings = HMCSettings(warmup=settings.warmup, precondition=precondition, metric=settings.metric)
+    record = {option.name: getattr(settings, option.name) for option in fields(RecordSettings)}
+    hmc_settings = HMCSettings(
+        warmup=settings.warmup, precondition=precondition, metric=settings.metric, **record
+    )
     result = hmc(sampled, hmc_run, hmc_settings, density=density)
     seconds["hmc"] = running() - began
     counts = {k: v + mode.stats["counts"][k] for k, v in result.stats["counts"].items()}
@@ -119,4 +122,5 @@ def _laplace_options(run: RunOptions, draws: int) -> RunOptions:
         compile="never" if run.compile == "auto" else run.compile,
         checkpoint=beside(run.checkpoint, "laplace"),
         throw=False,
+        keep=None,  # chains may start from its draws
     )

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from astrozoo.checkpoint import Checkpoint
 from astrozoo.density import log_density
-from astrozoo.errors import UnknownNameError
 from astrozoo.infer import _chart, _metric
 from astrozoo.infer._adaptation import (
     LONGEST_STEP,
@@ -34,7 +33,7 @@ from astrozoo.infer._adaptation import (
 )
 from astrozoo.infer._chart import Chart
 from astrozoo.infer._metric import Metric, Preconditioner, Structure
-from astrozoo.infer._structure import structure_of
+from astrozoo.infer._structure import structure_for
 from astrozoo.infer._trajectory import Chains, gibbs, normals, transition, uniforms
 from astrozoo.infer.convergence import status_by_r_hat
 from astrozoo.infer.options import HMCSettings, RunOptions
@@ -178,7 +177,8 @@ def _advance(chains: Chains, state: HMCState, plan: _Plan) -> None:
     state.iteration = n + 1
     if not warming:
         state.recorder.add(state.position)
-        out["discrete"] = state.position[..., state.recorder.dim :]
+        # A copy: a view would keep the whole position of every draw in memory.
+        out["discrete"] = state.position[..., state.recorder.dim :].clone()
         for name in _DRAWN:
             state.drawn[name].append(out[name].cpu().numpy())
         return
@@ -319,7 +319,7 @@ def hmc(
         InputError: for a start or precondition of the wrong shape, a covariance that is not positive
             definite, a metric that does not suit the problem, or a start without a finite density (naming
             the site).
-        UnknownNameError: for a site of ``keep`` or ``metric`` that the model has not.
+        UnknownNameError: for a site of ``metric`` that the model has not.
 
     References:
         Shahbaba et al. 2014 (split steps); Hoffman & Gelman 2014 (step size); Hoffman, Radul & Sountsov 2021
@@ -328,11 +328,11 @@ def hmc(
     """
     began = time.monotonic()
     target = density or log_density(problem, compile=run.compile, most_assignments=ENUMERATED)
-    structure = structure_of(settings.metric, target.layout)
+    structure = structure_for(problem, settings.metric, target.layout)
     plan = _Plan(run.seed, run.draws, settings.warmup, settings, structure)
     header: dict[str, Any] = {"chains": run.chains, "warmup": settings.warmup}
     header |= {"target": settings.target_acceptance, "max_steps": settings.max_steps}
-    header |= {"thin": settings.thin, "keep": settings.keep, "summaries": settings.summaries}
+    header |= {"thin": settings.thin, "keep": run.keep, "summaries": settings.summaries}
     header |= {"metric": structure.blocks} if structure.blocks else {}
     checkpoint = run_checkpoint(run, problem, "hmc", **header, least_length=settings.least_length)
     saved = checkpoint.load()
@@ -417,12 +417,6 @@ def _result(
 
 def _recorder(problem: Problem, target: Density, run: RunOptions, settings: HMCSettings) -> Recorder:
     """What the settings say that is kept of the draws."""
-    if settings.keep:
-        z = torch.zeros(problem.batch or 1, 1, target.dim, dtype=target.dtype, device=target.device)
-        names = constrained(target, z, run.seed).keys()
-        for name in settings.keep:
-            if name not in names:
-                raise UnknownNameError("site to keep", name, names)
     disk = None
     if settings.stream is not None:
         header = {"digest": problem.digest, "seed": run.seed, "chains": run.chains, "draws": run.draws}
@@ -435,7 +429,7 @@ def _recorder(problem: Problem, target: Density, run: RunOptions, settings: HMCS
         target.layout.dim,
         problem.batch is not None,
         thin=settings.thin,
-        keep=None if settings.keep is None else tuple(settings.keep),
+        keep=None if run.keep is None else tuple(run.keep),
         summarise=settings.summaries,
         disk=disk,
         dtype=target.dtype,

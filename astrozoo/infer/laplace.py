@@ -14,13 +14,13 @@ from torch import Tensor
 from astrozoo.density import log_density
 from astrozoo.infer._curvature import draws_by_products
 from astrozoo.infer._metric import Structure
-from astrozoo.infer._structure import structure_of
+from astrozoo.infer._structure import structure_for
 from astrozoo.infer.approximation import normal_draws, rows_at_once
 from astrozoo.infer.maximise import TrustRegionState, maximise
 from astrozoo.infer.options import LaplaceSettings, RunOptions
 from astrozoo.infer.progress import progress_bar
 from astrozoo.infer.randomness import generator_for
-from astrozoo.infer.results import by_chain, constrained, finish, run_checkpoint
+from astrozoo.infer.results import by_chain, constrained, finish, kept_sites, run_checkpoint
 from astrozoo.infer.starts import density_starts
 from astrozoo.objective import Density
 from astrozoo.types import DENSE_COVARIANCE, Problem, Result, Status
@@ -47,7 +47,7 @@ def laplace(problem: Problem, run: RunOptions, settings: LaplaceSettings) -> Res
     """
     began = time.monotonic()
     target = log_density(problem, compile=run.compile)
-    structure = structure_of(settings.metric, target.layout)
+    structure = structure_for(problem, settings.metric, target.layout)
     radius, tolerance = settings.radius, settings.tolerance
     checkpoint = run_checkpoint(run, problem, "laplace", radius=radius, tolerance=tolerance)
     saved = checkpoint.load()
@@ -126,7 +126,7 @@ def _by_products(
             log_p[:, chosen] = torch.cat([target.values(few[:, i]) for i in range(few.shape[1])], 1)
         else:
             log_p[0, chosen] = target.values(few[0])[:, 0]
-        sites = constrained(target, few, run.seed, *((first,) if first else ()))
+        sites = kept_sites(constrained(target, few, run.seed, *((first,) if first else ())), run)
         for name, x in sites.items():
             if name not in columns:
                 columns[name] = x.new_empty(len(x), total, *x.shape[2:])

@@ -24,6 +24,7 @@ __all__ = [
     "LaplaceSettings",
     "NutpieSettings",
     "NutsSettings",
+    "RecordSettings",
     "RunOptions",
     "SVISettings",
     "Settings",
@@ -150,6 +151,7 @@ class RunOptions(Settings):
         checkpoint: file from which a killed run continues. Runs with ``compile`` "never" or "always" continue
             to the same draws to the bit; "auto" compiles after some time, which shows in the rounding.
         throw: raise an InferenceError in place of returning a result that has not converged.
+        keep: names of the sites whose draws are kept in ``Result.draws``. None: all.
     """
 
     seed: int = field(default=0, metadata=_by(_whole(0)))
@@ -163,6 +165,7 @@ class RunOptions(Settings):
     progress: bool = field(default=True, metadata=_by(_flag))
     checkpoint: str | Path | None = field(default=None, metadata=_by(_path, required=False))
     throw: bool = field(default=False, metadata=_by(_flag))
+    keep: Sequence[str] | None = field(default=None, metadata=_by(_site_names, required=False))
 
     @property
     def iterations(self) -> int:
@@ -172,7 +175,25 @@ class RunOptions(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HMCSettings(Settings):
+class RecordSettings(Settings):
+    """What ``hmc`` and ``auto`` keep of their draws, besides ``keep`` (:class:`RunOptions`).
+
+    Methods with independent draws have none of these settings: there ``draws`` says how many are made.
+
+    Args:
+        thin: every how many draws one is kept.
+        summaries: make ``Result.summaries`` of all draws as they come, those not kept among them.
+        stream: folder to which draws are written as they come; ``Result.draws`` are then memory-mapped.
+            :func:`astrozoo.infer.recorder.open_draws` reads what a killed run left.
+    """
+
+    thin: int = field(default=1, metadata=_by(_whole(1)))
+    summaries: bool = field(default=False, metadata=_by(_flag))
+    stream: str | Path | None = field(default=None, metadata=_by(_path, required=False))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HMCSettings(RecordSettings):
     """Settings of :func:`astrozoo.infer.hmc.hmc`.
 
     Args:
@@ -190,12 +211,8 @@ class HMCSettings(Settings):
             site (or its only one), and suits a field on a grid. It may also be an operator with ``velocity``,
             ``force``, ``whiten`` and ``log_det``, such as a model's own preconditioner
             (:class:`astrozoo.infer._metric.Preconditioner`); the rest is then estimated in its coordinates.
-            None: dense up to 200 latents, and low rank above.
-        thin: every how many draws one is kept.
-        keep: names of the sites whose draws are kept. None: all.
-        summaries: make ``Result.summaries`` of all draws as they come, those not kept among them.
-        stream: folder to which draws are written as they come; ``Result.draws`` are then memory-mapped.
-            :func:`astrozoo.infer.recorder.open_draws` reads what a killed run left.
+            None: ``Problem.preconditioner``, or where that is None too, dense up to 200 latents and low rank
+            above.
     """
 
     warmup: int = field(default=200, metadata=_by(_whole(0)))
@@ -204,10 +221,6 @@ class HMCSettings(Settings):
     least_length: float = field(default=math.pi / 2, metadata=_by(_real(0.0)))
     precondition: Any = field(default=None, metadata=_by(_result, required=False))
     metric: Any = field(default=None, metadata=_by(_metric, required=False))
-    thin: int = field(default=1, metadata=_by(_whole(1)))
-    keep: Sequence[str] | None = field(default=None, metadata=_by(_site_names, required=False))
-    summaries: bool = field(default=False, metadata=_by(_flag))
-    stream: str | Path | None = field(default=None, metadata=_by(_path, required=False))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +260,7 @@ class NutpieSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoSettings(Settings):
+class AutoSettings(RecordSettings):
     """Settings of :func:`astrozoo.infer.auto.auto`.
 
     Args:

@@ -206,7 +206,7 @@ class Recorder:
         self.halves = [Moments(problems * chains, dim, dense=False, dtype=dtype) for _ in range(2)]
         self.waiting: list[Tensor] = []
         self.stored = 0
-        self.kept: dict[str, list[np.ndarray]] = {}
+        self.kept: dict[str, np.ndarray] = {}  # of all draws to come; the first ``kept_count`` are filled
         self.summaries: dict[str, Summary] = {}
         self.shapes: dict[str, torch.Size] = {}
 
@@ -238,6 +238,7 @@ class Recorder:
         self.stored += m
         if self.summarise:
             self._summarise(sites)
+        first_kept, total_kept = -(-first // self.thin), -(-self.draws // self.thin)
         # Draws 0, thin, 2 thin ... are kept.
         rows = list(range(-first % self.thin, m, self.thin))
         kept = {
@@ -246,10 +247,17 @@ class Recorder:
             if self.keep is None or name in self.keep
         }
         if self.disk is not None:
-            self.disk.write(-(-first // self.thin), -(-self.draws // self.thin), kept)
+            self.disk.write(first_kept, total_kept, kept)
             return
         for name, x in kept.items():
-            self.kept.setdefault(name, []).append(x)
+            if name not in self.kept:
+                self.kept[name] = np.empty((x.shape[0], total_kept, *x.shape[2:]), x.dtype)
+            self.kept[name][:, first_kept : first_kept + x.shape[1]] = x
+
+    @property
+    def kept_count(self) -> int:
+        """How many draws of each chain have been kept."""
+        return -(-self.stored // self.thin)
 
     def _summarise(self, sites: Mapping[str, Tensor]) -> None:
         for name, x in sites.items():
@@ -276,11 +284,9 @@ class Recorder:
                 name: self._by_chain(x.unflatten(1, (self.chains, 1))[:, :, :0]) for name, x in empty.items()
             }
         elif self.disk is not None:
-            count = -(-self.stored // self.thin)
-            draws = {name: x[:, :count] for name, x in self.disk.maps.items()}
+            draws = {name: x[:, : self.kept_count] for name, x in self.disk.maps.items()}
         else:
-            parts = self.kept.items()
-            draws = {name: x[0] if len(x) == 1 else np.concatenate(x, 1) for name, x in parts}
+            draws = {name: x[:, : self.kept_count] for name, x in self.kept.items()}
         summaries = {}
         for name, summary in self.summaries.items():
             lead = (self.problems,) if self.batched else ()
@@ -303,8 +309,8 @@ class Recorder:
             found |= half.arrays(f"recorder_half{i}")
         if self.waiting:
             found["recorder_waiting"] = torch.stack(self.waiting).cpu().numpy()
-        for name, parts in self.kept.items():
-            found[f"recorder_kept_{name}"] = np.concatenate(parts, 1)
+        for name, x in self.kept.items():
+            found[f"recorder_kept_{name}"] = x[:, : self.kept_count]
         for name, summary in self.summaries.items():
             found |= summary.arrays(f"recorder_summary_{name}")
             found[f"recorder_shape_{name}"] = np.asarray(self.shapes[name], dtype=np.int64)
@@ -319,7 +325,10 @@ class Recorder:
         self.waiting = list(torch.as_tensor(arrays.get("recorder_waiting", ())))
         for key in arrays:
             if key.startswith("recorder_kept_"):
-                self.kept[key.removeprefix("recorder_kept_")] = [arrays[key]]
+                part = arrays[key]
+                whole = np.empty((part.shape[0], -(-self.draws // self.thin), *part.shape[2:]), part.dtype)
+                whole[:, : part.shape[1]] = part
+                self.kept[key.removeprefix("recorder_kept_")] = whole
             if key.startswith("recorder_shape_"):
                 name = key.removeprefix("recorder_shape_")
                 self.shapes[name] = torch.Size(arrays[key].tolist())

@@ -17,7 +17,7 @@ from astrozoo.infer.randomness import generator_for
 from astrozoo.objective import Captured
 from astrozoo.types import Problem, Result, Status
 
-__all__ = ["DISCRETE_STREAM", "by_chain", "constrained", "finish", "run_checkpoint", "worst"]
+__all__ = ["DISCRETE_STREAM", "by_chain", "constrained", "finish", "kept_sites", "run_checkpoint", "worst"]
 
 DISCRETE_STREAM = 101
 """The random stream from which discrete sites are drawn."""
@@ -55,6 +55,11 @@ def constrained(target: Captured, z: Float[Tensor, "b m d"], seed: int, *stream:
     return latent | target.derived(latent)
 
 
+def kept_sites(draws: Mapping[str, Any], run: RunOptions) -> dict[str, Any]:
+    """The draws of the sites that ``run.keep`` names."""
+    return {name: x for name, x in draws.items() if run.keep is None or name in run.keep}
+
+
 def by_chain(x: Float[Tensor, "b m ..."], chains: int, batched: bool) -> np.ndarray:
     """``[problem, chain * draw, ...]`` to ``[chain, draw, (problem), ...]``."""
     x = x.unflatten(1, (chains, -1))
@@ -74,6 +79,7 @@ def finish(
     location: Tensor,
     covariance: Tensor | None = None,
     variance: Tensor | None = None,
+    draws: Mapping[str, np.ndarray],
     **fields: Any,
 ) -> Result:
     """The Result of a run.
@@ -81,6 +87,7 @@ def finish(
     Args:
         began: ``time.monotonic()`` at its beginning.
         variance: None: the diagonal of ``covariance``.
+        draws: by site; those that ``run.keep`` does not name are left out.
         fields: further fields of the Result.
 
     Raises:
@@ -111,6 +118,7 @@ def finish(
         location=location.detach().cpu().numpy(),
         covariance=None if covariance is None else covariance.detach().cpu().numpy(),
         variance=None if variance is None else variance.detach().cpu().numpy(),
+        draws=kept_sites(draws, run),
         dims=dict(problem.dims),
         coords=dict(problem.coords),
         **fields,

@@ -14,6 +14,7 @@ from problems import gaussian, poisson_gamma
 
 from astrozoo.guides.auto import mean_field
 from astrozoo.infer import trust_region as backend
+from astrozoo.infer._fresh_draws import SETS, error_of_site
 from astrozoo.types import Problem, Status
 
 QUIET = {"compile": "never", "progress": False}
@@ -96,3 +97,37 @@ def test_a_problem_for_which_the_draws_never_suffice_has_not_converged(monkeypat
     run = trust_region(problem(), mean_field, particles=16, **QUIET)
     assert run.stats["particles"] == 32
     assert run.status is Status.BUDGET_SPENT
+
+
+def test_the_error_of_a_site_does_not_grow_with_its_size_by_chance():
+    generator = torch.Generator().manual_seed(0)
+
+    def estimated(size):
+        shifts = torch.randn(SETS, 1, size, generator=generator, dtype=torch.float64)
+        return error_of_site(shifts.square().mean(0).sqrt()).item()
+
+    # The 99 % quantile of the root mean square of three unit normals is 1.94.
+    assert estimated(1000) == pytest.approx(1.94, rel=0.1)
+    assert estimated(100_000) == pytest.approx(1.94, rel=0.02)
+
+
+def test_of_a_small_site_the_worst_element_decides():
+    errors = torch.full((2, 100), 0.1)
+    errors[0, 7], errors[1, 3] = 0.5, torch.nan
+    assert error_of_site(errors)[0] == 0.5
+    assert error_of_site(errors)[1].isnan()
+    assert error_of_site(torch.tensor([[0.3]])) == 0.3
+
+
+def test_one_bad_scalar_is_not_hidden_by_a_large_site():
+    """The width of ``z`` needs more draws; the 500 pixels of ``x``, whose posterior is normal, do not."""
+
+    def model(data):
+        z = pyro.sample("z", dist.ImproperUniform(dist.constraints.real, (), ()))
+        pyro.factor("density", -(z**4) / 4)
+        x = pyro.sample("x", dist.Normal(torch.zeros_like(data), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(x, 1.0).to_event(1), obs=data)
+
+    data = torch.zeros(500, dtype=torch.float64)
+    run = trust_region(Problem(model, (data,)), mean_field, particles=4, budget=400, **QUIET)
+    assert run.stats["particles"] > 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyro
@@ -14,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import astrozoo
 from astrozoo.errors import InputError, UnknownNameError
 from astrozoo.infer.recorder import STATISTICS
+from astrozoo.registry import METHODS
 from astrozoo.types import DENSE_COVARIANCE, Problem, load
 
 F64 = torch.float64
@@ -216,6 +218,83 @@ def test_draws_are_thinned_summarised_and_streamed(tmp_path):
     kept = astrozoo.infer(problem, "hmc", keep=(), summaries=True, **options)
     assert kept.draws == {}
     np.testing.assert_array_equal(kept.summaries["x"][0], reduced.summaries["x"][0])
+
+
+@pytest.mark.parametrize("method", ["hmc", "laplace", "auto"])
+def test_a_problem_names_its_preconditioner(method):
+    """Its draws are those of the same metric given to the method; ``metric`` overrides it."""
+    problem, _, _ = waves(16)
+    few = {"hmc": {"chains": 4, "draws": 8, "warmup": 10}, "laplace": {"draws": 8}}
+    few["auto"] = few["hmc"] | {"starts": 4, "steps": 10}
+    options = few[method] | QUIET
+    named = replace(problem, preconditioner={"x": "fourier"})
+    assert named.digest == problem.digest
+    default = astrozoo.infer(problem, method, **options).draws["x"]
+    given = astrozoo.infer(problem, method, metric={"x": "fourier"}, **options).draws["x"]
+    np.testing.assert_array_equal(astrozoo.infer(named, method, **options).draws["x"], given)
+    kind = {"hmc": "dense", "laplace": "diagonal", "auto": "dense"}[method]
+    overridden = astrozoo.infer(named, method, metric=kind, **options).draws["x"]
+    np.testing.assert_array_equal(
+        overridden, astrozoo.infer(problem, method, metric=kind, **options).draws["x"]
+    )
+    if method != "laplace":  # whose metric is of products only, above DENSE_COVARIANCE latents
+        assert not np.array_equal(given, default)
+
+
+def test_a_preconditioner_that_does_not_suit_is_refused():
+    problem, _, _ = waves(16)
+    for bad in (3.0, {"x": 1}, object()):
+        with pytest.raises(InputError, match="preconditioner"):
+            replace(problem, preconditioner=bad)
+    unknown = replace(problem, preconditioner={"z": "fourier"})
+    with pytest.raises(UnknownNameError, match="site of preconditioner"):
+        astrozoo.infer(unknown, "hmc", **QUIET)
+    operator = replace(problem, preconditioner=Wiener(problem.args[1]))
+    with pytest.raises(InputError, match="to\\(dtype"):
+        operator.to(dtype=torch.float32)
+    assert astrozoo.stack([operator, operator]).preconditioner is operator.preconditioner
+    with pytest.raises(InputError, match="preconditioner"):
+        astrozoo.stack([operator, replace(problem, preconditioner=Wiener(problem.args[1]))])
+
+
+def test_auto_thins_summarises_and_streams(tmp_path):
+    problem, _, _ = waves(16)
+    options = {"chains": 4, "draws": 8, "warmup": 10, "starts": 4, "steps": 10, **QUIET}
+    whole = astrozoo.infer(problem, "auto", **options)
+    found = astrozoo.infer(problem, "auto", thin=2, summaries=True, stream=tmp_path / "s", **options)
+    assert isinstance(found.draws["x"], np.memmap)
+    np.testing.assert_array_equal(found.draws["x"], whole.draws["x"][:, ::2])
+    np.testing.assert_allclose(found.summaries["x"][0], whole.draws["x"].mean((0, 1)), atol=1e-12)
+
+
+def two_sites(y):
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    total = pyro.deterministic("total", a + b)
+    pyro.sample("y", dist.Normal(total, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "nutpie"])
+def test_every_method_keeps_the_sites_that_are_named(method):
+    problem = Problem(two_sites, (torch.tensor(1.0, dtype=F64),))
+    options = {"draws": 6, "chains": 2, "budget": 3000, **QUIET}
+    whole = astrozoo.infer(problem, method, **options)
+    found = astrozoo.infer(problem, method, keep=("total",), **options)
+    assert set(whole.draws) == {"a", "b", "total"}
+    assert set(found.draws) == {"total"}
+    np.testing.assert_array_equal(found.draws["total"], whole.draws["total"])
+    np.testing.assert_array_equal(found.location, whole.location)
+    with pytest.raises(UnknownNameError, match="keep"):
+        astrozoo.infer(problem, method, keep=("q",), **options)
+
+
+@pytest.mark.parametrize(
+    ("method", "option"), [("svi", "thin"), ("laplace", "summaries"), ("nuts", "stream")]
+)
+def test_what_only_hmc_and_auto_record_is_refused_elsewhere(method, option):
+    problem = Problem(two_sites, (torch.tensor(1.0, dtype=F64),))
+    with pytest.raises(InputError, match="methods that take it: hmc, auto"):
+        astrozoo.infer(problem, method, **{option: 2}, **QUIET)
 
 
 @pytest.mark.parametrize(
