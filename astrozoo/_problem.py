@@ -162,8 +162,8 @@ class Problem:
         It changes with the code of the model and of the functions that it calls, those of the user and of
         astrozoo, and with the versions of installed packages. It does not depend on ``name``, ``dims``,
         ``coords``, ``start``, ``guides``, ``objectives`` and ``preconditioner``, because they do not change
-        the posterior. It is computed at its first use, and again after torch has changed a tensor of ``args`` in
-        place. Of a Dataset its class, its length and its first, middle and last items are hashed; of a
+        the posterior. It is computed at its first use, and again after torch has changed a tensor of ``args``
+        in place. Of a Dataset its class, its length and its first, middle and last items are hashed; of a
         TensorDataset all tensors.
 
         Raises:
