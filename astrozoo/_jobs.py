@@ -30,10 +30,6 @@ __all__ = ["CHECKPOINT", "compare", "fit", "run", "sbc", "write"]
 
 CHECKPOINT = "checkpoint"
 """Folder, below that of the results, for work in progress. It is removed when all results are written."""
-_MAX_REPLICATED = 20_000_000
-"""Largest number of data times draws for which log likelihoods and replicated data are computed.
-
-They are kept in memory: 20 million doubles are 160 MB, and three such arrays fit in any laptop."""
 
 
 def run(entry: Entry, **settings: Any) -> Outcome:
@@ -73,19 +69,13 @@ def _case(entry: Entry, path: Path | None, seed: int, device: str, options: Mapp
 def with_data(problem: Problem, result: Result) -> Result:
     """The result with log likelihoods and replicated data.
 
-    If these cannot be computed, or need too much memory, the result is returned without them, and its notes
+    If these cannot be computed, the result is returned without them, and its notes
     say why: they are no reason to lose a fit.
     """
-    elements = sum(t.numel() for t in problem.tensors)
-    draws = max((x.shape[0] * x.shape[1] for x in result.draws.values()), default=0)
-    if elements * min(draws, 1000) > _MAX_REPLICATED:
-        size = f"{elements} data times {min(draws, 1000)} draws"
-        note = f"no replicated data: {size} are more than {_MAX_REPLICATED}"
-    else:
-        try:
-            return predictive(problem, result)
-        except (CaptureError, InputError) as error:
-            note = f"no replicated data: {error}"
+    try:
+        return predictive(problem, result)
+    except (CaptureError, InputError) as error:
+        note = f"no replicated data: {error}"
     return replace(result, stats={**result.stats, "notes": [*result.stats.get("notes", ()), note]})
 
 

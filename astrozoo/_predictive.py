@@ -21,7 +21,12 @@ from astrozoo.types import Problem, Result
 __all__ = ["predictive"]
 
 _CHUNK = 100
-"""Number of draws that the model is run for at once: it limits memory."""
+"""Draws that the model is run for at once, at most."""
+NUMBERS_AT_ONCE = 2**22
+"""Numbers in the draws or in the results of one such run, at most: 32 MiB in double precision, of which the
+model's intermediate results take ten to thirty times as much."""
+MAX_NUMBERS = 60_000_000
+"""Numbers in the groups of all draws together, at most: 480 MB in double precision, which any laptop has."""
 
 
 def predictive(problem: Problem, result: Result, *, seed: int = 0, most: int = 1000) -> Result:
@@ -38,6 +43,9 @@ def predictive(problem: Problem, result: Result, *, seed: int = 0, most: int = 1
         seed: seed of the replicated data.
         most: greatest number of draws to use. If there are more, evenly spaced draws of every chain are used.
 
+    The groups together have at most ``MAX_NUMBERS`` numbers. Fewer draws are used where all would give more.
+    If one draw of each chain gives more, only ``observed`` is filled in. ``stats["notes"]`` reports both.
+
     Raises:
         InputError: the result is of another problem, or lacks draws of a latent site.
         CaptureError: the model cannot be run in batches.
@@ -53,28 +61,54 @@ def predictive(problem: Problem, result: Result, *, seed: int = 0, most: int = 1
     missing = sorted(set(latents) - result.draws.keys())
     if missing:
         raise InputError("draws", f"none of {missing}", "draws of all latent sites")
-    thin = {name: _thinned(result.draws[name], most) for name in latents}
-    chains, kept = next(iter(thin.values())).shape[:2]
-    values = {
-        name: torch.as_tensor(x, dtype=problem.dtype, device=problem.device).flatten(0, 1)
-        for name, x in thin.items()
-    }
+    draws = {name: result.draws[name] for name in latents}
+    chains = len(next(iter(draws.values())))
     rows = problem.batch or 1
     if sorted(result.parameters) != sorted(model.parameters.names):
         raise InputError("parameters of the result", sorted(result.parameters), f"{model.parameters.names}")
     flat = torch.zeros(rows, 0, dtype=problem.dtype, device=problem.device)
     if model.parameters:
         flat = model.parameters.unconstrain(result.parameters, flat).expand(rows, -1)
+
+    def tensors(chosen: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        like: Any = {"dtype": problem.dtype, "device": problem.device}
+        return {name: torch.as_tensor(x, **like).flatten(0, 1) for name, x in chosen.items()}
+
+    first_draw = tensors({name: x[:1, :1] for name, x in draws.items()})
     with scope.drawing(seed), torch.no_grad():
-        groups, notes = _run(model, values, flat, problem)
-        observed = _observed(model, {k: v[0] for k, v in values.items()}, flat, problem)
+        observed = _observed(model, {k: v[0] for k, v in first_draw.items()}, flat, problem)
+        groups, _ = _run(model, first_draw, flat, problem, at_once=1)
+    size = sum(x.numel() for sites in groups.values() for x in sites.values())
+    fitting = MAX_NUMBERS // max(1, size)  # draws
+    found: dict[str, dict[str, Tensor]] = {}
+    notes: list[str] = []
+    wanted = min(_count(draws, most), fitting) // chains * chains if fitting >= chains else 0
+    if wanted < _count(draws, most):
+        reason = f"of a draw they are {size} numbers, and at most {MAX_NUMBERS} in all are computed"
+        made = f"of {wanted} draws only" if wanted else "omitted"
+        notes.append(f"log likelihoods and replicated data are {made}: {reason}")
+    if wanted:
+        thin = {name: _thinned(x, wanted) for name, x in draws.items()}
+        kept = next(iter(thin.values())).shape[1]
+        values = tensors(thin)
+        widest = max(size, sum(x[0].numel() for x in values.values()))
+        at_once = max(1, min(_CHUNK, NUMBERS_AT_ONCE // max(1, widest)))
+        with scope.drawing(seed), torch.no_grad():
+            found, unreplicated = _run(model, values, flat, problem, at_once=at_once)
+        notes += unreplicated
     shaped: dict[str, Any] = {
         group: {name: x.unflatten(0, (chains, kept)).cpu().numpy() for name, x in sites.items()}
-        for group, sites in groups.items()
+        for group, sites in found.items()
     }
     data = {name: x.cpu().numpy() for name, x in observed.items()}
     stats = {**result.stats, "notes": [*result.stats.get("notes", ()), *notes]} if notes else result.stats
     return replace(result, observed=data, stats=stats, **shaped)
+
+
+def _count(draws: Mapping[str, np.ndarray], most: int) -> int:
+    """Draws that are evaluated if memory is no concern: whole numbers of every chain."""
+    chains, per_chain = next(iter(draws.values())).shape[:2]
+    return chains * min(per_chain, max(1, most // chains))
 
 
 def _thinned(draws: np.ndarray, most: int) -> np.ndarray:
@@ -89,7 +123,7 @@ def _row(args: Any, index: int) -> Any:
 
 
 def _run(
-    model: Model, values: Mapping[str, Tensor], parameters: Tensor, problem: Problem
+    model: Model, values: Mapping[str, Tensor], parameters: Tensor, problem: Problem, *, at_once: int
 ) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
     """By group and site, ``[draw, (problem), ...]``, and a note on each site without replicated data."""
     notes: dict[str, str] = {}
@@ -122,17 +156,19 @@ def _run(
     over = vmap(over, in_dims=(0, None, None), randomness="different")
     flat = parameters[0] if problem.batch is None else parameters
     total = len(next(iter(values.values())))
-    parts = []
+    found: dict[str, dict[str, Tensor]] = {}
     try:
-        for i in range(0, total, _CHUNK):
-            parts.append(over({n: x[i : i + _CHUNK] for n, x in values.items()}, flat, problem.args))
+        for i in range(0, total, at_once):
+            part = over({n: x[i : i + at_once] for n, x in values.items()}, flat, problem.args)
+            for group, sites in part.items():
+                whole = found.setdefault(group, {})
+                for name, x in sites.items():
+                    if name not in whole:
+                        whole[name] = x.new_empty(total, *x.shape[1:])
+                    whole[name][i : i + len(x)] = x
     except (RuntimeError, NotImplementedError) as error:
         raise CaptureError(f"the model cannot be run for many draws at once: {error}") from error
-    groups = {
-        group: {name: torch.cat([p[group][name] for p in parts]) for name in parts[0][group]}
-        for group in parts[0]
-    }
-    return groups, list(notes.values())
+    return found, list(notes.values())
 
 
 def _has_data(site: Any) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from astrozoo import _jobs, cli, registry
+from astrozoo import _jobs, _predictive, cli, registry
 from astrozoo.diagnostics import report
 from astrozoo.types import Outcome, Result, Status, load
 
@@ -232,9 +232,9 @@ def test_compare_writes_a_row_per_method_and_parameter(line, tmp_path):
 
 
 def test_a_fit_is_not_lost_for_want_of_replicated_data(line, tmp_path, monkeypatch):
-    monkeypatch.setattr(_jobs, "_MAX_REPLICATED", 10)
+    monkeypatch.setattr(_predictive, "MAX_NUMBERS", 10)
     assert call("run", "line", "--out", tmp_path) == 0
-    assert "no replicated data: 80 data times 200 draws" in (tmp_path / "summary.json").read_text()
+    assert "log likelihoods and replicated data are omitted" in (tmp_path / "summary.json").read_text()
     assert not load(tmp_path / "posterior.nc").predictive
 
 

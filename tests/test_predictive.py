@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 
 import astrozoo
+from astrozoo import _predictive
 from astrozoo._predictive import predictive
 from astrozoo.diagnostics import arviz as plain
 from astrozoo.errors import InputError
@@ -93,3 +94,23 @@ def test_results_of_another_problem_or_without_a_site_are_refused():
     del result.draws["on"]
     with pytest.raises(InputError, match=r"none of \['on'\]"):
         predictive(problem, result)
+
+
+def test_memory_is_limited(monkeypatch):
+    """A draw has 30 log likelihoods, 30 replicated counts, and three other log probabilities: 63 numbers."""
+    problem = make()
+    result = fit(problem)
+    whole = predictive(problem, result)
+    assert whole.predictive["counts"].shape == (2, 150, 30)
+    monkeypatch.setattr(_predictive, "NUMBERS_AT_ONCE", 63 * 7)
+    parts = predictive(problem, result)
+    np.testing.assert_array_equal(parts.log_likelihood["counts"], whole.log_likelihood["counts"])
+    monkeypatch.setattr(_predictive, "MAX_NUMBERS", 63 * 41)
+    fewer = predictive(problem, result)
+    assert fewer.predictive["counts"].shape == (2, 20, 30)
+    assert fewer.stats["notes"][-1].startswith("log likelihoods and replicated data are of 40 draws only")
+    monkeypatch.setattr(_predictive, "MAX_NUMBERS", 63)
+    omitted = predictive(problem, result)
+    assert omitted.predictive == omitted.log_likelihood == omitted.log_prior == {}
+    assert "omitted" in omitted.stats["notes"][-1]
+    np.testing.assert_array_equal(omitted.observed["counts"], whole.observed["counts"])
