@@ -3,7 +3,6 @@
 References:
     Vehtari et al. 2021, Bayesian Analysis 16, 667 (rank-normalised R-hat, bulk and tail ESS).
     Vehtari et al. 2024, JMLR 25, 72 (Pareto-smoothed importance sampling).
-    Betancourt 2016, arXiv 1604.00695 (E-BFMI).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # 0.23 announces 1.0, once a day
     import arviz
 
-__all__ = ["bfmi", "ess", "k_hat", "loo", "mcse", "prior_sensitivity", "psis", "r_hat"]
+__all__ = ["ess", "k_hat", "loo", "mcse", "prior_sensitivity", "psis", "r_hat"]
 
 
 def _each(function: Callable[..., Any], draws: np.ndarray, **settings: Any) -> np.ndarray:
@@ -51,13 +50,6 @@ def r_hat(draws: Float[np.ndarray, "chain draw *shape"]) -> Float[np.ndarray, "*
 def mcse(draws: Float[np.ndarray, "chain draw *shape"]) -> Float[np.ndarray, "*shape"]:
     """Monte-Carlo standard error of the mean, of correlated draws."""
     return _each(arviz.mcse, draws, method="mean")
-
-
-def bfmi(energy: Float[np.ndarray, "chain draw"]) -> Float[np.ndarray, "chain"]:
-    """Estimated Bayesian fraction of missing information of each chain; below 0.3 is a warning."""
-    with np.errstate(invalid="ignore", divide="ignore"):  # of energies that are not finite: the value is NaN
-        steps = np.square(np.diff(energy, axis=1)).mean(1)
-        return steps / np.var(energy, axis=1, ddof=1)
 
 
 def psis(

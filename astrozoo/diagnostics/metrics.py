@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 
-from astrozoo.diagnostics.arviz import bfmi, ess, k_hat, mcse, r_hat
+from astrozoo.diagnostics.arviz import ess, k_hat, mcse, r_hat
 from astrozoo.errors import InputError
+from astrozoo.infer.convergence import e_bfmi, mixing_of
 
 if TYPE_CHECKING:
     from astrozoo.types import Result
@@ -43,8 +45,6 @@ MOST_COMPARED = 10_000
 """Scalars that are compared one by one: where there are more, a table has so many rows for each method."""
 MOST_VALUES = 6
 """Values of a parameter that a table shows one by one: as many as fit in a cell."""
-_MOST = 1000
-"""Scalars that R-hat and ESS are computed of (7 ms each); where there are more, evenly chosen ones."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,8 @@ def el2o_value(log_ratios: Float[np.ndarray, "*shape draw"]) -> Float[np.ndarray
 def diagnose(result: Result) -> dict[str, Any]:
     """The worst of each diagnostic that the result allows; scalars, by name.
 
-    Of chains: largest R-hat, smallest ESS, divergences, smallest E-BFMI, mean acceptance. Of an approximation
+    Of chains: the R-hat that exceeds its limit most (:mod:`astrozoo.infer.convergence`) and that limit, the
+    smallest ESS, divergences, smallest E-BFMI, mean acceptance. Of an approximation
     with ``log_ratio`` (log p - log q of each draw) among its ``sample_stats``, or ``k_hat`` of each problem
     among its ``stats``: the largest k-hat, of how many problems it is poor, and the largest EL2O value. Where
     draws are NaN or infinite: the sites and the number of draws. Statistics of draws leave these out.
@@ -210,16 +211,15 @@ def diagnose(result: Result) -> dict[str, Any]:
         found["draws that are not finite"] = "; ".join(f"{name}: {n:,}" for name, n in bad.items())
     stats = result.sample_stats
     if is_chain(result):
-        held, total = scalars(result, _MOST, evenly=True), count_scalars(result)
-        found["largest r-hat"] = _worst(np.max, r_hat(held.draws))
-        found["smallest bulk ess"] = _worst(np.min, ess(held.draws, "bulk"))
-        found["smallest tail ess"] = _worst(np.min, ess(held.draws, "tail"))
-        if len(held) < total:
-            found["scalars looked at"] = f"{len(held)} of {total}, evenly chosen"
+        measured, total = mixing_of(result.draws, bool(result.statuses)), count_scalars(result)
+        found |= measured.worst()
+        if measured.r_hat.numel() < total:
+            found["scalars looked at"] = f"{measured.r_hat.numel()} of {total}, evenly chosen"
     if "diverging" in stats:
         found["divergences"] = int(stats["diverging"].sum())
-    if "energy" in stats and stats["energy"].ndim == 2 and stats["energy"].shape[1] > 1:
-        found["smallest e-bfmi"] = _worst(np.min, bfmi(stats["energy"]))
+    if "energy" in stats and stats["energy"].shape[1] > 1:
+        energy = torch.as_tensor(np.moveaxis(stats["energy"], 1, -1))
+        found["smallest e-bfmi"] = _worst(np.min, e_bfmi(energy).numpy())
     if "acceptance_rate" in stats:
         rates = stats["acceptance_rate"]
         found["mean acceptance"] = _worst(np.mean, rates)

@@ -10,12 +10,14 @@ import io
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from astrozoo.diagnostics.arviz import bfmi, ess
+from astrozoo.diagnostics.arviz import ess
 from astrozoo.diagnostics.metrics import Scalars
+from astrozoo.infer.convergence import e_bfmi
 
 __all__ = [
     "convergence",
@@ -129,7 +131,8 @@ def energy(values: Float[np.ndarray, "chain draw"]) -> Figure:
     mean = values[np.isfinite(values)].mean() if np.isfinite(values).any() else 0.0
     _density(ax, (values - mean).ravel(), _COLOURS[0], "energy, less its mean")
     _density(ax, np.diff(values, axis=1).ravel(), _COLOURS[1], "change from draw to draw")
-    ax.set_title(f"smallest E-BFMI {bfmi(values).min():.2f}", fontsize=8, loc="left")
+    smallest = float(e_bfmi(torch.as_tensor(values)).min())
+    ax.set_title(f"smallest E-BFMI {smallest:.2f}", fontsize=8, loc="left")
     ax.set_yticks([])
     ax.legend(fontsize=7)
     return figure

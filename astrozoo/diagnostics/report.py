@@ -35,6 +35,7 @@ from astrozoo.diagnostics.metrics import (
 )
 from astrozoo.diagnostics.runs import cost, gradient_equivalents, runs
 from astrozoo.errors import InputError
+from astrozoo.infer.convergence import LEAST_ESS
 from astrozoo.types import Page, Result, Status
 
 __all__ = ["comparison_report", "render", "report", "write_comparison", "write_rows"]
@@ -100,8 +101,15 @@ def _banners(result: Result, found: Mapping[str, Any]) -> list[dict[str, str]]:
         text += "."
     banners = [{"kind": kind, "head": f"{result.status.value.capitalize()}.", "text": text}]
     doubts = [
-        (found.get("largest r-hat", 1) > 1.01, "The chains disagree (R-hat above 1.01): run longer."),
-        (found.get("smallest bulk ess", 400) < 400, "Fewer than 400 effective draws: means are uncertain."),
+        (
+            found.get("largest r-hat", 0) > found.get("r-hat limit", 0),
+            f"The chains disagree (R-hat above {found.get('r-hat limit', 0):.3f}): run longer.",
+        ),
+        (
+            min(found.get("smallest bulk ess", LEAST_ESS), found.get("smallest tail ess", LEAST_ESS))
+            < LEAST_ESS,
+            f"Fewer than {LEAST_ESS} effective draws: means and intervals are uncertain.",
+        ),
         (found.get("divergences", 0) > 0, "There were divergences: parts of the posterior may be missed."),
         (found.get("smallest e-bfmi", 1) < 0.3, "E-BFMI below 0.3: the tails are explored slowly."),
     ]

@@ -159,14 +159,19 @@ def _result(
         return (x[0] if problem.batch is None else x.movedim(0, 2)).cpu().numpy()
 
     sites = constrained(target, z.flatten(1, 2), run.seed)
+    draws = {name: by_problem(x) for name, x in sites.items()}
+    if early_end is not None:
+        statuses = [early_end] * problems
+    else:
+        statuses = ensemble_status(draws, problem.batch is not None, columns["diverging"])
     return finish(
         problem,
         target,
         method=method,
         run=run,
-        statuses=[early_end] * problems if early_end else ensemble_status(z, columns["diverging"]),
+        statuses=statuses,
         began=began,
-        draws={name: by_problem(x) for name, x in sites.items()},
+        draws=draws,
         sample_stats={name: by_problem(x.flatten(1, 2)) for name, x in columns.items()},
         **moments.fields(),
     )

@@ -35,7 +35,7 @@ from astrozoo.infer._chart import Chart
 from astrozoo.infer._metric import Metric, Preconditioner, Structure
 from astrozoo.infer._structure import structure_for
 from astrozoo.infer._trajectory import Chains, gibbs, normals, transition, uniforms
-from astrozoo.infer.convergence import status_by_r_hat
+from astrozoo.infer.convergence import e_bfmi, ensemble_status
 from astrozoo.infer.options import HMCSettings, RunOptions
 from astrozoo.infer.progress import Report, progress_bar
 from astrozoo.infer.recorder import DrawsOnDisk, Recorder
@@ -312,7 +312,8 @@ def hmc(
         density: of the problem, where it is captured already: its graphs then serve again.
 
     Returns:
-        a Result; converged where every split R-hat is below 1.05 and fewer than 1 % of trajectories diverge.
+        a Result; converged by the rule of :mod:`astrozoo.infer.convergence`, with fewer than 1 % of
+        trajectories divergent.
         ``stats`` has the smallest E-BFMI of the chains of each problem (below 0.3 is a warning).
 
     Raises:
@@ -388,10 +389,11 @@ def _result(
         columns[name] = torch.as_tensor(column).movedim(0, 2)  # [B, C, draw, ...]
     discrete = columns.pop("discrete")
     fields = state.recorder.finished(state.position)
-    if early_end:
+    if early_end is not None:
         statuses = [early_end] * len(discrete)
     else:
-        statuses = status_by_r_hat(state.recorder.split_r_hat(), columns["diverging"], discrete)
+        unseen = None if state.recorder.keep is None else state.recorder.split_r_hat()
+        statuses = ensemble_status(fields["draws"], batched, columns["diverging"], unseen)
     chains = discrete.shape[1]
     return finish(
         problem,
@@ -403,7 +405,7 @@ def _result(
         sample_stats={name: by_chain(x.flatten(1, 2), chains, batched) for name, x in columns.items()},
         stats={
             "rescued_chains": state.rescued,
-            "e_bfmi": _e_bfmi(columns["energy"]),
+            "e_bfmi": e_bfmi(columns["energy"]).amin(1).tolist(),
             "length": state.length[0].exp().tolist(),
             "step_size": state.log_step.exp().mean(1).tolist(),
             "gradients_per_chain": state.gradients,
@@ -434,10 +436,3 @@ def _recorder(problem: Problem, target: Density, run: RunOptions, settings: HMCS
         disk=disk,
         dtype=target.dtype,
     )
-
-
-def _e_bfmi(energy: Float[Tensor, "B C n"]) -> list[float]:
-    """Of each problem, the smallest of its chains; NaN with fewer than two draws."""
-    if energy.shape[2] < 2:
-        return [math.nan] * len(energy)
-    return (energy.diff(dim=2).square().mean(2) / energy.var(2)).amin(1).tolist()

@@ -36,7 +36,8 @@ def nuts(problem: Problem, run: RunOptions, settings: NutsSettings) -> Result:
     """Sample the posterior, chain after chain and problem after problem.
 
     Returns:
-        a Result; converged where every split R-hat is below 1.05 and fewer than 1 % of trajectories diverge.
+        a Result; converged by the rule of :mod:`astrozoo.infer.convergence`, with fewer than 1 % of
+        trajectories divergent.
         An interrupted run keeps the chains that every problem has completed.
 
     Raises:

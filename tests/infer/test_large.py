@@ -155,7 +155,7 @@ def test_what_needs_a_matrix_is_refused_before_work(method, options, reason):
 def test_a_stationary_image_is_exact(method, metric):
     problem, mean, sd = waves()
     metric = Wiener(problem.args[1]) if metric == "own" else metric
-    options = {"hmc": {"chains": 8, "draws": 50, "warmup": 60}, "laplace": {"draws": 200}}[method]
+    options = {"hmc": {"chains": 8, "draws": 150, "warmup": 60}, "laplace": {"draws": 200}}[method]
     with NoMatrix(SIDE**2):
         result = astrozoo.infer(problem, method, metric=metric, **options, **QUIET)
     assert result.covariance is None
@@ -181,7 +181,7 @@ def test_auto_takes_many_latents():
             "auto",
             metric={"x": "fourier"},
             chains=8,
-            draws=50,
+            draws=150,
             warmup=40,
             starts=4,
             steps=20,

@@ -18,10 +18,10 @@ both = pytest.mark.parametrize("method", [nuts, nutpie])
 @both
 def test_conjugate_poisson_posterior(method):
     problem, posterior = poisson_gamma()
-    result = method(problem, seed=2, chains=2, draws=200, warmup=100, **QUIET)
+    result = method(problem, seed=2, chains=2, draws=1500, warmup=100, **QUIET)
     assert result.status is Status.CONVERGED
     rate, mean = result.draws["rate"], posterior.mean.item()
-    assert rate.shape == (2, 200)
+    assert rate.shape == (2, 1500)
     assert abs(rate.mean() - mean) < 4 * mcse(rate)
     squares = (rate - mean) ** 2
     assert abs(squares.mean() - posterior.variance.item()) < 4 * mcse(squares)
