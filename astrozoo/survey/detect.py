@@ -1,7 +1,8 @@
-"""Sources of a field by SEP (Source Extractor) with forced photometry: a catalogue to start from and to beat.
+"""Detection of a field's sources by SEP (Source Extractor) with forced photometry.
 
-All images are brought to the pixel grid of a reference image and averaged with inverse-variance weights;
-sources are found on the mean of all bands and measured there, in one elliptical aperture, on each band's.
+The catalogue is the start of a fit, and the baseline that a fit is compared with. All images are resampled
+to the pixel grid of a reference image and averaged with inverse-variance weights. Sources are detected on the
+mean of all bands. Their fluxes are measured on the mean of each band, in the same elliptical aperture.
 
 References:
     Bertin & Arnouts 1996, A&AS 117, 393; Barbary 2016, JOSS 1, 58 (SEP).
@@ -25,18 +26,18 @@ from astrozoo.errors import InputError
 __all__ = ["detect"]
 
 _BACKGROUND_CELL = 64
-"""Side of a cell of the background mesh [px]: SExtractor's usual value, several times larger than sources."""
+"""Side of a cell of the background mesh [px]: SExtractor's usual value, several times the size of sources."""
 _KRON_FACTOR = 2.5
-"""Apertures have this many Kron radii: SExtractor's default, which holds 94 % of a galaxy's light."""
+"""Radius of an aperture in Kron radii: SExtractor's default, which contains 94 % of a galaxy's light."""
 _MIN_RADIUS = 3.5
 """Smallest radius of an aperture [px]: SExtractor's default."""
 _MAX_STAR_SIZE = 1.2
-"""A source is guessed to be a star if its half-light radius is below this many times the PSF's."""
+"""A source is guessed to be a star if its half-light radius is below this multiple of the PSF's."""
 
 
 @dataclass(frozen=True)
 class _Stack:
-    """Images summed on the reference grid: nanomaggies per pixel, their variance, electrons per nanomaggy."""
+    """Mean of images on the reference grid: nanomaggies per pixel, variance, electrons per nanomaggy."""
 
     flux: Float[np.ndarray, "y x"]
     variance: Float[np.ndarray, "y x"]
@@ -48,32 +49,35 @@ class _Stack:
 
     @property
     def filled(self) -> Float[np.ndarray, "y x"]:
-        """The variance with a large finite number where there are no data, as SEP wants it."""
+        """The variance, with a large number where there are no data, because SEP needs finite variances."""
         return np.where(self.empty, 1e6 * self.variance[~self.empty].max(), self.variance)
 
 
 def detect(field: Field, *, threshold: float = 4.0, minimum_area: int = 4, contrast: float = 1e-5) -> Table:
     """Find and measure the sources of a field.
 
-    Saturated pixels take part in detection, with the value that the survey's pipeline left there: a masked
-    core would break a bright star into pieces. Their sources are flagged.
+    Saturated pixels are used in detection, with the value that the survey's pipeline left there, because a
+    masked core would break a bright star into pieces. Their sources are flagged.
 
     Args:
         field: images that overlap on the sky.
-        threshold: signal to noise, after a filter somewhat narrower than the PSF, above which a pixel counts.
-        minimum_area: pixels above threshold that make a source.
-        contrast: fraction of a blend's flux at which a part becomes a source of its own. SExtractor's 0.005
-            loses the neighbours of a bright star, whose wings join them to it, and all of a globular cluster.
+        threshold: signal to noise above which a pixel is detected, after a filter that is somewhat narrower
+            than the PSF.
+        minimum_area: smallest number of connected pixels above the threshold that make a source.
+        contrast: fraction of a blend's flux above which a part is a separate source. SExtractor's default of
+            0.005 loses the neighbours of a bright star, which are connected to it by its wings, and the
+            stars of a globular cluster.
 
     Returns:
-        One row per source (none found: no rows). ``ra``, ``dec`` [deg]; ``x``, ``y`` [px] in the reference
-        image (``table.meta["reference"]``); per band b ``flux_b``, ``fluxerr_b`` [nanomaggies], in the Kron
-        ellipse; ``a``, ``b`` [px], ``theta`` [rad, from +x to +y]: second moments; ``flux_radius`` [px]: the
-        half-light radius as seen; ``half_light_radius`` [arcsec]: less the PSF's, in quadrature; ``is_star``:
-        a guess by size; ``snr``: of the sum of bands in the aperture; ``edge``, ``saturated``, ``blended``.
+        One row per source; no rows if none is detected. The columns are ``ra``, ``dec`` [deg]; ``x``, ``y`` [px]
+        in the reference image (``table.meta["reference"]``); for each band b ``flux_b``, ``fluxerr_b``
+        [nanomaggies] in the Kron ellipse; ``a``, ``b`` [px], ``theta`` [rad, from +x to +y]: second moments;
+        ``flux_radius`` [px]: the observed half-light radius; ``half_light_radius`` [arcsec]: the same with the
+        PSF's subtracted in quadrature; ``is_star``: a guess by size; ``snr``: signal to noise of the mean of
+        bands in the aperture; ``edge``, ``saturated``, ``blended``: flags.
 
     Raises:
-        InputError: every pixel is masked, or a threshold that is not positive.
+        InputError: every pixel is masked, or the threshold is not positive.
     """
     if not threshold > 0:
         raise InputError("detection threshold", threshold, "a positive signal to noise")
@@ -93,10 +97,10 @@ def detect(field: Field, *, threshold: float = 4.0, minimum_area: int = 4, contr
             f"field {field.name!r}", "no valid pixel on the reference image", "overlapping images"
         )
     psf = _mean_psf(field, maps, reference)
-    kernel = psf[_middle(len(psf), 4)] ** 2  # narrower than the PSF: 6 % less signal, closer pairs told apart
+    kernel = psf[_middle(len(psf), 4)] ** 2  # narrower than the PSF: 6 % less signal, separates closer pairs
     with _roomy_sep(total.flux.size):
-        # whitened: with a map of variances, SEP deblends at the threshold of whichever pixel it read last
-        found, segments = sep.extract(
+        # whitened, because SEP with a map of variances deblends at the threshold of the last pixel it read
+        objects, segments = sep.extract(
             total.flux / np.sqrt(total.filled),
             threshold * np.sqrt(np.sum(kernel**2)) / kernel.sum(),  # in noise of an unfiltered pixel
             mask=total.empty,
@@ -106,12 +110,12 @@ def detect(field: Field, *, threshold: float = 4.0, minimum_area: int = 4, contr
             deblend_cont=contrast,
             segmentation_map=True,
         )
-        table = _measure(found, segments, total, bands, psf)
+        table = _measure(objects, segments, total, bands, psf)
     _add_sky(table, reference)
     saturated = _saturated_map(field, maps, reference)
-    table["edge"] = _touches(segments, _near_edge(total.empty), len(table)) | ((found["flag"] & 8) > 0)
+    table["edge"] = _touches(segments, _near_edge(total.empty), len(table)) | ((objects["flag"] & 8) > 0)
     table["saturated"] = _touches(segments, saturated, len(table))
-    table["blended"] = (found["flag"] & 1) > 0
+    table["blended"] = (objects["flag"] & 1) > 0
     table.meta.update(field=field.name, reference=reference.name, threshold=threshold)
     return table
 
@@ -174,17 +178,17 @@ def _combine(stacks: list[_Stack]) -> _Stack:
 
 
 def _background(image: Image) -> Float[np.ndarray, "y x"]:
-    """What the survey's own sky left behind [nanomaggies], where it is more than noise can explain."""
+    """Background [nanomaggies] that the survey's sky does not include; 0 where noise explains it."""
     flux = np.where(image.valid, image.nanomaggies, 0)
-    found = sep.Background(flux, mask=~image.valid, bw=_BACKGROUND_CELL, bh=_BACKGROUND_CELL)
+    background = sep.Background(flux, mask=~image.valid, bw=_BACKGROUND_CELL, bh=_BACKGROUND_CELL)
     noise = np.sqrt(np.median(image.sky[image.valid] / image.calibration[image.valid] ** 2))
-    return found.back() if np.abs(found.back()).max() > 0.1 * noise else np.zeros(image.shape)
+    return background.back() if np.abs(background.back()).max() > 0.1 * noise else np.zeros(image.shape)
 
 
 def _mean_psf(
     field: Field, maps: list[tuple[np.ndarray, np.ndarray]], reference: Image
 ) -> Float[np.ndarray, "n n"]:
-    """The PSF of the sum at the middle of the field."""
+    """The PSF of the mean of all images at the middle of the field."""
     middle = np.array([(side - 1) / 2 for side in reference.shape])
     stamps, weights = [], []
     for image, (matrix, offset) in zip(field, maps, strict=True):
@@ -203,7 +207,7 @@ def _middle(size: int, half: int) -> tuple[slice, slice]:
 
 @contextmanager
 def _roomy_sep(pixels: int) -> Iterator[None]:
-    """SEP's limits raised for a crowded image, and put back."""
+    """Raise SEP's limits for a crowded image, and restore them afterwards."""
     stack, objects = sep.get_extract_pixstack(), sep.get_sub_object_limit()
     sep.set_extract_pixstack(max(stack, pixels))
     sep.set_sub_object_limit(max(objects, 8192))
@@ -215,25 +219,25 @@ def _roomy_sep(pixels: int) -> Iterator[None]:
 
 
 def _measure(
-    found: np.ndarray,
+    objects: np.ndarray,
     segments: np.ndarray,
     total: _Stack,
     bands: dict[str, _Stack],
     psf: Float[np.ndarray, "n n"],
 ) -> Table:
-    """Centroids, sizes and the fluxes of every band in one Kron ellipse per source."""
-    numbers = np.arange(1, len(found) + 1, dtype=np.int32)
-    a, b, theta = (np.array(found[name]) for name in ("a", "b", "theta"))
+    """Centroids, sizes, and the fluxes of every band in the same Kron ellipse of each source."""
+    numbers = np.arange(1, len(objects) + 1, dtype=np.int32)
+    a, b, theta = (np.array(objects[name]) for name in ("a", "b", "theta"))
     b = np.maximum(np.nan_to_num(b), 0.3)
     a = np.maximum(np.nan_to_num(a), b)
     theta = np.clip(np.nan_to_num(theta), -np.pi / 2, np.pi / 2)
-    own = {"mask": total.empty, "segmap": segments, "seg_id": numbers}
-    seen = _half_light(psf)
-    width = np.full(len(found), seen / 1.1774)  # of the Gaussian with that half-light radius
-    x, y, _ = sep.winpos(total.flux, found["x"], found["y"], width, mask=total.empty)
-    moved = np.hypot(x - found["x"], y - found["y"]) > 1
-    x, y = np.where(moved, found["x"], x), np.where(moved, found["y"], y)
-    kron, _ = sep.kron_radius(total.flux, x, y, a, b, theta, 6.0, **own)
+    masking = {"mask": total.empty, "segmap": segments, "seg_id": numbers}
+    psf_radius = _half_light(psf)
+    width = np.full(len(objects), psf_radius / 1.1774)  # SD of a Gaussian with that half-light radius
+    x, y, _ = sep.winpos(total.flux, objects["x"], objects["y"], width, mask=total.empty)
+    moved = np.hypot(x - objects["x"], y - objects["y"]) > 1
+    x, y = np.where(moved, objects["x"], x), np.where(moved, objects["y"], y)
+    kron, _ = sep.kron_radius(total.flux, x, y, a, b, theta, 6.0, **masking)
     scale = _KRON_FACTOR * np.clip(np.nan_to_num(kron), 1.2, 4.0)
     scale = np.maximum(scale, _MIN_RADIUS / np.sqrt(a * b))
     table = Table({"x": x, "y": y})
@@ -242,12 +246,12 @@ def _measure(
         table[f"flux_{band}"], table[f"fluxerr_{band}"] = flux, error
     flux, error = _aperture(total, x, y, a, b, theta, scale, segments, numbers)
     radius, _ = sep.flux_radius(
-        total.flux, x, y, scale * a, 0.5, normflux=np.maximum(flux, 1e-12), subpix=5, **own
+        total.flux, x, y, scale * a, 0.5, normflux=np.maximum(flux, 1e-12), subpix=5, **masking
     )
-    table["a"], table["b"], table["theta"] = found["a"], found["b"], theta
+    table["a"], table["b"], table["theta"] = objects["a"], objects["b"], theta
     table["flux_radius"] = radius
-    table["half_light_radius"] = np.sqrt(np.maximum(radius**2 - seen**2, 0))
-    table["is_star"] = radius < _MAX_STAR_SIZE * seen
+    table["half_light_radius"] = np.sqrt(np.maximum(radius**2 - psf_radius**2, 0))
+    table["is_star"] = radius < _MAX_STAR_SIZE * psf_radius
     table["snr"] = flux / error
     return table
 
@@ -285,7 +289,7 @@ def _aperture(
 
 
 def _half_light(stamp: Float[np.ndarray, "n n"]) -> float:
-    """Radius of the circle that holds half of a stamp's flux [px]."""
+    """Radius of the circle that contains half of a stamp's flux [px]."""
     middle = np.array([len(stamp) // 2], dtype=float)
     reach = np.array([len(stamp) / 2])
     radius, _ = sep.flux_radius(
@@ -312,15 +316,15 @@ def _add_sky(table: Table, reference: Image) -> None:
 def _saturated_map(
     field: Field, maps: list[tuple[np.ndarray, np.ndarray]], reference: Image
 ) -> Bool[np.ndarray, "y x"]:
-    found = np.zeros(reference.shape, bool)
+    saturated = np.zeros(reference.shape, bool)
     for image, to_image in zip(field, maps, strict=True):
         if image.saturated.any():
-            found |= _warp(image.saturated, to_image, reference.shape) > 0
-    return found
+            saturated |= _warp(image.saturated, to_image, reference.shape) > 0
+    return saturated
 
 
 def _near_edge(empty: Bool[np.ndarray, "y x"]) -> Bool[np.ndarray, "y x"]:
-    """The outermost pixels that hold data, and those beside a hole."""
+    """Pixels with data at the edge of the images or next to a pixel without data."""
     return binary_dilation(np.pad(empty, 1, constant_values=True), np.ones((3, 3)))[1:-1, 1:-1]
 
 

@@ -1,4 +1,4 @@
-"""The pixels of a field as Celeste sees them: patches of sources, and the light of all others around them."""
+"""The pixels of a field: patches around sources, each with the light of all other sources as background."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from astrozoo.survey.partition import HALF_SIZES, Sources
 __all__ = ["PSF_ERROR", "Canvas", "dispersion", "least_radius"]
 
 PSF_ERROR = 0.04
-"""Error of a PSF model, relative to the light of a pixel: bright pixels weigh less than Poisson noise says.
+"""Error of a PSF model, relative to the light of a pixel. It lowers the weight of bright pixels.
 
-SDSS eigen-images and their Gaussian mixtures miss the brightest stars of run 2583 by 3 to 5 per cent a pixel.
+SDSS eigen-images and their Gaussian mixtures differ from the brightest stars of run 2583 by 3 to 5 per cent
+per pixel.
 """
 _PSF_ERROR_MARGIN = 20.0
 """Number of standard deviations of the PSF's area by which the smallest galaxy widens it.
@@ -29,10 +30,10 @@ In run 2583, stars of r = 15 look like galaxies of 0.1 arcsec, which is five tim
 
 
 class Canvas:
-    """The pixels of all images, and the light of all sources painted so far.
+    """The pixels of all images, and the light of the sources that have been painted.
 
-    Images are padded with masked pixels, so that every patch is a full square. ``model`` is the expected
-    electrons from sources, ``sky`` those from all else.
+    Images are padded with masked pixels, so that every patch is a full square. ``model`` contains the
+    expected electrons from sources, ``sky`` those from everything else.
     """
 
     def __init__(self, field: Field, sources: Sources, bands: tuple[str, ...]) -> None:
@@ -61,7 +62,7 @@ class Canvas:
         self.weight = [m / dispersion(c, s) for m, c, s in zip(self.mask, self.counts, self.sky, strict=True)]
 
     def of(self, sources: Sources) -> Canvas:
-        """The same pixels and the light painted on them, for other sources."""
+        """A canvas for other sources that shares the pixels and the painted light."""
         other = copy(self)
         other.sources = sources
         return other
@@ -75,7 +76,7 @@ class Canvas:
         return flat.reshape(ny, nx)[self.pad : ny - self.pad, self.pad : nx - self.pad].numpy().copy()
 
     def _squares(self, rows: Int[np.ndarray, "b"], image: int) -> tuple[Tensor, Tensor]:
-        """The pixels in the middle of the patches, ``(x, y)``, and all others from there: [b, 2], [2, p]."""
+        """The central pixel ``(x, y)`` of each patch [b, 2], and the offsets of its pixels from it [2, p]."""
         half = int(self.sources.half[rows[0]])
         grid = torch.arange(-half, half + 1)
         dy, dx = (g.flatten() for g in torch.meshgrid(grid, grid, indexing="ij"))
@@ -100,13 +101,15 @@ class Canvas:
         *,
         at: Int[np.ndarray, "b"] | None = None,
     ) -> Patch:
-        """Patches of sources of one size, with all other sources' light in the background.
+        """Patches of sources of one patch size, with all other sources' light in the background.
 
-        Their pixels' coordinates are in single precision, and so are images made of them.
+        Coordinates of pixels, and images that are made from them, are in single precision.
 
         Args:
-            own_light: the light that these sources have painted, which is taken out.
-            at: for each, the source whose pixels are to be taken (of one size), instead of its own.
+            rows: the sources.
+            own_light: the light that these sources have painted. It is removed from the background.
+            at: for each source, another source whose patch is used instead of its own. All of these have
+                one patch size.
         """
         at = rows if at is None else at
         s, b, n = self.sources, len(rows), len(self.counts)
@@ -147,12 +150,12 @@ class Canvas:
     def spread(
         self, flats: list[Tensor], rows: Int[np.ndarray, "b"], light: Float[Tensor, "b image p"]
     ) -> None:
-        """Add the pixels of sources of one patch size to arrays like ``model``."""
+        """Add the patches of sources of one patch size to arrays like ``model``."""
         for k, flat in enumerate(flats):
             flat.index_add_(0, self._index(rows, k).flatten(), light[:, k].flatten().to(flat))
 
     def gather(self, flats: list[Tensor], rows: Int[np.ndarray, "b"]) -> Float[Tensor, "b image p"]:
-        """The pixels of arrays like ``model`` in the patches of sources of one patch size."""
+        """The patches of sources of one patch size, taken from arrays like ``model``."""
         return _at_indices(flats, [self._index(rows, k) for k in range(len(flats))])
 
     def felt(
@@ -161,10 +164,15 @@ class Canvas:
         news: Float[Tensor, "b image p"],
         near: Iterable[Int[np.ndarray, "n"]],
     ) -> Iterator[tuple[Int[np.ndarray, "n"], Float[Tensor, "n image q"]]]:
-        """What of the news of some sources' pixels lies in the patches of others.
+        """Changes of some sources' pixels, as they appear in the patches of other sources.
 
         Args:
-            near: those others, in batches of one patch size.
+            rows: the sources that have changed, of one patch size.
+            news: the change of each of their pixels.
+            near: the other sources, in batches of one patch size.
+
+        Yields:
+            a batch of the other sources, and the change of each of their pixels.
         """
         self.spread(self._news, rows, news)
         for members in near:
@@ -174,7 +182,7 @@ class Canvas:
     def sums(
         self, batches: Sequence[Int[np.ndarray, "_"]], values: Sequence[Float[Tensor, "_ image _"]]
     ) -> list[Float[Tensor, "_ image _"]]:
-        """The sum of what all sources have in each of their pixels; each batch is of one patch size."""
+        """For each pixel of each source, the sum of all sources' values there; a batch has one patch size."""
         for rows, part in zip(batches, values, strict=True):
             self.spread(self._news, rows, part)
         totals = [self.gather(self._news, rows).to(part) for rows, part in zip(batches, values, strict=True)]
@@ -189,10 +197,10 @@ class Canvas:
     def labelled(
         self, batches: Iterable[tuple[Int[np.ndarray, "b"], Int[np.ndarray, "b"]]]
     ) -> list[tuple[Int[Tensor, "n"], Int[Tensor, "n"]]]:
-        """The pixels of some sources in each image, and the labels they get from them.
+        """The pixels of some sources in each image, and the label of each pixel.
 
         Args:
-            batches: sources of one patch size with their labels; those of different labels do not overlap.
+            batches: sources of one patch size, and their labels. Sources of different labels do not overlap.
         """
         index: list[list[Tensor]] = [[] for _ in self.counts]
         labels: list[list[Tensor]] = [[] for _ in self.counts]
@@ -202,15 +210,15 @@ class Canvas:
                 index[k].append(at.flatten())
                 labels[k].append(torch.from_numpy(label)[:, None].expand_as(at).flatten())
         out = []
-        for where, what in zip(index, labels, strict=True):
-            unique, place = torch.unique(torch.cat(where), return_inverse=True)
-            out.append((unique, torch.zeros_like(unique).scatter_(0, place, torch.cat(what))))
+        for indices, values in zip(index, labels, strict=True):
+            unique, place = torch.unique(torch.cat(indices), return_inverse=True)
+            out.append((unique, torch.zeros_like(unique).scatter_(0, place, torch.cat(values))))
         return out
 
     def log_likelihood(
         self, labelled: list[tuple[Int[Tensor, "n"], Int[Tensor, "n"]]], count: int
     ) -> Float[np.ndarray, "g"]:
-        """Of the pixels of each label, but for what depends on the counts alone."""
+        """Log likelihood of the pixels of each label, without terms that depend on the counts alone."""
         total = torch.zeros(count, dtype=torch.float64)
         for k, (at, label) in enumerate(labelled):
             rate = self.sky[k][at] + self.model[k][at].clamp(min=0)
@@ -223,7 +231,7 @@ def _at_indices(flats: list[Tensor], indices: list[Int[Tensor, "b p"]]) -> Float
 
 
 def dispersion(counts: Tensor, sky: Tensor, error: float = PSF_ERROR) -> Tensor:
-    """Variance of a pixel over its Poisson variance, with a relative error of the light above the sky."""
+    """A pixel's variance over its Poisson variance, given a relative error of the light above the sky."""
     light = (counts - sky).clamp(min=0)
     return 1 + (error * light) ** 2 / torch.maximum(counts, sky)
 
@@ -236,8 +244,9 @@ def least_radius(sources: Sources, scatter: float, error: Float[np.ndarray, "s"]
     error of the area, for a source that is so bright that this error dominates.
 
     Args:
+        sources: with the PSFs of all images.
         scatter: standard deviation of the PSF's relative area.
-        error: that of each source's own measurement of it.
+        error: standard deviation of each source's measurement of the PSF's relative area.
     """
     xx, xy, yy = np.moveaxis(sources.psf_covariances, -1, 0)
     area = 1 / (sources.psf_weights / np.sqrt(xx * yy - xy**2)).sum(-1)  # [image, s], px^2

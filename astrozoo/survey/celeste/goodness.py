@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["chi2_by_band", "good_pixels", "nearest_pixels", "patches"]
 
 _CORE = 3
-"""Pixels this near to a saturated one are left out [px]: charge bleeds into them."""
+"""Distance from a saturated pixel within which pixels are left out [px], because charge bleeds into them."""
 
 
 def good_pixels(fit: FieldFit) -> list[Bool[np.ndarray, "y x"]]:
@@ -56,14 +56,14 @@ def nearest_pixels(image: Image, table: Table) -> Int[np.ndarray, "s 2"]:
 
 
 def chi2_by_band(fit: FieldFit) -> list[dict[str, object]]:
-    """Mean squared residual, in sigma, of valid pixels outside saturated cores: near 1 where the model holds.
+    """Mean squared residual, in sigma, of valid pixels outside saturated cores: near 1 if the model is right.
 
-    A pixel's variance is the model's own: Poisson, and the PSF's error of the light
+    The variance of a pixel is that of the model: Poisson noise, and the error of the light due to the PSF
     (:func:`astrozoo.survey.celeste.canvas.dispersion`).
 
     Returns:
-        A row per band: over all such pixels, over those inside the sources' patches, over the rest (the sky
-        alone), over all with Poisson noise alone, and how many residuals exceed 5 sigma.
+        A row per band: the mean over all these pixels, over those inside the sources' patches, over the other
+        pixels (sky only), over all pixels with Poisson noise only, and the number of residuals above 5 sigma.
     """
     good, inside = good_pixels(fit), patches(fit)
     rows: list[dict[str, object]] = []

@@ -1,12 +1,15 @@
 """Steps of Newton's method in the parameters of all overlapping sources at once.
 
-Sources that share their light pull at each other, and fitted in turn they settle slowly: where the errors of
-two correlate by rho, what is left shrinks by rho^2 a sweep. Light adds, so the cross terms of the log
-density's Hessian are products of the sources' slopes, and the field itself holds the sums over sources: the
-step is found by a Krylov method, each product of which paints what all sources change and looks at it in
-every patch, preconditioned by each source's own curvature.
+Sources that overlap converge slowly when they are fitted in turn: if the errors of two are correlated with
+coefficient rho, the remaining error shrinks by rho^2 per sweep. A joint step does not have this limit.
 
-A source's light is that of its two types by their probabilities, and each type has its own parameters.
+Light is additive, so the cross terms of the log density's Hessian are products of the derivatives of the
+sources' light, and sums over sources can be made in the images of the field. The step is computed by a Krylov
+method. Each Hessian-vector product paints the changes of all sources' light and reads the total in every
+patch. The preconditioner is the curvature of each source alone.
+
+The light of a source is the mean of the light of its two types, weighted by their probabilities. Each type
+has separate parameters.
 """
 
 from __future__ import annotations
@@ -29,27 +32,27 @@ from astrozoo.survey.celeste.modes import BATCH, KINDS, Modes
 __all__ = ["settle"]
 
 _MAX_STEP = 10.0
-"""Longest step of a source [standard deviations, given its neighbours]: second order fails farther away."""
+"""Longest step of a source [standard deviations, given its neighbours]. The quadratic model fails beyond."""
 _MIN_PROBABILITY = 0.01
 """Probability of a type below which its light is left out of a joint step."""
 _TILE = 256
-"""Side of the squares whose sources are moved at once [px]: it keeps the joint system small."""
+"""Side of the squares whose sources are moved together [px]. It keeps the joint linear system small."""
 _FRACTIONS = (1.0, 0.5, 0.25, 0.0)
-"""Fractions of a step that are tried in turn, until the joint density of its sources rises."""
+"""Fractions of a step that are tried in turn, until the joint density of its sources does not decrease."""
 
 
 @dataclass(frozen=True)
 class _Typed:
-    """Sources of one type, linearised at their modes in variables of unit curvature.
+    """Sources of one type, linearised at their modes, in variables in which the curvature is the unit matrix.
 
-    Args:
-        at: which of their batch they are.
+    Attributes:
+        at: indices of the sources in their batch.
         share: the probability of the type.
-        density: without pixels: its prior.
-        root: step per variable.
-        gradient: of the log density, by probability.
-        slope: of the light, by probability, in what each image depends on.
-        chain: of that in the variables.
+        density: the density without pixels, which is the prior.
+        root: change of the parameters per unit of the variables.
+        gradient: of the log density, weighted by the probability.
+        slope: derivative of the light in the quantities that each image depends on.
+        chain: derivative of these quantities in the variables, weighted by the probability.
     """
 
     at: Int[Tensor, "c"]
@@ -69,17 +72,17 @@ class _Typed:
         return cls(at, share, density.without_pixels(), root, pull, slope, chain)
 
     def light(self, z: Float[Tensor, "c d"]) -> Float[Tensor, "c image p"]:
-        """What the variables change of the light."""
+        """The change of the light for a change ``z`` of the variables."""
         change = self.chain @ z[:, None, :, None].to(self.chain)
         return (change.mT @ self.slope).squeeze(-2)
 
     def pull(self, weighted: Float[Tensor, "c image p"]) -> Float[Tensor, "c d"]:
-        """The transpose of :meth:`light`."""
+        """The transpose of :meth:`light`, applied to an image."""
         onto = self.slope @ weighted[..., None]
         return (self.chain.mT @ onto).squeeze(-1).sum(1)
 
     def step(self, z: Float[Tensor, "c d"]) -> Float[Tensor, "c d"]:
-        """The parameters' step, of limited length."""
+        """The step of the parameters, limited to ``_MAX_STEP``."""
         length = torch.linalg.vector_norm(z, dim=1, keepdim=True)
         return (self.root @ (z * (_MAX_STEP / length.clamp_min(_MAX_STEP)))[..., None]).squeeze(-1)
 
@@ -88,10 +91,10 @@ class _Typed:
 class _Batch:
     """Sources of one patch size.
 
-    Args:
-        rows: which of the field they are.
+    Attributes:
+        rows: their indices in the field.
         weight: minus the second derivative of the log density in the light of each pixel.
-        types: those that are in question, star or galaxy.
+        types: the types (star, galaxy) whose probability is not negligible.
     """
 
     rows: Int[np.ndarray, "b"]
@@ -100,10 +103,10 @@ class _Batch:
 
 
 def settle(job: Modes) -> None:
-    """Move the sources that wait, and those next to them, towards their joint mode, tile by tile.
+    """Move the sources that wait for a fit, and their neighbours, towards their joint mode, tile by tile.
 
-    The step of sources that overlap is shortened until their joint density rises. Those that move noticeably
-    wait for a fit of their own, and so do those on whose light they tell.
+    The step of a group of overlapping sources is shortened until their joint density does not decrease. A
+    source that moves noticeably then waits for a fit, and so do the sources whose background it changes.
     """
     moving = job.state.waiting.copy()
     for i in np.flatnonzero(job.state.waiting):
@@ -125,10 +128,9 @@ def _settle(job: Modes, moving: Bool[np.ndarray, "s"]) -> None:
         total = job.canvas.log_likelihood(owner, count)
         for batch in batches:
             for name, typed in batch.types.items():
-                of = batch.rows[typed.at.numpy()]
-                np.add.at(
-                    total, group[of], (typed.share * typed.density.log_prior(state.mode[name][of])).numpy()
-                )
+                members = batch.rows[typed.at.numpy()]
+                log_prior = typed.density.log_prior(state.mode[name][members])
+                np.add.at(total, group[members], (typed.share * log_prior).numpy())
         return total
 
     before, taken, trying = density(), np.zeros(count), np.ones(count, bool)
@@ -137,8 +139,8 @@ def _settle(job: Modes, moving: Bool[np.ndarray, "s"]) -> None:
         more = np.where(trying, part - taken, 0.0)
         for batch, step in zip(batches, steps, strict=True):
             for name, typed in batch.types.items():
-                of = batch.rows[typed.at.numpy()]
-                state.mode[name][of] += torch.from_numpy(more[group[of]])[:, None] * step[name]
+                members = batch.rows[typed.at.numpy()]
+                state.mode[name][members] += torch.from_numpy(more[group[members]])[:, None] * step[name]
         taken[trying] = part
         job.repaint(rows[trying[group[rows]]])
         trying &= ~(density() >= before)
@@ -156,16 +158,17 @@ def _linearised(job: Modes, rows: Int[np.ndarray, "b"]) -> _Batch:
         share = p_star if star else 1 - p_star
         at = torch.nonzero(share > _MIN_PROBABILITY)[:, 0]
         if len(at):
-            of = rows[at.numpy()]
+            members = rows[at.numpy()]
             density = job.density(patch, rows, star).take(at)
-            types[name] = _Typed.of(density, state.mode[name][of], state.covariance[name][of], share[at], at)
+            mode, covariance = state.mode[name][members], state.covariance[name][members]
+            types[name] = _Typed.of(density, mode, covariance, share[at], at)
             state.counts["gradient"] += len(at)
     weight = patch.mask * patch.counts / (patch.background + own_light) ** 2
     return _Batch(rows, weight.float(), types)
 
 
 def _groups(adjacent: Sequence[Int[np.ndarray, "n"]], moving: Bool[np.ndarray, "s"]) -> Int[np.ndarray, "s"]:
-    """A number for each set of moving sources that hang together; -1 for those that stay."""
+    """A number for each connected group of moving sources; -1 for sources that do not move."""
     rows = np.flatnonzero(moving)
     place = np.full(len(moving), -1)
     place[rows] = np.arange(len(rows))
@@ -178,7 +181,7 @@ def _groups(adjacent: Sequence[Int[np.ndarray, "n"]], moving: Bool[np.ndarray, "
 
 
 def _steps(canvas: Canvas, batches: Sequence[_Batch]) -> list[dict[str, Float[Tensor, "c d"]]]:
-    """The step of every type of every source that leads to the joint mode, as far as second order tells."""
+    """The step of every type of every source to the maximum of the joint quadratic model."""
     parts = [(k, name, typed) for k, batch in enumerate(batches) for name, typed in batch.types.items()]
     sizes = [typed.gradient.numel() for _, _, typed in parts]
 
@@ -195,10 +198,10 @@ def _steps(canvas: Canvas, batches: Sequence[_Batch]) -> list[dict[str, Float[Te
             for name, typed in batch.types.items():
                 light.index_add_(0, typed.at, typed.light(moves[name]))
             changed.append(light)
-        felt = canvas.sums([batch.rows for batch in batches], changed)
+        totals = canvas.sums([batch.rows for batch in batches], changed)
         pulls = [
             typed.pull((batch.weight * (total - own_light))[typed.at]).flatten()
-            for batch, own_light, total in zip(batches, changed, felt, strict=True)
+            for batch, own_light, total in zip(batches, changed, totals, strict=True)
             for typed in batch.types.values()
         ]
         return -(z + torch.cat(pulls).to(z))

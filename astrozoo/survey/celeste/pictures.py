@@ -28,11 +28,16 @@ if TYPE_CHECKING:
 __all__ = ["cutouts", "overview"]
 
 _STAR, _GALAXY, _UNSURE = "#e69f00", "#56b4e9", "#cc79a7"  # Okabe & Ito
-_LABELS = 120  # sources; more would hide the sky
-_RANGE = 5.0  # [sigma] residuals shown
+_LABELS = 120
+"""Largest number of sources that are labelled with their numbers; more labels would hide the sky."""
+_RANGE = 5.0
+"""Residuals at the ends of the colour scale [sigma]."""
 _SOFTEN = 8.0
+"""Softening ``Q`` of the asinh stretch of colour pictures (Lupton et al. 2004)."""
 _PER_PAGE = 4
-_HALF = 14  # [px] of a cut-out
+"""Number of sources per figure of cut-outs."""
+_HALF = 14
+"""Half the side of a cut-out, without its central pixel [px]."""
 
 _Warp = Callable[[np.ndarray, int], np.ndarray]
 
@@ -90,7 +95,7 @@ def _colour_bands(fit: FieldFit) -> tuple[str, str, str]:
 
 
 def _composites(fit: FieldFit) -> tuple[np.ndarray, np.ndarray]:
-    """Data and model in colour [y, x, 3], in one stretch, on the reference image's pixels."""
+    """Data and model in colour [y, x, 3], with the same stretch, on the reference image's pixels."""
     reference = reference_image(fit.field)
     planes: list[list[np.ndarray]] = [[], []]
     noise = []
@@ -120,9 +125,10 @@ def _composites(fit: FieldFit) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _to_reference(reference: Image, image: Image) -> _Warp:
-    """Resampling onto the reference image's pixels, with a spline of an order; NaN outside.
+    """A function that resamples onto the reference image's pixels with a spline of given order.
 
-    The WCS are taken to differ by a linear map, which is exact enough for a picture.
+    Outside the image it returns NaN for order 0, else 0. The WCS are assumed to differ by a linear map, which
+    is accurate enough for a picture.
     """
     ny, nx = reference.shape
     x, y = np.array([0.0, nx - 1, 0.0]), np.array([0.0, 0.0, ny - 1])
@@ -137,7 +143,7 @@ def _to_reference(reference: Image, image: Image) -> _Warp:
 
 
 def _residuals(fit: FieldFit) -> tuple[Float[np.ndarray, "y x"], Float[np.ndarray, "y x"]]:
-    """In the reference image, and of all images' electrons summed pixel by pixel; NaN where masked."""
+    """Residuals of the reference image, and of the sum of all images' electrons; NaN where masked."""
     reference = reference_image(fit.field)
     excess, expected = np.zeros(reference.shape), np.zeros(reference.shape)
     single = np.full(reference.shape, np.nan)
@@ -212,7 +218,7 @@ def _mark(ax: Axes, fit: FieldFit, table: Table) -> None:
 
 
 def _ellipses(image: Image, table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Axes [px] and angles [deg, from +x to +y] of ellipses at the half-light radius, 2 px at least."""
+    """Axes [px] and angles [deg, from +x to +y] of ellipses at the half-light radius, at least 2 px."""
     scale = 3600 * np.sqrt(abs(np.linalg.det(image.wcs.pixel_scale_matrix)))
     radius = np.maximum(np.nan_to_num(np.asarray(table["radius"]) / scale, nan=2.0), 2.0)
     ratio = np.nan_to_num(np.asarray(table["axis_ratio"]), nan=1.0)
@@ -248,12 +254,12 @@ def _histogram(ax: Axes, fit: FieldFit, aspect: float) -> None:
 
 
 def cutouts(fit: FieldFit, table: Table, rows: Int[np.ndarray, "n"]) -> list[Figure]:
-    """Data, model and residuals of some sources band by band, with their fluxes; four sources to a figure.
+    """Data, model and residuals of selected sources in each band, and their fluxes; four sources per figure.
 
     Args:
         fit: a fitted field.
         table: its :func:`~astrozoo.survey.celeste.catalogue.catalogue`.
-        rows: of the table, in the order wanted.
+        rows: of the table, in the order of the figures.
     """
     bands = measured_bands(fit)
     figures = []
@@ -271,7 +277,15 @@ def cutouts(fit: FieldFit, table: Table, rows: Int[np.ndarray, "n"]) -> list[Fig
             _fluxes(figure.add_subplot(grid[line, 1]), table[row], bands)
             ax = figure.add_subplot(grid[line, 2])
             ax.axis("off")
-            ax.text(0, 1, _told(table[row]), va="top", fontsize=7.5, linespacing=1.45, transform=ax.transAxes)
+            ax.text(
+                0,
+                1,
+                _description(table[row]),
+                va="top",
+                fontsize=7.5,
+                linespacing=1.45,
+                transform=ax.transAxes,
+            )
         figures.append(figure)
     return figures
 
@@ -309,7 +323,7 @@ def _mosaic(ax: Axes, fit: FieldFit, table: Table, row: int, bands: list[str]) -
 
 
 def _cut(array: Float[np.ndarray, "y x"], x: int, y: int) -> Float[np.ndarray, "n n"]:
-    """A square about a pixel; NaN outside the image."""
+    """A square around a pixel; NaN outside the image."""
     out = np.full((2 * _HALF + 1, 2 * _HALF + 1), np.nan)
     y0, y1 = max(y - _HALF, 0), min(y + _HALF + 1, array.shape[0])
     x0, x1 = max(x - _HALF, 0), min(x + _HALF + 1, array.shape[1])
@@ -331,7 +345,7 @@ def _fluxes(ax: Axes, source: Table.Row, bands: list[str]) -> None:
     ax.tick_params(labelsize=7.5)
 
 
-def _told(source: Table.Row) -> str:
+def _description(source: Table.Row) -> str:
     p = float(source["p_star"])
     raised = [name.replace("_", " ") for name in FLAGS if source[name]]
     lines = [
@@ -353,7 +367,7 @@ def _told(source: Table.Row) -> str:
 
 
 def _pm(source: Table.Row, name: str) -> str:
-    """Mean and deviation, to two digits of the latter."""
+    """Mean and standard deviation, with the decimals that show two digits of the deviation."""
     sd = float(source[f"{name}_sd"])
     return f"{source[name]:.{_digits(sd)}f} ± {_short(sd)}"
 
@@ -363,5 +377,5 @@ def _short(sd: float) -> str:
 
 
 def _digits(sd: float) -> int:
-    """Decimals that show two digits of a deviation."""
+    """The number of decimals that show two digits of a deviation."""
     return int(np.clip(1 - np.floor(np.log10(sd)), 0, 4)) if sd > 0 else 4

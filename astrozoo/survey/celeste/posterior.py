@@ -1,11 +1,11 @@
-"""From the modes of a source's two types to draws of its posterior, by importance sampling.
+"""Draws of a source's posterior by importance sampling, from the modes of its two types.
 
-The normal that the trust region fits (a Gaussian per type: mode and inverse curvature) is the first proposal.
-Shapes of small galaxies and log fluxes of faint bands are skewed, so the moments of the weighted draws make
-the next one, and all draws together are weighted by the mixture of all proposals (adaptive multiple
-importance sampling). Fluxes and colours only scale an image, so one rendering serves many of their draws.
-The mean weight of each type is its evidence, and the two decide between star and galaxy. Pareto-smoothed
-weights show where the proposals were not good enough: k-hat above 0.7.
+For each type, the first proposal is the Gaussian that the trust region fits: its mode and inverse curvature.
+Shapes of small galaxies and log fluxes of faint bands are skewed. The next proposal therefore has the moments
+of the weighted draws, and all draws are weighted by the mixture of all proposals (adaptive multiple
+importance sampling). Fluxes and colours only scale an image, so each rendering is used for many of their
+draws. The mean weight of each type is its evidence, and the ratio of the two evidences gives the probability
+of a star. Pareto-smoothed weights show where the proposals were not good enough: k-hat above 0.7.
 
 References:
     Cornuet et al. 2012, Scand. J. Stat. 39, 798 (adaptive multiple importance sampling);
@@ -30,13 +30,13 @@ from astrozoo.survey.celeste.response import Response
 __all__ = ["TypedDraws", "draw_type", "mix_types"]
 
 _WIDENING = 1.15
-"""Proposals are wider by this factor than the moments that they are made from, to cover the tails."""
+"""Factor by which the standard deviations of proposals exceed those of the draws, to cover the tails."""
 _DEGREES_OF_FREEDOM = 5.0
-"""Of the Student-t proposal of position and shape: heavy tails keep the weights bounded."""
+"""Degrees of freedom of the t proposal of position and shape. Its heavy tails keep the weights bounded."""
 _ROWS_AT_ONCE = 8
-"""Sources whose draws are made at once. Together with the next constant, it keeps the work in the cache."""
+"""Number of sources that are drawn at once. With ``_COORDINATES_AT_ONCE`` it keeps the work in the cache."""
 _COORDINATES_AT_ONCE = 100_000
-"""Pixel coordinates that are rendered at once."""
+"""Number of pixel coordinates that are rendered at once, so that the work stays in the cache."""
 
 
 class TypedDraws(NamedTuple):
@@ -63,12 +63,15 @@ def draw_type(
 
     Args:
         density: of a batch of patches.
-        mode, covariance: the guide.
-        response: of the neighbours, which are to be integrated out; without, they stay as they are.
-        possible: False where the type is ruled out already: no draws are made, the evidence is -inf. (Where
-            no draw has any weight it is the least finite number: the other type, unless that is ruled out.)
-        renderings: draws of position and shape from each proposal in turn; each is rendered once.
-        fluxes: draws of flux and colours for each of them.
+        mode: of the guide.
+        covariance: of the guide.
+        possible: False where the type is already excluded. No draws are then made, and the log evidence is
+            -inf. If no draw has any weight, the log evidence is the smallest finite number instead, so that
+            the other type is chosen unless it is excluded.
+        seed: of the quasi-random draws.
+        response: of the neighbours, which are integrated out; without it, their light is fixed.
+        renderings: numbers of draws of position and shape from each proposal in turn. Each is rendered once.
+        fluxes: number of draws of flux and colours for each draw of position and shape.
     """
     n = sum(renderings) * fluxes
     out = TypedDraws(
@@ -80,8 +83,8 @@ def draw_type(
     if not possible.any():
         return out
     for rows in torch.nonzero(possible)[:, 0].split(_ROWS_AT_ONCE):
-        part, gives = density.take(rows), None if response is None else response.take(rows)
-        u, log_ratio = _draw(part, gives, mode[rows], covariance[rows], seed, renderings, fluxes)
+        part, part_response = density.take(rows), None if response is None else response.take(rows)
+        u, log_ratio = _draw(part, part_response, mode[rows], covariance[rows], seed, renderings, fluxes)
         none = (log_ratio == -torch.inf).all(-1)
         log_weight, k_hat = psis(log_ratio.masked_fill(none[:, None], 0.0).numpy())
         out.u[rows] = u
@@ -93,14 +96,14 @@ def draw_type(
 
 
 class _Proposal(NamedTuple):
-    """Position and shape from a multivariate t, flux and colours from a normal given those."""
+    """Position and shape follow a multivariate t; flux and colours are normal given these."""
 
     mean: Float[Tensor, "b d"]
     tril: Float[Tensor, "b d d"]
     bending: int
 
     def draw(self, renderings: int, fluxes: int, seed: int) -> tuple[Float[Tensor, "b m nb"], Tensor]:
-        """Quasi-random draws: of position and shape, and of everything, ``[b, m, n, d]``."""
+        """Quasi-random draws of position and shape, and of all parameters ``[b, m, n, d]``."""
         nb, d = self.bending, self.mean.shape[-1]
         e = _student(renderings, nb, seed).to(self.mean)
         z = _normals(renderings * fluxes, d - nb, seed + 1).to(self.mean).reshape(renderings, fluxes, d - nb)
@@ -144,7 +147,7 @@ def _draw(
         value = density.log_joint_of_images(images, u)
         if response is not None:
             value = value + response.gain(images, density.electrons(u))
-        # needles and sheets whose image overflows: they have no weight
+        # extremely thin or large shapes, whose image overflows, have no weight
         joint.append(torch.where(value.isfinite(), value, -torch.inf).flatten(1))
         drawn.append(u.flatten(1, 2))
         every = torch.cat(drawn, 1)
@@ -156,7 +159,7 @@ def _draw(
 
 
 def _moments(u: Tensor, log_ratio: Tensor, mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of weighted draws; with few effective ones, mostly those given, with none, just."""
+    """Mean and covariance of weighted draws, shrunk to the given ones if few draws are effective."""
     none = (log_ratio == -torch.inf).all(-1, keepdim=True)
     weight = torch.softmax(log_ratio.masked_fill(none, 0.0), -1)
     weight = weight.clamp(max=u.shape[1] ** -0.5)  # truncated weights (Ionides 2008)
@@ -199,10 +202,10 @@ def _log_student(t: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
 def mix_types(
     star: TypedDraws, galaxy: TypedDraws, n: int, generator: torch.Generator
 ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b n"], Float[Tensor, "b n d"]]:
-    """Equal-weight draws of both types together.
+    """Draws of equal weight from the mixture of both types.
 
     Returns:
-        p(star); the type of each draw (1 a star); its parameters in a galaxy's order, with NaN for the
+        p(star); the type of each draw (1 a star); its parameters in the order of a galaxy's, with NaN for the
         shape of a star.
     """
     p_star = torch.sigmoid(star.log_evidence - galaxy.log_evidence)
@@ -216,7 +219,7 @@ def mix_types(
         offset = torch.rand(b, 1, generator=generator, dtype=torch.float64)
         place = (torch.arange(n) + offset) / n * cumulative[:, -1:]
         index = torch.searchsorted(cumulative, place.contiguous()).clamp(max=cumulative.shape[1] - 1)
-        # systematic resampling goes in order: shuffle, so that any subset of draws is fair
+        # systematic resampling is ordered; after a shuffle, any subset of draws represents the posterior
         index = torch.gather(index, 1, _shuffles(b, n, generator))
         chosen[name] = torch.gather(typed.u, 1, index[..., None].expand(-1, -1, typed.u.shape[-1]))
     missing = chosen["star"].new_full((b, n, 4), torch.nan)
@@ -228,5 +231,5 @@ def mix_types(
 
 
 def _shuffles(b: int, n: int, generator: torch.Generator) -> Int[Tensor, "b n"]:
-    """A permutation for each source: with one for all, their draws would go up and down together."""
+    """A permutation for each source. A common one would correlate the draws of different sources."""
     return torch.rand(b, n, generator=generator, dtype=torch.float64).argsort(-1)

@@ -1,11 +1,11 @@
-"""What neighbours give way: a source's posterior with those of its neighbours integrated out.
+"""Response of neighbours: the posterior of a source with its neighbours' parameters integrated out.
 
-With its neighbours' light held fixed, a source in a blend would get errors as small as if it stood alone. To
-second order the log density of a source and its neighbours together is that of the source alone, plus the
-product of two changes of light in every pixel, plus a quadratic form in the neighbours' parameters.
-Integrated over these, it gains ``|F (light - light at the mode)|^2 / 2`` with ``F' F = W J A^-1 J' W``:
-``W`` is the curvature of the log density in a pixel's light, ``J`` are the neighbours' slopes, and ``A`` is
-minus the Hessian of their log density.
+If the light of the neighbours were fixed, a source in a blend would get errors as small as those of an
+isolated source. To second order, the joint log density of a source and its neighbours has three terms: that
+of the source alone, the product of the two changes of light in every pixel, and a quadratic form in the
+neighbours' parameters. The integral over these parameters adds ``|F (light - light at the mode)|^2 / 2`` to
+the log density, with ``F' F = W J A^-1 J' W``. ``W`` is the curvature of the log density in a pixel's light,
+``J`` are the derivatives of the neighbours' light, and ``A`` is minus the Hessian of their log density.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from astrozoo.survey.celeste.modes import KINDS, Modes
 __all__ = ["Response", "respond"]
 
 _MAX_NEIGHBOURS = 6
-"""Largest number of neighbours, the nearest, that are integrated out: six parameters each are rendered."""
+"""Largest number of neighbours, nearest first, that are integrated out. Each has six rendered parameters."""
 _MIN_CURVATURE = 0.05
-"""Smallest curvature of the neighbours together, in units of each one's alone: it limits their response."""
+"""Smallest curvature of the neighbours together, in units of that of each alone. It limits their response."""
 _MIN_REMAINING = 0.05
-"""Smallest fraction of a source's curvature that is left when its neighbours are integrated out.
+"""Smallest fraction of a source's curvature that remains after its neighbours are integrated out.
 
-To second order, nothing or less than nothing would be left in the closest blends."""
+In the closest blends, the second-order result would be zero or negative."""
 
 
 class Response(NamedTuple):
-    """How the neighbours of each source give way to changes of its light.
+    """Response of the neighbours of each source to changes of its light.
 
     Attributes:
         factor: ``F`` (zeros where a source has fewer neighbours than others).
@@ -45,13 +45,13 @@ class Response(NamedTuple):
     at: Float[Tensor, "b q"]
 
     def take(self, rows: Int[Tensor, "c"]) -> Response:
-        """That of some of the sources."""
+        """The response for a selection of the sources."""
         return Response(self.factor[rows], self.at[rows])
 
     def gain(
         self, images: Float[Tensor, "b m image p"], electrons: Float[Tensor, "b m n image"]
     ) -> Float[Tensor, "b m n"]:
-        """What the log density of light ``electrons * images`` gains by neighbours that give way."""
+        """The term that the neighbours' response adds to the log density of light ``electrons * images``."""
         per_unit = torch.einsum("bqip,bmip->bmiq", self.factor, images.to(self.factor))
         change = electrons @ per_unit.to(electrons) - self.at[:, None, None]
         return 0.5 * change.square().sum(-1)
@@ -59,12 +59,12 @@ class Response(NamedTuple):
     def widened(
         self, density: TypedDensity, mode: Float[Tensor, "b d"], covariance: Float[Tensor, "b d d"]
     ) -> tuple[Response, Float[Tensor, "b d d"]]:
-        """The covariance of sources of a type with their neighbours integrated out.
+        """The covariance of sources of one type with their neighbours integrated out.
 
-        Where second order would leave less than ``_MIN_REMAINING`` of a curvature, the response is weakened.
+        The response is weakened where less than ``_MIN_REMAINING`` of a curvature would remain.
 
         Returns:
-            the response, weakened where it has to be, and the covariance.
+            the response, weakened where necessary, and the covariance.
         """
         _, slope, chain = density.linearised(mode)
         root = torch.linalg.cholesky(covariance)
@@ -85,7 +85,10 @@ def respond(
     """The response of the nearest neighbours of sources of one patch size; None if none has any.
 
     Args:
-        patch, own_light: the sources' patches, and the light they have there.
+        job: the fit of the field.
+        rows: the sources.
+        patch: their patches.
+        own_light: their light in these patches.
     """
     weight = patch.mask * patch.counts / (patch.background + own_light) ** 2
     factors = [_factor(job, int(row), weight[k]) for k, row in enumerate(rows)]
@@ -106,8 +109,8 @@ def _factor(job: Modes, row: int, weight: Float[Tensor, "image p"]) -> Float[Ten
     for name, is_star, _ in KINDS:
         members = near[star == is_star]
         if len(members):
-            seen = job.canvas.patches(members, at=np.full(len(members), row))
-            _, slope, chain = job.density(seen, members, is_star).linearised(state.mode[name][members])
+            patch = job.canvas.patches(members, at=np.full(len(members), row))
+            _, slope, chain = job.density(patch, members, is_star).linearised(state.mode[name][members])
             chain = chain @ torch.linalg.cholesky(state.covariance[name][members])[:, None]
             changes += list(torch.einsum("jitp,jitd->jdip", slope, chain.to(slope)))
     if not changes:
@@ -116,7 +119,7 @@ def _factor(job: Modes, row: int, weight: Float[Tensor, "image p"]) -> Float[Ten
     weighted = J * weight.to(J)
     curvature = torch.einsum("qip,rip->qr", weighted, J).double()
     first = 0
-    for change in changes:  # a neighbour's own is one, in these variables
+    for change in changes:  # in these variables, the curvature of each neighbour alone is the unit matrix
         block = slice(first, first + len(change))
         curvature[block, block] = torch.eye(len(change), dtype=torch.float64)
         first += len(change)
