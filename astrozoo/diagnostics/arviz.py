@@ -1,4 +1,4 @@
-"""ArviZ's statistics on plain arrays, the same for both of its generations (0.x and 1.x).
+"""ArviZ's statistics for plain arrays, with one interface to ArviZ 0.x and 1.x.
 
 References:
     Vehtari et al. 2021, Bayesian Analysis 16, 667 (rank-normalised R-hat, bulk and tail ESS).
@@ -16,7 +16,7 @@ import xarray as xr
 from jaxtyping import Float
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", FutureWarning)  # 0.23 announces 1.0, once a day
+    warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 warns once a day that 1.0 is coming
     import arviz
 
 __all__ = ["ess", "k_hat", "loo", "mcse", "prior_sensitivity", "psis", "r_hat"]
@@ -27,7 +27,7 @@ def _each(function: Callable[..., Any], draws: np.ndarray, **settings: Any) -> n
     flat = draws.reshape(*draws.shape[:2], -1).astype(float)
     data = xr.Dataset({"x": (("chain", "draw", "scalar"), flat)})
     with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
-        warnings.simplefilter("ignore", RuntimeWarning)  # constants give 0 / 0, which is NaN, as it should be
+        warnings.simplefilter("ignore", RuntimeWarning)  # constants give 0 / 0, which is rightly NaN
         return np.asarray(function(data, **settings)["x"], dtype=float).reshape(draws.shape[2:])
 
 
@@ -48,7 +48,7 @@ def r_hat(draws: Float[np.ndarray, "chain draw *shape"]) -> Float[np.ndarray, "*
 
 
 def mcse(draws: Float[np.ndarray, "chain draw *shape"]) -> Float[np.ndarray, "*shape"]:
-    """Monte-Carlo standard error of the mean, of correlated draws."""
+    """Monte-Carlo standard error of the mean of correlated draws."""
     return _each(arviz.mcse, draws, method="mean")
 
 
@@ -60,21 +60,21 @@ def psis(
     References:
         Vehtari et al. 2024, JMLR 25, 72.
     """
-    with np.errstate(over="ignore"):  # of a tail so heavy that quantiles are infinite: k-hat says so
+    with np.errstate(over="ignore"):  # quantiles of very heavy tails are infinite, which k-hat shows
         if hasattr(arviz, "psislw"):
             smoothed, shape = arviz.psislw(log_ratios)
         else:
             from arviz_stats.base import array_stats
 
-            smoothed, shape = array_stats.psislw(-log_ratios)  # it is given log likelihoods, and negates them
+            smoothed, shape = array_stats.psislw(-log_ratios)  # it expects log likelihoods, and negates them
     return np.asarray(smoothed), np.asarray(shape)
 
 
 def k_hat(log_ratios: Float[np.ndarray, "*shape draw"]) -> Float[np.ndarray, "*shape"]:
     """Pareto shape of importance ratios log p - log q: above 0.7 the approximation cannot be trusted.
 
-    It is NaN where a ratio is not finite. It is 0 where all ratios are the same but for rounding, because
-    there is no tail to fit and no doubt either.
+    It is NaN where a ratio is not finite. It is 0 where all ratios are equal up to rounding: then there is no
+    tail to fit, and the approximation is exact.
     """
     known = np.isfinite(log_ratios).all(-1)
     usable = np.where(known[..., None], log_ratios, 0.0)
@@ -114,30 +114,32 @@ def prior_sensitivity(
     log_part: Float[np.ndarray, "chain draw"],
     step: float = 0.01,
 ) -> Float[np.ndarray, "scalar"]:
-    """How much marginals change where prior or likelihood is raised to a power; above 0.05 is a warning.
+    """Change of the marginals when the prior or the likelihood is raised to a power; above 0.05 is a warning.
 
-    The cumulative Jensen-Shannon distance between a marginal and the same reweighted by ``part**+-step``, per
-    doubling of the power.
+    It is the cumulative Jensen-Shannon distance between a marginal and the marginal of draws reweighted by
+    ``part**+-step``, per doubling of the power.
 
     Args:
-        log_part: log prior (or log likelihood) of each draw, all sites together.
+        draws: of the scalars.
+        log_part: log prior (or log likelihood) of each draw, summed over sites.
+        step: change of the power.
 
     References:
         Kallioinen et al. 2024, Statistics and Computing 34, 57.
     """
     x = draws.reshape(-1, draws.shape[-1])
     log_part = log_part.reshape(-1)
-    found = np.zeros(x.shape[1])
+    sensitivity = np.zeros(x.shape[1])
     for power in (1 / (1 + step), 1 + step):
         smoothed, _ = psis((power - 1) * log_part)
         weights = np.exp(smoothed - np.logaddexp.reduce(smoothed))
         for i, column in enumerate(x.T):
-            found[i] += _cumulative_js(column, weights) / (2 * np.log2(1 + step))
-    return found
+            sensitivity[i] += _cumulative_js(column, weights) / (2 * np.log2(1 + step))
+    return sensitivity
 
 
 def _cumulative_js(x: np.ndarray, weights: np.ndarray) -> float:
-    """Distance between an empirical distribution and the same with weights (Nguyen & Vreeken 2015)."""
+    """Distance between an empirical distribution and its weighted version (Nguyen & Vreeken 2015)."""
 
     def divergence(x: np.ndarray, weights: np.ndarray) -> float:
         order = np.argsort(x)

@@ -1,4 +1,4 @@
-"""Numbers that tell what a result is worth."""
+"""Diagnostics and summaries of a result, and comparisons of several results."""
 
 from __future__ import annotations
 
@@ -42,18 +42,19 @@ al. 2024)."""
 
 _CHAIN_STATS = {"acceptance_rate", "diverging", "energy", "tree_depth"}
 MOST_COMPARED = 10_000
-"""Scalars that are compared one by one: where there are more, a table has so many rows for each method."""
+"""The most scalars that are compared one by one. It limits the rows of a comparison table per method; of more
+scalars, evenly chosen ones are compared."""
 MOST_VALUES = 6
 """Values of a parameter that a table shows one by one: as many as fit in a cell."""
 
 
 @dataclass(frozen=True)
 class Scalars:
-    """Draws flattened to scalars.
+    """The draws of a selection of scalars.
 
     Attributes:
-        labels: such as ``colour[problem=2, band=g]``.
-        draws: of each.
+        labels: a label for each scalar, such as ``colour[problem=2, band=g]``.
+        draws: the draws of each scalar.
     """
 
     labels: list[str]
@@ -63,7 +64,7 @@ class Scalars:
         return len(self.labels)
 
     def some(self, most: int) -> Scalars:
-        """At most that many, evenly chosen."""
+        """At most ``most`` of the scalars, evenly chosen."""
         if len(self) <= most:
             return self
         kept = np.linspace(0, len(self) - 1, most).round().astype(int)
@@ -71,7 +72,7 @@ class Scalars:
 
 
 def is_chain(result: Result) -> bool:
-    """True where draws are those of Markov chains; False where they are independent (a fitted guide's)."""
+    """True if the draws are from Markov chains; False if they are independent draws of a fitted guide."""
     return bool(_CHAIN_STATS & result.sample_stats.keys())
 
 
@@ -81,27 +82,28 @@ def count_scalars(result: Result) -> int:
 
 
 def scalars(result: Result, most: int | None = None, *, evenly: bool = False) -> Scalars:
-    """The draws of a result, scalar by scalar; labels and draws are made of those that are chosen alone.
+    """The draws of all scalars of a result, or of a selection; infinite values become NaN.
 
-    Infinite values become NaN.
+    Labels and draws are computed for the selected scalars only, which keeps results with many scalars cheap.
 
     Args:
-        most: at most so many, about equally many of every site.
-        evenly: choose them evenly among all scalars instead.
+        result: with draws.
+        most: the most scalars; by default all. About equally many are chosen from every site.
+        evenly: choose evenly among all scalars instead.
     """
     posterior = result.groups()["posterior"]
     labels, columns = [], []
     share = None if most is None else max(1, most // max(1, len(posterior.data_vars)))
-    total, first = count_scalars(result), 0
+    total, start = count_scalars(result), 0
     chosen = np.arange(total)
     if evenly and most is not None and most < total:
         chosen = np.linspace(0, total - 1, most).round().astype(int)
     for name, variable in posterior.data_vars.items():
         size = math.prod(variable.shape[2:])
-        kept = chosen[(chosen >= first) & (chosen < first + size)] - first
+        kept = chosen[(chosen >= start) & (chosen < start + size)] - start
         if share is not None and not evenly and share < size:
             kept = np.linspace(0, size - 1, share).round().astype(int)
-        first += size
+        start += size
         labels += _labels(str(name), variable, kept)
         columns.append(variable.to_numpy().reshape(*variable.shape[:2], -1)[..., kept])
     draws = np.concatenate(columns, axis=-1)
@@ -140,11 +142,11 @@ def _labels(name: str, variable: Any, kept: Int[np.ndarray, "scalar"]) -> list[s
     if not axes:
         return [name]
     ticks = [variable.coords[a].values.tolist() if a in variable.coords else None for a in axes]
-    found = []
-    for at in zip(*np.unravel_index(kept, variable.shape[2:]), strict=True):
-        marks = (i if tick is None else tick[i] for tick, i in zip(ticks, at, strict=True))
-        found.append(f"{name}[{', '.join(f'{a}={mark}' for a, mark in zip(axes, marks, strict=True))}]")
-    return found
+    labels = []
+    for index in zip(*np.unravel_index(kept, variable.shape[2:]), strict=True):
+        marks = (i if tick is None else tick[i] for tick, i in zip(ticks, index, strict=True))
+        labels.append(f"{name}[{', '.join(f'{a}={mark}' for a, mark in zip(axes, marks, strict=True))}]")
+    return labels
 
 
 def standard_errors(result: Result, of: Scalars) -> Float[np.ndarray, "scalar"]:
@@ -156,38 +158,38 @@ def standard_errors(result: Result, of: Scalars) -> Float[np.ndarray, "scalar"]:
 
 
 def _known(function: Any, draws: np.ndarray, *settings: Any) -> np.ndarray:
-    """A statistic of the draws that are not NaN (shapes of a star are); NaN where there is none."""
+    """A statistic of the draws that are not NaN; NaN if all are. (The shape of a star is NaN.)"""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of columns that are all NaN
         return function(draws, *settings, axis=(0, 1))
 
 
 def summary(result: Result, most: int = 60) -> list[dict[str, Any]]:
-    """Mean, SD, 90% interval and Monte-Carlo error of each scalar; of chains, ESS and R-hat too.
+    """Mean, SD, 90% interval and Monte-Carlo error of each scalar; for chains, also ESS and R-hat.
 
-    Draws that are NaN, such as the shape of what is a star in that draw, are left out.
+    Draws that are NaN are left out, such as the shape of a source that is a star in that draw.
     """
-    held = scalars(result, most)
-    low, high = _known(np.nanquantile, held.draws, (0.05, 0.95))
+    shown = scalars(result, most)
+    low, high = _known(np.nanquantile, shown.draws, (0.05, 0.95))
     columns: dict[str, Any] = {
-        "parameter": held.labels,
-        "mean": _known(np.nanmean, held.draws),
-        "sd": _known(np.nanstd, held.draws),
+        "parameter": shown.labels,
+        "mean": _known(np.nanmean, shown.draws),
+        "sd": _known(np.nanstd, shown.draws),
         "5%": low,
         "95%": high,
-        "mcse": standard_errors(result, held),
+        "mcse": standard_errors(result, shown),
     }
     if is_chain(result):
-        columns["ess bulk"] = ess(held.draws, "bulk")
-        columns["ess tail"] = ess(held.draws, "tail")
-        columns["r-hat"] = r_hat(held.draws)
+        columns["ess bulk"] = ess(shown.draws, "bulk")
+        columns["ess tail"] = ess(shown.draws, "tail")
+        columns["r-hat"] = r_hat(shown.draws)
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def el2o_value(log_ratios: Float[np.ndarray, "*shape draw"]) -> Float[np.ndarray, "*shape"]:
-    """``Var_q[ln p - ln q]``, from ln p - ln q of draws of q: 0 where q is the posterior.
+    """``Var_q[ln p - ln q]`` from the log ratios ln p - ln q of draws of q: 0 if q is the posterior.
 
-    It is the value part of EL2O, ln Z being free, and about twice the KL divergence while it is small.
+    This is the value term of EL2O with ln Z as a free constant. It is about twice the KL divergence if small.
 
     References:
         Seljak & Yu 2019, arXiv 1901.04454, eq. 10.
@@ -241,25 +243,25 @@ def _worst(of: Any, values: np.ndarray) -> float:
 
 
 def z_scores(result: Result, truth: Mapping[str, Any]) -> dict[str, Float[np.ndarray, "..."]]:
-    """(mean - truth) / SD of the sites that both have, shaped as the site.
+    """(mean - truth) / SD of every site of the result for which there is a truth, in the shape of the site.
 
     Raises:
-        InputError: a truth is not shaped as its site.
+        InputError: the shape of a truth is not that of its site.
     """
-    found = {}
+    scores = {}
     for name in result.draws.keys() & truth.keys():
         draws, true = result.draws[name], np.asarray(truth[name], dtype=float)
         if true.shape != draws.shape[2:]:
             raise InputError(f"truth of {name!r}", f"shape {true.shape}", f"{draws.shape[2:]}")
         draws = np.where(np.isfinite(draws), draws, np.nan)
         spread = _known(np.nanstd, draws)
-        off = _known(np.nanmean, draws) - true
-        found[name] = np.divide(off, spread, out=np.where(off == 0, 0.0, np.inf), where=spread > 0)
-    return found
+        error = _known(np.nanmean, draws) - true
+        scores[name] = np.divide(error, spread, out=np.where(error == 0, 0.0, np.inf), where=spread > 0)
+    return scores
 
 
 def reference_of(results: Mapping[str, Result]) -> str:
-    """The first result of Markov chains, else the first.
+    """The name of the first result from Markov chains; without any, the name of the first result.
 
     Raises:
         InputError: there are no results.
@@ -270,18 +272,21 @@ def reference_of(results: Mapping[str, Result]) -> str:
 
 
 def compare(results: Mapping[str, Result], reference: str | None = None) -> list[dict[str, Any]]:
-    """Every scalar under every method, beside a reference: the first chain-based result, else the first.
+    """Compare every scalar under every method with a reference.
 
-    Of more than ``MOST_COMPARED`` scalars so many are compared, evenly chosen.
-
-    Columns: mean, sd, Monte-Carlo standard error; ``z``, the difference of means in units of its Monte-Carlo
-    error; ``shift``, the same in posterior SDs of the reference; ``sd ratio``.
+    At most ``MOST_COMPARED`` scalars are compared, evenly chosen.
 
     Args:
-        reference: name of another reference.
+        results: by method.
+        reference: name of the reference; by default :func:`reference_of` chooses it.
+
+    Returns:
+        a row per method and scalar: mean, sd, Monte-Carlo standard error; ``z``, the difference of the
+        means in units of its Monte-Carlo error; ``shift``, the same in posterior SDs of the reference;
+        ``sd ratio``.
 
     Raises:
-        InputError: there are no results, or they are not of one problem.
+        InputError: there are no results, or they are of different problems.
     """
     if not results:
         raise InputError("results", "none", "one or more")
@@ -289,19 +294,19 @@ def compare(results: Mapping[str, Result], reference: str | None = None) -> list
     if len(digests) > 1:
         raise InputError("results", f"digests {sorted(digests)}", "results of one problem")
     first = reference or reference_of(results)
-    held = {name: scalars(result, MOST_COMPARED, evenly=True) for name, result in results.items()}
-    moments = {name: _moments(results[name], of) for name, of in held.items()}
+    compared = {name: scalars(result, MOST_COMPARED, evenly=True) for name, result in results.items()}
+    moments = {name: _moments(results[name], of) for name, of in compared.items()}
     rows = []
-    for name, of in held.items():
+    for name, of in compared.items():
         for label in of.labels:
             if label not in moments[first]:
                 continue
             (mean, sd, error), (mean_0, sd_0, error_0) = moments[name][label], moments[first][label]
-            both = np.hypot(error, error_0)
+            combined = np.hypot(error, error_0)
             row = {"method": name, "parameter": label, "mean": mean, "sd": sd, "mcse": error}
             row |= {"z": np.nan, "shift": np.nan, "sd ratio": np.nan}
             if name != first:
-                row["z"] = (mean - mean_0) / both if both > 0 else np.nan
+                row["z"] = (mean - mean_0) / combined if combined > 0 else np.nan
                 row["shift"] = (mean - mean_0) / sd_0 if sd_0 > 0 else np.nan
                 row["sd ratio"] = sd / sd_0 if sd_0 > 0 else np.nan
             rows.append(row)

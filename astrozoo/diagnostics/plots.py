@@ -1,6 +1,6 @@
-"""Figures of a result. Each is drawn for the few scalars that it is given, never for thousands.
+"""Figures of a result. The caller selects the few scalars that a figure shows.
 
-No global state: figures are made without pyplot, and no style is set.
+There is no global state: figures are made without pyplot, and no style is set.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def encode(figure: Figure) -> str:
 
 
 def _grid(n: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """``n`` panels; size [inch] of one panel."""
+    """A figure with ``n`` panels in a grid; ``width`` and ``height`` are those of a panel [inch]."""
     rows = -(-n // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
@@ -82,7 +82,7 @@ def _density(ax: Axes, values: np.ndarray, colour: str, label: str | None = None
 
 
 def trace(of: Scalars) -> Figure:
-    """Marginals on the left, draws in order on the right; a colour per chain (at most six)."""
+    """Marginals on the left, draws in order on the right, in a colour per chain (six chains at most)."""
     figure, axes = _grid(2 * len(of), 2, 4.5, 1.5)
     for i, label in enumerate(of.labels):
         for chain, colour in zip(of.draws[..., i], _COLOURS, strict=False):
@@ -97,7 +97,7 @@ def trace(of: Scalars) -> Figure:
 
 
 def rank(of: Scalars, bins: int = 20) -> Figure:
-    """Histograms of every chain's ranks among all draws: level where the chains agree."""
+    """Histograms of each chain's ranks among all draws. They are flat if the chains agree."""
     chains, draws, n = of.draws.shape
     figure, axes = _grid(n, 4, 2.4, 1.6)
     for i, ax in enumerate(axes):
@@ -111,14 +111,14 @@ def rank(of: Scalars, bins: int = 20) -> Figure:
 
 
 def ess_evolution(of: Scalars, steps: int = 8) -> Figure:
-    """Bulk (solid) and tail (dashed) ESS of the first part of the draws: straight lines where chains mix."""
+    """Bulk (solid) and tail (dashed) ESS of the first n draws against n: straight lines if chains mix."""
     figure, (ax,) = _grid(1, 1, 6, 3)
     counts = np.linspace(of.draws.shape[1] / steps, of.draws.shape[1], steps).astype(int)
     counts = counts[counts >= 4]
     for i, (label, colour) in enumerate(zip(of.labels, _COLOURS, strict=False)):
-        one = of.draws[..., i]
-        ax.plot(counts, [ess(one[:, :n], "bulk") for n in counts], color=colour, label=label)
-        ax.plot(counts, [ess(one[:, :n], "tail") for n in counts], color=colour, linestyle="--")
+        draws = of.draws[..., i]
+        ax.plot(counts, [ess(draws[:, :n], "bulk") for n in counts], color=colour, label=label)
+        ax.plot(counts, [ess(draws[:, :n], "tail") for n in counts], color=colour, linestyle="--")
     ax.set(xlabel="draws per chain", ylabel="effective sample size")
     ax.legend(fontsize=7)
     return figure
@@ -139,7 +139,7 @@ def energy(values: Float[np.ndarray, "chain draw"]) -> Figure:
 
 
 def forest(of: Scalars, sites: Mapping[str, list[int]]) -> Figure:
-    """Median, 50% and 90% intervals; one panel per site, as their scales differ."""
+    """Medians, 50% and 90% intervals. Each site has a panel, because scales differ."""
     heights = [len(rows) + 1 for rows in sites.values()]
     figure = Figure(figsize=(7, 0.22 * sum(heights) + 0.5 * len(sites)), layout="constrained")
     axes = figure.subplots(len(sites), 1, squeeze=False, height_ratios=heights).ravel()
@@ -156,7 +156,7 @@ def forest(of: Scalars, sites: Mapping[str, list[int]]) -> Figure:
 
 
 def elbo(traces: Mapping[str, Float[np.ndarray, "iteration row"]]) -> Figure:
-    """Per iteration; where there are many independent problems, the median and the middle 90% of them."""
+    """Traces per iteration; for more than six independent problems, their median and their middle 90%."""
     figure, axes = _grid(len(traces), min(2, len(traces)), 4.5, 2.6)
     for ax, (name, values) in zip(axes, traces.items(), strict=True):
         values = values.reshape(len(values), -1)
@@ -176,7 +176,7 @@ def elbo(traces: Mapping[str, Float[np.ndarray, "iteration row"]]) -> Figure:
 
 
 def pair(of: Scalars, diverging: Float[np.ndarray, "chain draw"] | None = None, most: int = 1000) -> Figure:
-    """Every two scalars against each other; divergent draws in orange."""
+    """Each pair of scalars against each other; divergent draws are orange."""
     n = len(of)
     figure = Figure(figsize=(1.7 * n, 1.7 * n), layout="constrained")
     axes = figure.subplots(n, n, squeeze=False)
@@ -207,9 +207,9 @@ def overlay(of: Mapping[str, Scalars], labels: list[str]) -> Figure:
     """Marginals under several methods, one panel per scalar."""
     figure, axes = _grid(len(labels), 3, 3.2, 2.0)
     for ax, label in zip(axes, labels, strict=True):
-        for (name, held), colour in zip(of.items(), _COLOURS, strict=False):
-            if label in held.labels:
-                _density(ax, held.draws[..., held.labels.index(label)].ravel(), colour, name)
+        for (name, scalars), colour in zip(of.items(), _COLOURS, strict=False):
+            if label in scalars.labels:
+                _density(ax, scalars.draws[..., scalars.labels.index(label)].ravel(), colour, name)
         ax.set_title(label, fontsize=7, loc="left")
         ax.set_yticks([])
         ax.tick_params(labelsize=6)
@@ -220,7 +220,7 @@ def overlay(of: Mapping[str, Scalars], labels: list[str]) -> Figure:
 def replicated(
     observed: Float[np.ndarray, "*shape"], draws: Float[np.ndarray, "chain draw *shape"], most: int = 40
 ) -> Figure:
-    """Distributions of the data and of replicated data, as cumulative shares."""
+    """Cumulative distributions of the data (black) and of replicated data (one line per draw)."""
     figure, (ax,) = _grid(1, 1, 6, 3)
     flat = draws.reshape(-1, observed.size)
     kept = np.linspace(0, len(flat) - 1, min(most, len(flat))).astype(int)
@@ -240,11 +240,14 @@ def convergence(
     clocks: Mapping[str, Float[np.ndarray, "iteration row"]],
     labels: Mapping[str, str],
 ) -> Figure:
-    """The objective (summed over independent problems, each kept at its last value) against cost.
+    """The objective against cost.
+
+    The objective is summed over independent problems. A problem that has ended contributes its last value.
 
     Args:
-        totals: gradient-equivalents and seconds of each whole run, over which its curve is spread evenly.
-        clocks: seconds at each iteration, of the runs that have kept them.
+        traces: of the objective, by run.
+        totals: gradient-equivalents and seconds of each whole run. Iterations are assumed to cost the same.
+        clocks: seconds at each iteration, for runs that have recorded them.
         labels: of the curves.
     """
     figure, axes = _grid(2, 2, 4.5, 3)

@@ -1,4 +1,4 @@
-"""Self-contained HTML reports of one result, or of several side by side."""
+"""Self-contained HTML reports of one result, or of several results side by side."""
 
 from __future__ import annotations
 
@@ -41,16 +41,22 @@ from astrozoo.types import Page, Result, Status
 __all__ = ["comparison_report", "render", "report", "write_comparison", "write_rows"]
 
 _ROWS = 60
-"""The most rows of a table of parameters, so that a table is read on two screens."""
+"""The most rows of a table of parameters. It limits the length of a report."""
 _MOST_LOO = 20_000
 """The most observations of a site for which leave-one-out predictions are computed. Each takes 0.3 ms."""
 SENSITIVE = 0.05
 """Sensitivity to the prior above which a parameter is marked: the threshold of Kallioinen et al. (2024)."""
 _MEANING = {
     Status.CONVERGED: ("good", "The stopping rule of the method was met."),
-    Status.BUDGET_SPENT: ("warn", "The budget ran out first: the numbers below may still move."),
+    Status.BUDGET_SPENT: (
+        "warn",
+        "The budget ran out before the stopping rule was met: the numbers below may still change.",
+    ),
     Status.DIVERGED: ("bad", "The run diverged: do not use these numbers."),
-    Status.INTERRUPTED: ("bad", "The run was stopped by hand: the numbers are of an unfinished run."),
+    Status.INTERRUPTED: (
+        "bad",
+        "The run was stopped by the user: the numbers are those of an unfinished run.",
+    ),
 }
 
 
@@ -60,11 +66,11 @@ def report(
     """Write a self-contained, printable HTML report.
 
     Args:
-        result: of any backend, or of training. Sections are shown for what it holds; of independent
-            problems that the model's own sections show, no general summary of parameters.
-        path: of the file; it is replaced only when the new one is whole.
-        pages: the model's own sections, shown first.
-        title: of the page; by default the model and the method.
+        result: of any backend, or of training. A section is shown if the result has the data for it. The
+            summary, the data and the posterior are left out for independent problems whose model has pages.
+        path: of the file. An existing file is replaced only when the new one is complete.
+        pages: sections of the model, which come first.
+        title: of the page; by default the names of the model and the method.
 
     Raises:
         OutputError: the file cannot be written.
@@ -75,19 +81,19 @@ def report(
         return training_report(result, path, pages=pages, title=title)
     found = diagnose(result)
     empty = not any(draws.size for draws in result.draws.values())
-    told = empty or bool(result.statuses and pages)
-    sections = [*pages] if told else [*pages, _summary_page(result, found)]
+    pages_only = empty or bool(result.statuses and pages)
+    sections = [*pages] if pages_only else [*pages, _summary_page(result, found)]
     if is_chain(result) and not empty:
         sections += _chain_pages(result)
     if result.parameters:
         sections.append(_parameters_page(result))
     if result.trace:
         sections.append(_progress_page(result))
-    if result.log_likelihood and not told:
+    if result.log_likelihood and not pages_only:
         sections.append(_data_page(result))
-    if not told:
+    if not pages_only:
         sections.append(_posterior_page(result))
-    sections.append(_provenance_page(result, found if told else {}))
+    sections.append(_provenance_page(result, found if pages_only else {}))
     title = title or f"{result.model}: {result.method}" + (f" ({result.guide})" if result.guide else "")
     return render(path, title, _banners(result, found), sections)
 
@@ -135,10 +141,12 @@ def _summary_page(result: Result, found: Mapping[str, Any]) -> Page:
     if found:
         parts.append([{"diagnostic": name, "value": value} for name, value in found.items()])
     if not is_chain(result):
-        parts.append("Draws are independent draws of the fitted guide, to which R-hat and ESS do not apply.")
+        parts.append(
+            "The draws are independent draws of the fitted guide. R-hat and ESS do not apply to them."
+        )
     parts.append(rows)
     if total > len(rows):
-        parts.append(f"{len(rows)} of {total} parameters are shown, about equally many of every site.")
+        parts.append(f"{len(rows)} of {total} parameters are shown, about equally many from every site.")
     return Page("Summary", parts)
 
 
@@ -154,7 +162,7 @@ def _parameters_page(result: Result) -> Page:
 
 def _chain_pages(result: Result) -> list[Page]:
     few = scalars(result, 8).some(8)
-    shown = "" if len(few) == count_scalars(result) else " Some parameters only."
+    shown = "" if len(few) == count_scalars(result) else " Only some parameters are shown."
     parts: list[Any] = [(plots.trace(few), f"Marginals and draws of each chain.{shown}")]
     if few.draws.shape[0] > 1:
         caption = "Ranks of each chain's draws among all draws: flat if the chains agree."
@@ -169,7 +177,7 @@ def _chain_pages(result: Result) -> list[Page]:
 
 
 _MAXIMISED = ("elbo_fixed_draws", "elbo_fresh_draws", "objective")
-"""Names in a trace of the objective that a variational method maximises, and of estimates of it."""
+"""Names in a trace of the objective that a variational method maximises, or of an estimate of it."""
 
 
 def _progress_page(result: Result) -> Page:
@@ -183,64 +191,66 @@ def _progress_page(result: Result) -> Page:
 
 
 def _data_page(result: Result) -> Page:
-    """Leave-one-out predictions, replicated data beside the data, and what prior and likelihood decide."""
+    """Leave-one-out predictions, replicated data, and the sensitivity to prior and likelihood."""
     rows = []
     for name, values in result.log_likelihood.items():
         if name in result.observed and np.prod(values.shape[2:]) <= _MOST_LOO:
-            found = loo(values)
-            poor = int((~(found["k_hat"] <= POOR_K_HAT)).sum())
-            row = {"site": name, "elpd (LOO)": found["elpd"], "standard error": found["se"]}
-            rows.append(row | {"effective parameters": found["p"], "observations": len(found["pointwise"]),
-                               "of these with a poor k-hat": poor})  # fmt: skip
+            predictions = loo(values)
+            poor = int((~(predictions["k_hat"] <= POOR_K_HAT)).sum())
+            row = {"site": name, "elpd (LOO)": predictions["elpd"], "standard error": predictions["se"]}
+            row |= {"effective parameters": predictions["p"], "observations": len(predictions["pointwise"])}
+            rows.append(row | {"of these with a poor k-hat": poor})
     parts: list[Any] = []
     if rows:
-        said = "Expected log predictive density of each observation given the others; where k-hat is poor"
-        parts += [rows, f"{said} (above {POOR_K_HAT}), it is not to be trusted."]
+        caption = "Expected log predictive density of each observation given the others"
+        parts += [rows, f"{caption}. Where k-hat is above {POOR_K_HAT}, it cannot be trusted."]
     for name, replicated in result.predictive.items():
         figure = plots.replicated(result.observed[name], replicated)
         parts.append((figure, f"{name}: the data (black), and data replicated under 40 draws."))
     rows = _sensitivity(result)
     if rows:
-        said = "Distance that marginals move per doubling of the power of prior or likelihood; "
-        parts += [rows, said + f"above {SENSITIVE} for the prior it is marked."]
-    return Page("Data and prior", parts or ["There are too many observations to leave out one by one."])
+        caption = "Change of the marginals when prior or likelihood is raised to a power, per doubling of"
+        parts += [rows, f"{caption} the power. Parameters above {SENSITIVE} for the prior are marked."]
+    return Page("Data and prior", parts or ["There are too many observations for leave-one-out predictions."])
 
 
 def _sensitivity(result: Result) -> list[dict[str, Any]]:
     if result.statuses or not result.log_prior:
         return []
-    held = scalars(result, 20).some(20)
+    shown = scalars(result, 20).some(20)
     sums = [
         sum(x.reshape(*x.shape[:2], -1).sum(-1) for x in group.values())
         for group in (result.log_prior, result.log_likelihood)
     ]
-    draws = held.draws
-    if sums[0].shape != draws.shape[:2]:  # of some draws only
+    draws = shown.draws
+    if sums[0].shape != draws.shape[:2]:  # densities are recorded for a part of the draws only
         kept = np.linspace(0, draws.shape[1] - 1, sums[0].shape[1]).round().astype(int)
         draws = draws[:, kept]
     prior, likelihood = (prior_sensitivity(draws, part) for part in sums)
     marked = ["prior matters" if p > SENSITIVE else "" for p in prior]
-    columns = zip(held.labels, prior, likelihood, marked, strict=True)
+    columns = zip(shown.labels, prior, likelihood, marked, strict=True)
     return [{"parameter": n, "prior": p, "likelihood": x, "": m} for n, p, x, m in columns]
 
 
 def _posterior_page(result: Result) -> Page:
-    held = scalars(result, 40).some(40)
-    known = np.flatnonzero(np.isfinite(held.draws).all((0, 1)))
-    held = Scalars([held.labels[i] for i in known], held.draws[..., known])
+    shown = scalars(result, 40).some(40)
+    known = np.flatnonzero(np.isfinite(shown.draws).all((0, 1)))
+    shown = Scalars([shown.labels[i] for i in known], shown.draws[..., known])
     sites: dict[str, list[int]] = {}
-    for i, label in enumerate(held.labels):
+    for i, label in enumerate(shown.labels):
         sites.setdefault(label.partition("[")[0], []).append(i)
     if not sites:
         return Page("Posterior", ["No parameter has a value in every draw."])
-    parts: list[Any] = [(plots.forest(held, sites), "Medians with 50% and 90% intervals.")]
-    varying = [i for i in range(len(held)) if np.ptp(held.draws[..., i]) > 0][:5]
+    parts: list[Any] = [(plots.forest(shown, sites), "Medians with 50% and 90% intervals.")]
+    varying = [i for i in range(len(shown)) if np.ptp(shown.draws[..., i]) > 0][:5]
     if len(varying) > 1:
-        few = Scalars([held.labels[i] for i in varying], held.draws[..., varying])
+        few = Scalars([shown.labels[i] for i in varying], shown.draws[..., varying])
         diverging = result.sample_stats.get("diverging")
         if diverging is not None and diverging.ndim != 2:
             diverging = None
-        parts.append((plots.pair(few, diverging), "Joint draws of some parameters; divergent ones orange."))
+        parts.append(
+            (plots.pair(few, diverging), "Joint draws of some parameters; divergent draws are orange.")
+        )
     return Page("Posterior", parts)
 
 
@@ -256,13 +266,13 @@ def _provenance_page(result: Result, found: Mapping[str, Any]) -> Page:
 
 
 def flatten(stats: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested mappings as ``outer.inner`` names."""
-    found: list[tuple[str, Any]] = []
+    """The entries of nested mappings, with names such as ``outer.inner``."""
+    entries: list[tuple[str, Any]] = []
     for name, value in stats.items():
-        found += (
+        entries += (
             flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
         )
-    return found
+    return entries
 
 
 def _short(value: Any) -> Any:
@@ -277,11 +287,12 @@ def _short(value: Any) -> Any:
 def write_comparison(
     results: Mapping[str, Result], path: str | Path, failures: Mapping[str, str] | None = None
 ) -> Path:
-    """Write a CSV: a row per method and parameter (:func:`~.metrics.compare`), with the run's cost in each.
+    """Write a CSV with a row per method and parameter (:func:`~.metrics.compare`), and the cost of the run.
 
     Args:
         results: by method.
-        failures: methods that raised, with what they said: a row each.
+        path: of the file.
+        failures: messages of methods that failed, by method. Each has a row.
 
     Raises:
         OutputError: the file cannot be written.
@@ -290,12 +301,12 @@ def write_comparison(
     costs = {name: cost(result) for name, result in results.items()}
     for row in compare(results) if results else []:
         rows.append(row | costs[row["method"]])
-    rows += [{"method": name, "status": f"failed: {said}"} for name, said in (failures or {}).items()]
+    rows += [{"method": name, "status": f"failed: {message}"} for name, message in (failures or {}).items()]
     return write_rows(rows, path)
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Write a table, as Parquet where the name ends so, else as CSV.
+    """Write a table as Parquet if the name ends in ``.parquet``, else as CSV.
 
     Raises:
         OutputError: the file cannot be written.
@@ -323,27 +334,31 @@ def comparison_report(
     """Write an HTML report of several results of one problem.
 
     Args:
-        table: of :func:`~.runs.runs`; by default made here, without a truth.
+        results: by method.
+        path: of the file.
+        failures: messages of methods that failed, by method.
+        table: of :func:`~.runs.runs`; by default it is computed here, without a truth.
 
     Raises:
-        InputError: there is no result at all, or they are of different problems.
+        InputError: there are no results, or they are of different problems.
         OutputError: the file cannot be written.
     """
     if not results:
         raise InputError("results", "none", "at least one method that did not fail")
     rows = compare(results)
-    held = {name: scalars(result, MOST_COMPARED, evenly=True) for name, result in results.items()}
-    labels = next(iter(held.values())).some(12).labels
+    marginals = {name: scalars(result, MOST_COMPARED, evenly=True) for name, result in results.items()}
+    labels = next(iter(marginals.values())).some(12).labels
     table = runs(results) if table is None else table
     costs = [{"method": name} | cost(result) for name, result in results.items()]
     graded = [{k: v for k, v in row.items() if k == "run" or k not in costs[0]} for row in table]
-    apart = [row for row in rows if np.isfinite(row["shift"])]
-    worst = sorted(apart, key=lambda row: -abs(row["shift"]))[:_ROWS]
+    compared = [row for row in rows if np.isfinite(row["shift"])]
+    worst = sorted(compared, key=lambda row: -abs(row["shift"]))[:_ROWS]
     agreement = []
     for name in results:
-        of = [row for row in apart if row["method"] == name]
-        if of:
-            shifts, ratios = np.abs([row["shift"] for row in of]), [row["sd ratio"] for row in of]
+        method_rows = [row for row in compared if row["method"] == name]
+        if method_rows:
+            shifts = np.abs([row["shift"] for row in method_rows])
+            ratios = [row["sd ratio"] for row in method_rows]
             low, middle, high = np.nanquantile(ratios, (0.05, 0.5, 0.95))
             agreement.append(
                 {"method": name, "median shift [SD]": np.median(shifts), "largest shift [SD]": shifts.max()}
@@ -357,7 +372,10 @@ def comparison_report(
         Page("Cost", [costs]),
         Page("Distances and predictions", [graded, _SCORES, *_curves(results)]),
         Page("Agreement", [*([agreement] if agreement else []), explained]),
-        Page("Marginals", [(plots.overlay(held, labels), "Marginals of some parameters under each method.")]),
+        Page(
+            "Marginals",
+            [(plots.overlay(marginals, labels), "Marginals of some parameters under each method.")],
+        ),
         Page("Parameter by parameter", [worst or rows[:_ROWS], "Largest shifts first."]),
     ]
     banners = [
@@ -375,13 +393,14 @@ def comparison_report(
 
 
 _SCORES = (
-    "Distances are from the reference, in its posterior SDs; z in Monte-Carlo errors. mmd and c2st stand "
-    "beside the 95% quantiles of their nulls. k-hat above 0.7: a guide is far off. elpd: by leave-one-out."
+    "Distances from the reference are in its posterior SDs; z is in Monte-Carlo errors. mmd and c2st are "
+    "shown with the 95% quantiles of their null distributions. A k-hat above 0.7 means that the guide is far "
+    "from the posterior. elpd is that of leave-one-out cross-validation."
 )
 
 
 def _curves(results: Mapping[str, Result]) -> list[Any]:
-    """Convergence of the objective, where there is a trace of it."""
+    """A figure of the objective against cost, for the results that have a trace of it."""
     traces, labels = {}, {}
     for name, result in results.items():
         maximised = next((key for key in _MAXIMISED if result.trace.get(key, np.zeros(0)).size), None)
@@ -391,9 +410,9 @@ def _curves(results: Mapping[str, Result]) -> list[Any]:
     if not traces:
         return []
     caption = (
-        "The objective against evaluations (gradients; values as a third, Hessian-vector products as two, "
-        "a Hessian as one per parameter and one more) and against seconds, compilation left out; each curve "
-        "is spread evenly over what its run took in all, but for the seconds of methods that keep a clock."
+        "The objective against evaluations and against seconds without compilation. Evaluations are counted "
+        "in gradients: a value is a third, a Hessian-vector product two, a Hessian one per parameter and one "
+        "more. Iterations are assumed to cost the same, except for seconds of methods that record the time."
     )
     clocks = {name: results[name].trace["seconds"] for name in traces if "seconds" in results[name].trace}
     totals = {name: _work(results[name]) for name in traces}
@@ -444,7 +463,7 @@ def render(path: str | Path, title: str, banners: Sequence[Mapping[str, str]], p
     env.filters["number"] = _number
     try:
         ours = version("astrozoo")
-    except PackageNotFoundError:  # run from a checkout that is not installed
+    except PackageNotFoundError:  # astrozoo is run from a checkout and not installed
         ours = "(a checkout)"
     html = env.get_template("report.html.jinja").render(
         title=title,

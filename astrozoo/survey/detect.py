@@ -69,11 +69,11 @@ def detect(field: Field, *, threshold: float = 4.0, minimum_area: int = 4, contr
             stars of a globular cluster.
 
     Returns:
-        One row per source; no rows if none is detected. The columns are ``ra``, ``dec`` [deg]; ``x``, ``y`` [px]
-        in the reference image (``table.meta["reference"]``); for each band b ``flux_b``, ``fluxerr_b``
+        One row per source; no rows if none is detected. The columns are ``ra``, ``dec`` [deg]; ``x``, ``y``
+        [px] in the reference image (``table.meta["reference"]``); for each band b ``flux_b``, ``fluxerr_b``
         [nanomaggies] in the Kron ellipse; ``a``, ``b`` [px], ``theta`` [rad, from +x to +y]: second moments;
-        ``flux_radius`` [px]: the observed half-light radius; ``half_light_radius`` [arcsec]: the same with the
-        PSF's subtracted in quadrature; ``is_star``: a guess by size; ``snr``: signal to noise of the mean of
+        ``flux_radius`` [px]: the observed half-light radius; ``half_light_radius`` [arcsec]: the same, less
+        the PSF's in quadrature; ``is_star``: a guess by size; ``snr``: signal to noise of the mean of all
         bands in the aperture; ``edge``, ``saturated``, ``blended``: flags.
 
     Raises:
