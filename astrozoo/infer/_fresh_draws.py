@@ -104,7 +104,7 @@ def on_fresh_draws(
 
     def worst_site(shifts: list[Float[Tensor, "b d"]]) -> Float[Tensor, "b"]:
         errors = (torch.stack(shifts).square().mean(0) / (1 + n / m)).sqrt()
-        sites = target.layout.sites
+        sites = [site for site in target.layout.sites if site.stop > site.start]
         return torch.stack([error_of_site(errors[:, site.start : site.stop]) for site in sites]).amax(0)
 
     return FreshDraws(torch.stack(values).mean(0), worst_site(mean_shifts), worst_site(log_ratios))

@@ -38,8 +38,8 @@ GROWTH = 4
 TESTED, TESTS = 256, 8
 """Draws of a part of a test of gain, and parts."""
 LATENT_TOLERANCE = 1e-4
-"""[nat] What the tolerance grows by for each latent above ``DENSE_COVARIANCE``. An SD that is wrong by 1 %
-costs 1e-4 nat. With a fixed tolerance a guide of 1e5 latents would gain more than that in every window.
+"""[nat] The tolerance for each latent where there are more than ``DENSE_COVARIANCE``. An SD that is wrong by
+1 % costs 1e-4 nat. With a fixed tolerance a guide of 1e5 latents would gain more than that in every window.
 """
 TEST_SHARE = 0.15
 """Cost of a test of gain with minibatches, as a fraction of the cost of the gradients of its window."""
@@ -260,6 +260,12 @@ def _window(
     state.end[rows] = torch.where(stale >= PATIENCE * REDUCTIONS, 1, 0)
 
 
+def _tolerance(settings: SVISettings, latents: int) -> float:
+    if latents <= DENSE_COVARIANCE:
+        return settings.tolerance
+    return max(settings.tolerance, LATENT_TOLERANCE * latents)
+
+
 def _compared(
     target: Objective, new: Tensor, old: Tensor, seed: int, iteration: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -314,7 +320,7 @@ def svi(problem: Problem, guide: Callable[[Problem], Any], run: RunOptions, sett
 
     An iteration takes ``particles`` gradients per problem.
 
-    The tolerance grows by ``LATENT_TOLERANCE`` for each latent above ``DENSE_COVARIANCE``.
+    With more than ``DENSE_COVARIANCE`` latents the tolerance is at least ``LATENT_TOLERANCE`` for each.
 
     Returns:
         a Result. ``stats["elbo"]`` and ``stats["elbo_se"]`` are the ELBO of the fitted guide and its standard
@@ -362,7 +368,7 @@ def svi(problem: Problem, guide: Callable[[Problem], Any], run: RunOptions, sett
             seed=run.seed,
             particles=settings.particles,
             budget=run.iterations,
-            tolerance=max(settings.tolerance, LATENT_TOLERANCE * (target.layout.dim - DENSE_COVARIANCE)),
+            tolerance=_tolerance(settings, target.layout.dim),
             minibatches=parts,
             callback=after_each,
         )
