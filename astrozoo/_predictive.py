@@ -14,6 +14,7 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from astrozoo._capture import Model
+from astrozoo._pure_function import rows_of
 from astrozoo._scope import Scope
 from astrozoo.errors import CaptureError, InputError
 from astrozoo.types import Problem, Result
@@ -55,7 +56,7 @@ def predictive(problem: Problem, result: Result, *, seed: int = 0, most: int = 1
     if most < 1:
         raise InputError("most", most, "1 or more")
     scope = Scope(problem.dtype, problem.device)
-    first = _row(problem.args, 0) if problem.batch is not None else problem.args
+    first = rows_of(problem.args, 0) if problem.batch is not None else problem.args
     model = Model(problem.model, [first], scope)
     latents = [s.name for s in model.layout.sites] + [d.name for d in model.discrete]
     missing = sorted(set(latents) - result.draws.keys())
@@ -118,10 +119,6 @@ def _thinned(draws: np.ndarray, most: int) -> np.ndarray:
     return draws[:, np.linspace(0, draws.shape[1] - 1, per_chain).round().astype(int)]
 
 
-def _row(args: Any, index: int) -> Any:
-    return pytree.tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, args)
-
-
 def _run(
     model: Model, values: Mapping[str, Tensor], parameters: Tensor, problem: Problem, *, at_once: int
 ) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
@@ -182,7 +179,7 @@ def _observed(
     rows = range(problem.batch) if problem.batch is not None else [None]
     observed = []
     for row in rows:
-        args = problem.args if row is None else _row(problem.args, row)
+        args = problem.args if row is None else rows_of(problem.args, row)
         given = values if row is None else {name: x[row] for name, x in values.items()}
         with model.parameters.given(parameters[row or 0]):
             nodes: Any = model.run(given, args).nodes

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
+from astrozoo._pure_function import rows_of
 from astrozoo._scope import Scope
 from astrozoo.types import Problem
 
@@ -33,7 +34,7 @@ def prior_draws(
     with Scope(problem.dtype, problem.device).drawing(seed), torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Singular sample detected")  # a Wishart draws such a sample again
         for i in range(problem.batch or 1):
-            args = problem.args if problem.batch is None else _row(problem.args, i)
+            args = problem.args if problem.batch is None else rows_of(problem.args, i)
             drawn: dict[str, list[Tensor]] = {name: [] for name in names}
             for _ in range(draws):
                 try:
@@ -45,7 +46,3 @@ def prior_draws(
             rows.append(layout.unconstrain({name: torch.stack(values) for name, values in drawn.items()}))
     z = torch.stack(rows).to(dtype=problem.dtype)
     return torch.where(z.isfinite(), z, 0.0)  # a draw at the edge of its support is infinite here
-
-
-def _row(tree: Any, i: int) -> Any:
-    return torch.utils._pytree.tree_map(lambda t: t[i] if isinstance(t, Tensor) else t, tree)

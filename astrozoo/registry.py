@@ -34,7 +34,6 @@ class Method:
         settings_address: of the dataclass of the method's own settings (:mod:`astrozoo.infer.options`).
         defaults: of the options of every method that differ between methods: draws, chains, budget.
         takes_guide: whether it fits a guide.
-        fits_parameters: whether it optimises parameters of the model (``pyro.param``).
     """
 
     summary: str
@@ -42,7 +41,6 @@ class Method:
     settings_address: str
     defaults: Mapping[str, int]
     takes_guide: bool = False
-    fits_parameters: bool = False
 
     @property
     def backend(self) -> Any:

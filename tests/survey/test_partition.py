@@ -12,15 +12,6 @@ from astrozoo.errors import InputError
 from astrozoo.survey.partition import Sources, colouring, half_sizes, neighbours
 
 
-@pytest.fixture
-def located(simulated_field):
-    field = simulated_field[0] if isinstance(simulated_field, tuple) else simulated_field
-    ny, nx = field.images[0].shape
-    xy = np.array([[nx / 2 + 0.3, ny / 2 - 0.2], [0.4, 1.2], [nx / 2 + 6, ny / 2]])
-    ra, dec = field.images[0].wcs.all_pix2world(xy, 0).T
-    return field, Sources.locate(field, ra, dec, np.array([8, 8, 8])), xy
-
-
 def test_a_source_is_where_the_sky_says_in_every_image(located):
     field, sources, _ = located
     for k, image in enumerate(field):

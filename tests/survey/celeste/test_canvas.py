@@ -14,15 +14,6 @@ from astrozoo.survey.partition import Sources
 BANDS = ("u", "g", "r", "i", "z")
 
 
-@pytest.fixture
-def located(simulated_field):
-    field = simulated_field[0] if isinstance(simulated_field, tuple) else simulated_field
-    ny, nx = field.images[0].shape
-    xy = np.array([[nx / 2 + 0.3, ny / 2 - 0.2], [0.4, 1.2], [nx / 2 + 6, ny / 2]])
-    ra, dec = field.images[0].wcs.all_pix2world(xy, 0).T
-    return field, Sources.locate(field, ra, dec, np.array([8, 8, 8])), xy
-
-
 def test_a_patch_holds_the_pixels_around_its_source(located):
     field, sources, xy = located
     canvas = Canvas(field, sources, BANDS)
