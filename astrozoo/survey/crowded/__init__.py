@@ -1,0 +1,1 @@
+"""Crowded fields: how many sources there are is part of what is inferred."""
