@@ -28,8 +28,8 @@ TAIL = 4.0
 """Degrees of freedom of the Student distribution of colours: horizontal-branch stars, variables and binaries
 lie off the locus of a cluster."""
 ROUGHNESS = 0.3
-"""[1] Prior SD of the change of slope d ln N / d ln flux from one knot to the next. The sharpest feature expected
-(the main-sequence turn-off of a cluster) changes it by about .7 over two magnitudes."""
+"""[1] Prior SD of the change of slope d ln N / d ln flux from one knot to the next. The sharpest feature of a
+cluster, its main-sequence turn-off, changes it by about .7 over two magnitudes."""
 SLOPE = -0.6
 """[1] Mean of the prior of d ln N / d ln flux of stars: .24 dex per magnitude, that of a globular cluster's
 lower giant branch and of its main sequence below the turn-off."""
@@ -40,8 +40,8 @@ STAR_LEVEL_SD = 3.0
 GALAXY_LEVEL_SD = 0.5
 """[1] Prior SD of ln(density of galaxies): clustering and extinction on fields of some arc minutes."""
 GALAXY_COUNTS = 1.5e3
-"""[deg^-2] Galaxies per unit ln flux at :data:`GALAXY_FLUX` in band r: 142 of 19.5 < r < 20.5 on three fields of
-Stripe 82's co-add, each of .034 deg^2."""
+"""[deg^-2] Galaxies per unit ln flux at :data:`GALAXY_FLUX` in band r: three fields of Stripe 82's co-add, of
+.034 deg^2 each, have 142 of 19.5 < r < 20.5."""
 GALAXY_FLUX = 10.0
 """[nMgy] Flux of r = 20."""
 GALAXY_SLOPE = -0.95
@@ -80,7 +80,11 @@ def _hats(knots: np.ndarray, at: np.ndarray) -> Float[np.ndarray, "n knot"]:
 
 
 def galaxy_counts(knots: Float[np.ndarray, "knot"], pixel_scale: float) -> Float[np.ndarray, "knot"]:
-    """Ln of the number of galaxies per pixel and unit ln flux on an ordinary field; ``pixel_scale`` in arcsec."""
+    """Ln of the number of galaxies per pixel and unit ln flux on an ordinary field.
+
+    Args:
+        pixel_scale: side of a pixel [arcsec].
+    """
     pixel = (pixel_scale / 3600) ** 2  # [deg^2]
     return np.log(GALAXY_COUNTS * pixel) + GALAXY_SLOPE * (knots - np.log(GALAXY_FLUX))
 

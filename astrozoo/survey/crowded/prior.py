@@ -84,7 +84,7 @@ class FieldPrior:
         reference: number of the reference band among them.
         star, galaxy: the two populations.
         log_radius: mean and SD of ln(half-light radius / px) of galaxies.
-        ellipticity_sd: of each component of a galaxy's ellipticity, ``-ln(axis ratio) (cos 2 phi, sin 2 phi)``.
+        ellipticity_sd: SD of each component of ``-ln(axis ratio) (cos 2 phi, sin 2 phi)`` of galaxies.
     """
 
     bands: tuple[str, ...]
