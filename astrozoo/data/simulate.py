@@ -35,8 +35,12 @@ _CENTRE = (10.0, 0.5)
 """[deg] (ra, dec) of a field's centre, in Stripe 82."""
 _MOFFAT_BETA = 3.5
 """Exponent of the Moffat PSF."""
-_STAMP = 51
-"""[px] Side of the PSF stamps."""
+_STAMP = 65
+"""[px] Side of the PSF stamps: that of the square in which a star is drawn. Both have the same light."""
+_WING = 0.035
+"""[1] Light in the power-law wing of the "survey" PSF, as of SDSS's stars (:mod:`astrozoo.data.psf`)."""
+_WING_BETA = 1.6
+"""[1] Exponent of that wing: psField's ``psf_beta`` is 3, which is twice that of a Moffat profile."""
 _REACH = 32
 """[px] Half the side of the square in which a star is drawn."""
 _EXTENT = 20.0
@@ -81,6 +85,11 @@ _SURVEY = {
 }
 """Gain, sky and read noise are medians of SDSS run 2583, camcol 2, field 136. The other values are of the
 size seen in that field."""
+_SHARP = {"u": 1.17, "g": 1.10, "r": 0.85, "i": 0.80, "z": 0.91}
+"""[arcsec] FWHM of the atmosphere of the "survey" PSF, with which its areas are those of SDSS's PSF on M2."""
+_FINE = 5
+"""Cells per pixel of the table of the "survey" PSF."""
+_PSFS = ("moffat", "kolmogorov", "survey")
 _FIELD_ROTATION = 20.0
 """[deg] Position angle of the y axis."""
 
@@ -188,7 +197,8 @@ def simulate_field(
         seed: seed of positions, sources and noise.
         shape: rows and columns of every image.
         bands: any of "ugriz".
-        psf: "moffat" (beta 3.5) or "kolmogorov", slightly elliptical, with a different width in each band.
+        psf: "moffat" (beta 3.5), "kolmogorov" or "survey" (Kolmogorov, an aberrated and obscured aperture,
+            and a power-law wing), slightly elliptical, with a different width in each band.
             The images' :class:`PixelPsf` is its exact stamp, which includes the pixel's response.
         priors: see :func:`draw_sources`.
         r_range: see :func:`draw_sources`.
@@ -208,8 +218,8 @@ def simulate_field(
     unknown = [band for band in bands if band not in _SURVEY]
     if unknown or not bands:
         raise InputError("bands", repr(bands), f"some of {''.join(_SURVEY)}")
-    if psf not in ("moffat", "kolmogorov"):
-        raise InputError("psf", psf, "'moffat' or 'kolmogorov'")
+    if psf not in _PSFS:
+        raise InputError("psf", psf, f"one of {', '.join(_PSFS)}")
     if (n_sources is None) == (sources is None):
         raise InputError("n_sources and sources", "both" if sources is not None else "neither", "one of them")
     rng = np.random.default_rng(seed)
@@ -268,7 +278,26 @@ def _optics(band: str, psf: str) -> galsim.GSObject:
     width, (g1, g2) = _SURVEY[band].fwhm / _SCALE, _SURVEY[band].shear
     if psf == "moffat":
         return galsim.Moffat(beta=_MOFFAT_BETA, fwhm=width).shear(g1=g1, g2=g2)
-    return galsim.Kolmogorov(fwhm=width).shear(g1=g1, g2=g2)
+    if psf == "kolmogorov":
+        return galsim.Kolmogorov(fwhm=width).shear(g1=g1, g2=g2)
+    return _survey_psf(_SHARP[band] / _SCALE, g1, g2)
+
+
+def _survey_psf(width: float, g1: float, g2: float) -> galsim.GSObject:
+    """Atmosphere, optics and wing, as a table that is interpolated: transforms of the wing itself are slow.
+
+    The aperture is of 2.5 m at .6 micrometre, half obscured, and out of focus by a twentieth of a wave.
+    """
+    size = _STAMP * _FINE
+    optics = galsim.OpticalPSF(
+        lam_over_diam=0.05 / _SCALE, obscuration=0.5, defocus=0.05, astig1=0.03, coma1=0.05
+    )
+    core = galsim.Convolve(galsim.Kolmogorov(fwhm=width), optics).shear(g1=g1, g2=g2)
+    table = core.drawImage(nx=size, ny=size, scale=1 / _FINE, method="no_pixel", dtype=float)
+    y, x = (np.mgrid[:size, :size] - size // 2) / _FINE
+    wing = (1 + (x**2 + y**2) / (1.3 * width) ** 2) ** -_WING_BETA
+    table.array[:] = (1 - _WING) * table.array / table.array.sum() + _WING * wing / wing.sum()
+    return galsim.InterpolatedImage(table, scale=1 / _FINE, flux=1.0)
 
 
 def _profile(row: Table.Row, local: galsim.JacobianWCS) -> galsim.GSObject:
