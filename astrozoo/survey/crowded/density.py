@@ -15,7 +15,7 @@ __all__ = ["CROWDED", "Crowding", "crowding"]
 CROWDED = 0.1
 """[sources per area of the PSF] Density above which a field is crowded. At .1, two sources in five have
 another one within twice the PSF's FWHM: detection misses faint sources, and the errors of a fixed list of
-sources are too small. An ordinary SDSS field has .01 to .02, M2's outskirts .4."""
+sources are too small. An ordinary SDSS field has .016, M2's surroundings .16 to .21."""
 _BLOCK = 128
 """[px] Side of the blocks in which the density is measured: a cluster may fill a part of a frame only."""
 
