@@ -15,9 +15,9 @@ import numpy as np
 from astropy.wcs import WCS
 from jaxtyping import Bool, Float
 
-from astrozoo.errors import InputError
+from astrozoo.errors import DataError, InputError
 
-__all__ = ["Field", "GaussianMixture", "Image", "Psf", "crop", "reference_image"]
+__all__ = ["Field", "GaussianMixture", "Image", "Psf", "check_overlap", "crop", "reference_image"]
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,14 @@ class GaussianMixture:
         means: (x, y) of each component relative to the source [px].
         covariances: [px^2], rows and columns ordered (x, y).
         residual: rms of (stamp - mixture), over the stamp's peak; 0 if the PSF is defined by the mixture.
+        worst: largest absolute difference of stamp and mixture, over the stamp's peak.
     """
 
     weights: Float[np.ndarray, "component"]
     means: Float[np.ndarray, "component 2"]
     covariances: Float[np.ndarray, "component 2 2"]
     residual: float = 0.0
+    worst: float = 0.0
 
 
 class Psf(Protocol):
@@ -52,6 +54,8 @@ class Psf(Protocol):
 @dataclass(frozen=True)
 class Image:
     """One exposure in one band.
+
+    Sky and calibration may be given as one number for all pixels.
 
     A pixel's model is ``counts ~ Poisson(sky + calibration * flux)``. Read noise of variance R enters as a
     shifted Poisson: readers add R to both ``counts`` and ``sky``, which matches the first two moments.
@@ -79,13 +83,20 @@ class Image:
     name: str = ""
 
     def __post_init__(self) -> None:
-        shape = self.counts.shape
+        what, shape = f"image {self.name or self.band!r}", np.shape(self.counts)
+        if len(shape) != 2 or not np.size(self.counts):
+            raise InputError(f"{what}: counts", f"shape {shape}", "rows and columns of pixels")
+        for label in ("sky", "calibration"):
+            if np.ndim(getattr(self, label)) == 0:
+                object.__setattr__(self, label, np.full(shape, float(getattr(self, label))))
         for label in ("sky", "calibration", "valid", "saturated"):
-            got = getattr(self, label).shape
+            got = np.shape(getattr(self, label))
             if got != shape:
-                raise InputError(
-                    f"image {self.name or self.band!r}: {label}", got, f"the shape of counts, {shape}"
-                )
+                raise InputError(f"{what}: {label}", got, f"the shape of counts, {shape}")
+        for label in ("valid", "saturated"):
+            dtype = getattr(self, label).dtype
+            if dtype.kind != "b":  # ~ of an integer inverts its bits, so that 0 and 1 are both True
+                raise InputError(f"{what}: {label}", f"dtype {dtype}", "booleans, such as mask == 0")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -163,6 +174,29 @@ class Field:
 def reference_image(images: Field, band: str = "r") -> Image:
     """The first image of ``band``, or the first of all if the field has no such band."""
     return next((image for image in images if image.band == band), images.images[0])
+
+
+def check_overlap(images: Field) -> None:
+    """Raise unless every image shows some of the sky of the reference image.
+
+    Raises:
+        DataError: an image lies elsewhere on the sky.
+    """
+    reference = reference_image(images)
+    rows, columns = reference.shape
+    for image in images:
+        height, width = image.shape
+        corners = np.array([[0, 0, width, width], [0, height, 0, height]]) - 0.5
+        with np.errstate(invalid="ignore"):
+            x, y = reference.wcs.all_world2pix(*image.wcs.all_pix2world(*corners, 0), 0, quiet=True)
+        inside = x.max() > -0.5 and x.min() < columns - 0.5 and y.max() > -0.5 and y.min() < rows - 0.5
+        if not inside:  # also where the projection has no value
+            got = f"columns {x.min():.0f} to {x.max():.0f}, rows {y.min():.0f} to {y.max():.0f}"
+            raise DataError(
+                f"image {image.name or image.band!r}",
+                f"{got} of image {reference.name or reference.band!r}",
+                "an image that shows some of the same sky",
+            )
 
 
 def crop(images: Field, rows: slice, columns: slice, *, margin: int = 3) -> Field:

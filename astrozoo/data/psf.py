@@ -1,4 +1,4 @@
-"""Point-spread functions: SDSS eigen-images, pixel stamps, Gaussian mixtures, and the fit between them.
+"""Point-spread functions: pixel stamps, Gaussian mixtures, and the fit between them.
 
 A stamp is the *effective* PSF, which includes the pixel's response: its values are the image of a unit point
 source at the centre of a pixel. A mixture is therefore fitted to them as a density, and is not integrated
@@ -7,7 +7,8 @@ over pixels again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -16,152 +17,62 @@ from scipy.optimize import least_squares
 from astrozoo.data.images import GaussianMixture
 from astrozoo.errors import InputError
 
-__all__ = ["EigenPsf", "MixturePsf", "PixelPsf", "fit_mixture", "mixture_stamp", "wing_of_profile"]
+__all__ = [
+    "GOOD_FIT",
+    "MAX_COMPONENTS",
+    "MixtureGrid",
+    "MixturePsf",
+    "PixelPsf",
+    "fit_mixture",
+    "mixture_stamp",
+]
 
-_SDSS_SCALE = 1e-3
-"""[1/px] Unit of positions in the polynomials of psField files, which count in thousands of pixels."""
-_SPACING = 128
-"""[px] Distance of the nodes at which mixtures are fitted. Interpolation between them is as good as a fit at
-each place (:class:`EigenPsf`)."""
-_CENTRE = (1023.5, 744.0)
-"""[px] (x, y) of the middle of an SDSS frame, where the first mixture is fitted: the start of all others."""
-_NO_WING = 1e-5
-"""[1] Least ``p0`` of a power law. The pipeline writes 1e-7 if it could not fit one."""
-_WING_RANGE = (8.0, 25.0)
-"""[px] Distances from a star between which a Gaussian approximates the power law."""
-_TRUSTED = 10.0
-"""[px] Eigen-images are used out to this radius: they fall to zero some 12 px from the centre."""
-_FITTED = 16
-"""[px] Half the side of the stamp that a PSF with a wing is fitted to."""
 _SKY = 0.01
 """[peak of the star] Sky of the bright star whose noise weighs the pixels of a fit."""
 _MIN_SIGMA = 0.2
 """[px] Least width of a fitted Gaussian: pixel values do not constrain a narrower one."""
+MAX_COMPONENTS = 6
+"""[1] Most Gaussians of a fit. The time of every rendered image grows with their number."""
+GOOD_FIT = 0.03
+"""[peak] Error of the worst pixel up to which a fit is good enough. Three Gaussians miss 1 to 2.2 % of the
+peak of SDSS's PSFs, and bright pixels have a stated error of 4 %."""
+_HELPS = 0.8
+"""[1] One more Gaussian is kept if it lowers the error of the worst pixel by this factor or more."""
 
 
-@dataclass(frozen=True)
-class EigenPsf:
-    """An SDSS PSF: eigen-images whose coefficients are polynomials of the position.
+class MixtureGrid:
+    """Mixtures of a PSF that varies smoothly: fitted at the nodes of a grid, interpolated between them.
 
-    Mixtures are fitted at the nodes of a 128-pixel grid and interpolated between them. On SDSS field
-    2583-2-136 that is as good as a fit at each place: the error of the worst pixel is 1.0 to 2.2 % of the
-    peak, which is the error of three Gaussians, and the light of rings out to 8 px is right to 10 %.
+    On SDSS's PSFs, with nodes every 128 px, that is as good as a fit at each place. Weights and widths are
+    interpolated in their logarithms.
 
     Args:
-        eigenimages: the Karhunen-Loeve images, brightest first.
-        coefficients: ``c[k, i, j]``, the coefficient of ``(row/1000)^i (column/1000)^j`` in image k.
-        components: Gaussians per mixture, not counting the wing.
-        wing: the light beyond the eigen-images, which fall to zero some 12 px from the centre: its fraction
-            of all light, and the width (sigma) of the round Gaussian that represents it [px]
-            (:func:`wing_of_profile`). The mixtures include it, the stamps do not.
-
-    References:
-        Lupton et al. 2001, "The SDSS Imaging Pipelines"; SDSS ``read_PSF``, which counts positions from the
-        *corner* of the first pixel (half a pixel more than here).
+        fit: the mixture at (x, y) [px]. All must have as many components, in the same order.
+        spacing: of the nodes [px].
     """
 
-    eigenimages: Float[np.ndarray, "k n n"]
-    coefficients: Float[np.ndarray, "k i j"]
-    components: int = 3
-    wing: tuple[float, float] | None = None
-    _nodes: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False, compare=False)
-    _start: list[GaussianMixture] = field(default_factory=list, repr=False, compare=False)
+    def __init__(self, fit: Callable[[float, float], GaussianMixture], spacing: float = 128.0) -> None:
+        self._fit, self._spacing = fit, spacing
+        self._nodes: dict[tuple[int, int], GaussianMixture] = {}
 
-    def __post_init__(self) -> None:
-        images, coefficients = self.eigenimages, self.coefficients
-        if images.ndim != 3 or images.shape[1] != images.shape[2] or images.shape[1] % 2 == 0:
-            raise InputError("eigenimages", f"shape {images.shape}", "[k, n, n] with odd n")
-        if coefficients.ndim != 3 or len(coefficients) != len(images):
-            raise InputError("coefficients", f"shape {coefficients.shape}", f"[{len(images)}, i, j]")
-        if self.wing is not None and not (0 <= self.wing[0] < 1 and self.wing[1] > 0):
-            raise InputError("wing", self.wing, "a share between 0 and 1 and a width above 0")
+    def at(self, x: float, y: float) -> GaussianMixture:
+        """The mixture at a pixel. Its misfits are the greatest of the nodes around it."""
+        column, row = int(np.floor(x / self._spacing)), int(np.floor(y / self._spacing))
+        u, v = x / self._spacing - column, y / self._spacing - row
+        corners = [self._node(column + i, row + j) for j in (0, 1) for i in (0, 1)]
+        parameters = [_pack(corner) for corner in corners]
+        low = (1 - u) * parameters[0] + u * parameters[1]
+        high = (1 - u) * parameters[2] + u * parameters[3]
+        return replace(
+            _unpack((1 - v) * low + v * high),
+            residual=max(corner.residual for corner in corners),
+            worst=max(corner.worst for corner in corners),
+        )
 
-    def stamp(self, x: float, y: float) -> Float[np.ndarray, "n n"]:
-        """The PSF at pixel (x, y), summing to 1."""
-        rows = (_SDSS_SCALE * (y + 0.5)) ** np.arange(self.coefficients.shape[1])
-        columns = (_SDSS_SCALE * (x + 0.5)) ** np.arange(self.coefficients.shape[2])
-        stamp = np.tensordot(self.coefficients @ columns @ rows, self.eigenimages, axes=1)
-        return stamp / stamp.sum()
-
-    def mixture(self, x: float, y: float) -> GaussianMixture:
-        """The mixture at pixel (x, y), interpolated in its logarithms between the nodes around it."""
-        column, row = int(np.floor(x / _SPACING)), int(np.floor(y / _SPACING))
-        u, v = x / _SPACING - column, y / _SPACING - row
-        low = (1 - u) * self._node(column, row) + u * self._node(column + 1, row)
-        high = (1 - u) * self._node(column, row + 1) + u * self._node(column + 1, row + 1)
-        return _unpack((1 - v) * low + v * high)
-
-    def _node(self, column: int, row: int) -> Float[np.ndarray, "component 6"]:
-        """The mixture fitted at a node, packed. Every fit starts from the mixture at the frame's middle."""
-        node = (column, row)
-        if node not in self._nodes:
-            if not self._start:
-                self._start.append(fit_mixture(self._core(*_CENTRE), self.components))
-            core = self._core(column * _SPACING, row * _SPACING)
-            fitted = fit_mixture(core, start=self._start[0])
-            full = fitted if self.wing is None else _winged(fitted, float(core.sum()), *self.wing)
-            self._nodes[node] = _pack(full)
-        return self._nodes[node]
-
-    def _core(self, x: float, y: float) -> Float[np.ndarray, "n n"]:
-        """The stamp minus the wing, and 0 outside the radius to which eigen-images are used."""
-        stamp = self.stamp(x, y)
-        if self.wing is None:
-            return stamp
-        middle = len(stamp) // 2
-        half = min(middle, _FITTED)
-        stamp = stamp[middle - half : middle + half + 1, middle - half : middle + half + 1]
-        offset = np.hypot(*(np.mgrid[: len(stamp), : len(stamp)] - half))
-        wing = mixture_stamp(_round(*self.wing), len(stamp))
-        return np.where(offset < _TRUSTED, stamp - wing, 0.0)
-
-
-def _round(share: float, width: float) -> GaussianMixture:
-    return GaussianMixture(np.array([share]), np.zeros((1, 2)), width**2 * np.eye(2)[None])
-
-
-def _winged(core: GaussianMixture, light: float, share: float, width: float) -> GaussianMixture:
-    wing = _round(share, width)
-    return GaussianMixture(
-        weights=np.append(light * core.weights, share) / (light + share),
-        means=np.vstack((core.means, wing.means)),
-        covariances=np.concatenate((core.covariances, wing.covariances)),
-        residual=core.residual,
-    )
-
-
-def wing_of_profile(
-    sigma1: float, sigma2: float, b: float, p0: float, beta: float, sigma_p: float
-) -> tuple[float, float] | None:
-    """The wing of SDSS's radial profile of bright stars: its fraction of the light, and its width [px].
-
-    The profile is two Gaussians and a power law, ``exp(-r^2/2 s1^2) + b exp(-r^2/2 s2^2) +
-    p0 (1 + r^2/(beta sp^2))^(-beta/2)`` (psField's ``psf_sigma1`` ... ``psf_sigmap``). One Gaussian
-    approximates the power law between 8 and 25 px, by least squares of the light in rings.
-
-    Returns:
-        None if the pipeline did not fit a power law (it then writes ``p0 = 1e-7``).
-    """
-    if p0 < _NO_WING:
-        return None
-
-    def power_law(r: np.ndarray) -> np.ndarray:
-        return p0 * (1 + r**2 / (beta * sigma_p**2)) ** (-beta / 2)
-
-    r = np.arange(0.05, _WING_RANGE[1], 0.1)
-    core = np.exp(-(r**2) / (2 * sigma1**2)) + b * np.exp(-(r**2) / (2 * sigma2**2))
-    total = np.trapezoid((core + power_law(r)) * 2 * np.pi * r, r)
-    outer = r[r > _WING_RANGE[0]]
-    light = power_law(outer) * outer / total
-
-    def residual(parameters: np.ndarray) -> np.ndarray:
-        share, width = np.exp(parameters)
-        return (
-            share * np.exp(-(outer**2) / (2 * width**2)) / (2 * np.pi * width**2) * outer - light
-        ) / light.max()
-
-    share, width = np.exp(least_squares(residual, np.log([0.02, 8.0])).x)
-    return float(share), float(width)
+    def _node(self, column: int, row: int) -> GaussianMixture:
+        if (column, row) not in self._nodes:
+            self._nodes[column, row] = self._fit(column * self._spacing, row * self._spacing)
+        return self._nodes[column, row]
 
 
 @dataclass(frozen=True)
@@ -249,7 +160,14 @@ def fit_mixture(
     Pixels have the weights of a bright star's image, whose peak is 100 times the sky. With equal weights,
     three Gaussians would miss up to 40 % of the light 6 to 8 px from an SDSS star, and a survey would model
     that light as sources around the star. Components are sorted from the narrowest to the widest, or keep the
-    order of ``start``. The ``residual`` of the result is the rms misfit over all pixels, divided by the peak.
+    order of ``start``.
+
+    Without ``start``, the number of Gaussians follows the stamp. There are fewer than ``components`` where
+    that many are not determined, as for a PSF that is one Gaussian. There are more, up to
+    :data:`MAX_COMPONENTS`, while the worst pixel is off by more than :data:`GOOD_FIT` of the peak and one
+    more Gaussian helps. Where the worst pixel is that far off, as for diffraction rings, which no sum of
+    Gaussians has, the fit with equal weights is taken if it is better. The result's ``residual`` and
+    ``worst`` say how good the fit is.
 
     Args:
         stamp: odd-sized, of any normalisation.
@@ -257,49 +175,130 @@ def fit_mixture(
         start: the mixture at which the search starts, such as the fit of a similar stamp.
 
     Raises:
-        InputError: the stamp is not square and odd, not finite or not positive in sum; or the fit has no
-            solution (a stamp far from any sum of that many Gaussians).
+        InputError: the stamp is not square and odd, not finite or not positive in sum; or no number of
+            Gaussians has a solution.
     """
     if components < 1:
         raise InputError("mixture components", components, "at least 1")
     stamp = np.asarray(stamp, dtype=float)
     _check_stamp(stamp)
-    stamp = stamp / stamp.sum()
-    size, peak = len(stamp), stamp.max()
-    y, x = (grid.ravel() - size // 2 for grid in np.mgrid[:size, :size].astype(float))
-    target = stamp.ravel()
-    even, noise = np.full_like(target, peak), np.sqrt(peak * (target.clip(0) + _SKY * peak))
+    fit = _Fit(stamp / stamp.sum())
+    if start is not None:
+        best = fit.near(_pack(start)) or fit.of(len(start.weights))
+    else:
+        best = next((m for k in range(components, 0, -1) if (m := fit.of(k)) is not None), None)
+        for k in range(components + 1, MAX_COMPONENTS + 1):
+            if best is not None and best.worst <= GOOD_FIT:
+                break
+            better = fit.of(k, best)
+            if better is not None and (best is None or better.worst < _HELPS * best.worst):
+                best = better
+    if best is None:
+        got = f"no solution with widths from {_MIN_SIGMA} to {4 * len(stamp)} px"
+        raise InputError(f"fit of {components} Gaussians to a PSF", got, "a stamp with a peak and wings")
+    return best
 
-    def residual(parameters: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        weights, gaussians, _ = _gaussians(parameters.reshape(components, 6), x, y)
-        return (weights @ gaussians - target) / scale
 
-    def jacobian(parameters: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        weights, gaussians, slopes = _gaussians(parameters.reshape(components, 6), x, y)
+class _Fit:
+    """The least-squares fit of Gaussians to one normalised stamp."""
+
+    def __init__(self, stamp: Float[np.ndarray, "n n"]) -> None:
+        self.size, self.peak, self.target = len(stamp), stamp.max(), stamp.ravel()
+        self.y, self.x = (
+            g.ravel() - self.size // 2 for g in np.mgrid[: self.size, : self.size].astype(float)
+        )
+        self.even = np.full_like(self.target, self.peak)
+        self.noise = np.sqrt(self.peak * (self.target.clip(0) + _SKY * self.peak))
+
+    def of(self, components: int, fewer: GaussianMixture | None = None) -> GaussianMixture | None:
+        """The fit of a number of Gaussians, from a rough start or from a fit of fewer of them."""
+        width = 1 / np.sqrt(2 * np.pi * self.peak)
+        starts = [_first_guess(components, width)]
+        if fewer is not None and len(fewer.weights) == components - 1:
+            starts += [_with_another(_pack(fewer), factor) for factor in (0.5, 2.0)]
+        return min(
+            (fitted for first in starts if (fitted := self._from_rough(first)) is not None),
+            key=lambda fitted: fitted.worst,
+            default=None,
+        )
+
+    def _from_rough(self, first: Float[np.ndarray, "component 6"]) -> GaussianMixture | None:
+        """The fit from a rough start, from which the weighted fit alone may fail: equal weights first."""
+        even = self.solve(first, self.even)
+        weighted = None if even is None else self.solve(even, self.noise)
+        ordered = [None if s is None else s[np.argsort(_widths(s).prod(1))] for s in (weighted, even)]
+        return self._better(*ordered)
+
+    def near(self, start: Float[np.ndarray, "component 6"]) -> GaussianMixture | None:
+        """The fit from that of a similar stamp, in its order. Equal weights first may fail there."""
+        weighted = self.solve(start, self.noise)
+        good = weighted is not None and self.usable(weighted) and self.mixture(weighted).worst <= GOOD_FIT
+        return self._better(weighted, None if good else self.solve(start, self.even))
+
+    def _better(self, weighted: np.ndarray | None, even: np.ndarray | None) -> GaussianMixture | None:
+        """The weighted fit, unless it is not good and that with equal weights is better or alone usable."""
+        fits = [None if s is None or not self.usable(s) else self.mixture(s) for s in (weighted, even)]
+        first, second = fits
+        if first is None or second is None:
+            return first or second
+        return second if first.worst > GOOD_FIT and second.worst < _HELPS * first.worst else first
+
+    def residual(self, parameters: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        weights, gaussians, _ = _gaussians(parameters.reshape(-1, 6), self.x, self.y)
+        return (weights @ gaussians - self.target) / scale
+
+    def jacobian(self, parameters: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        weights, gaussians, slopes = _gaussians(parameters.reshape(-1, 6), self.x, self.y)
         slopes = weights[:, None, None] * slopes
         slopes[:, 0] = weights[:, None] * (gaussians - weights @ gaussians)
-        return (slopes.reshape(components * 6, -1) / scale).T
+        return (slopes.reshape(len(parameters), -1) / scale).T
 
-    first = _first_guess(components, 1 / np.sqrt(2 * np.pi * peak)) if start is None else _pack(start)
-    components, packed = len(first), first.ravel()
-    # From a rough start the weighted fit alone may fail, so a fit with even weights precedes it. From the fit
-    # of a similar stamp, the fit with even weights may fail, so it is left out.
-    for scale in (even, noise) if start is None else (noise,):
-        packed = least_squares(
-            residual, packed, jacobian, method="lm", xtol=1e-7, ftol=1e-7, max_nfev=300, args=(scale,)
-        ).x
-    fitted = _unpack(packed.reshape(components, 6))
-    sigma = np.sqrt(np.linalg.eigvalsh(fitted.covariances))
-    if not (sigma.min() > _MIN_SIGMA and sigma.max() < 4 * size):
-        got = f"widths from {sigma.min():.2g} to {sigma.max():.2g} px"
-        raise InputError(f"fit of {components} Gaussians to a PSF", got, f"{_MIN_SIGMA} to {4 * size} px")
-    order = np.arange(components) if start is not None else np.argsort(sigma.prod(axis=1))
-    return GaussianMixture(
-        weights=fitted.weights[order],
-        means=fitted.means[order],
-        covariances=fitted.covariances[order],
-        residual=float(np.sqrt(np.mean(residual(packed, even) ** 2))),
-    )
+    def solve(
+        self, first: Float[np.ndarray, "component 6"], scale: np.ndarray
+    ) -> Float[np.ndarray, "component 6"] | None:
+        """Parameters of least squares with a scale of each pixel's error; None if the search fails."""
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # far steps are rejected
+            try:
+                fitted = least_squares(
+                    self.residual, first.ravel(), self.jacobian, method="lm",
+                    xtol=1e-7, ftol=1e-7, max_nfev=300, args=(scale,),
+                ).x  # fmt: skip
+            except ValueError:  # the search left the range of floating-point numbers
+                return None
+        return fitted.reshape(-1, 6)
+
+    def usable(self, solution: Float[np.ndarray, "component 6"]) -> bool:
+        """Whether every width is one that the stamp can constrain."""
+        sigma = _widths(solution)
+        return bool(np.isfinite(solution).all() and sigma.min() > _MIN_SIGMA and sigma.max() < 4 * self.size)
+
+    def mixture(self, solution: Float[np.ndarray, "component 6"]) -> GaussianMixture:
+        """The mixture of a solution, in its order, with its misfits."""
+        misfit = self.residual(solution.ravel(), self.even)
+        return replace(
+            _unpack(solution),
+            residual=float(np.sqrt(np.mean(misfit**2))),
+            worst=float(np.abs(misfit).max()),
+        )
+
+
+def _widths(solution: Float[np.ndarray, "component 6"]) -> Float[np.ndarray, "component 2"]:
+    """Standard deviations along the axes of each Gaussian [px]."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        covariances = _unpack(solution).covariances
+    if not np.isfinite(covariances).all():
+        return np.array([[np.inf, np.inf]])
+    return np.sqrt(np.linalg.eigvalsh(covariances).clip(0))
+
+
+def _with_another(packed: Float[np.ndarray, "component 6"], factor: float) -> np.ndarray:
+    """One more Gaussian, by a factor wider than the widest (or, below 1, narrower than the narrowest)."""
+    area = packed[:, 3] + packed[:, 4]
+    extra = packed[np.argmax(area) if factor > 1 else np.argmin(area)].copy()
+    extra[0] -= 2.0
+    extra[3:5] += np.log(factor)
+    extra[5] *= factor
+    return np.vstack((packed, extra))
 
 
 def _check_stamp(stamp: np.ndarray) -> None:

@@ -10,13 +10,9 @@ References:
 
 from __future__ import annotations
 
-import bz2
-import io
 import re
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,8 +24,11 @@ from astropy.utils.exceptions import AstropyUserWarning
 from astropy.wcs import WCS
 from jaxtyping import Bool, Float
 
-from astrozoo.data.images import Field, GaussianMixture, Image
-from astrozoo.data.psf import EigenPsf, MixturePsf, wing_of_profile
+from astrozoo.data.eigen_psf import EigenPsf, wing_of_profile
+from astrozoo.data.fits_file import open_fits, unpacked
+from astrozoo.data.images import Field, GaussianMixture, Image, check_overlap
+from astrozoo.data.psf import MixturePsf
+from astrozoo.data.wcs import celestial_wcs
 from astrozoo.errors import DataError, InputError
 
 __all__ = ["read_catalog", "read_field", "read_stamps"]
@@ -42,7 +41,7 @@ _CLIPPED_VARIANCE = 0.9733
 _SUFFIX = r"\.fits?(?:\.bz2|\.gz)?"
 _FRAME = re.compile(r"frame-([ugriz])-(\d{6})-(\d)-(\d{4})" + _SUFFIX)
 _BAD_PLANES = ("S_MASK_INTERP", "S_MASK_SATUR", "S_MASK_NOTCHECKED", "S_MASK_GHOST", "S_MASK_CR")
-_WCS_KEYS = re.compile(r"(CTYPE|CRPIX|CRVAL|CUNIT|CDELT)[12]|(CD|PC)[12]_[12]")
+_COMPLETE = "a complete SDSS file"
 _COADD_SOFTENING = {"u": 1.0e-11, "g": 0.43e-11, "r": 0.81e-11, "i": 1.4e-11, "z": 3.7e-11}
 """[maggies] Softening b of the asinh magnitudes of Stripe 82's co-add, by band."""
 
@@ -89,13 +88,14 @@ def read_field(
     }
     images = []
     with ThreadPoolExecutor(len(bands)) as pool:  # decompression is most of the work and releases the GIL
-        packed = {b: pool.submit(_opened, path) for b, path in paths.items() if path.suffix == ".bz2"}
+        packed = {b: pool.submit(unpacked, path) for b, path in paths.items() if path.suffix == ".bz2"}
         for band, path in paths.items():
             noise = gains[band], dark_variances[band]
             images.append(_read_frame(path, mask_paths[band], band, *noise, psfs[band], packed.get(band)))
-            _check_overlap(images[0], images[-1], path)
     meta = {"survey": "SDSS", "run": str(number), "camcol": str(column), "field": str(position)}
-    return Field(tuple(images), name=f"sdss-{tag}", meta=meta | {"masks": str(masks)})
+    sky = Field(tuple(images), name=f"sdss-{tag}", meta=meta | {"masks": str(masks)})
+    check_overlap(sky)
+    return sky
 
 
 def read_stamps(folder: str | Path, name: str, *, bands: str = _BANDS) -> Field:
@@ -116,7 +116,7 @@ def read_stamps(folder: str | Path, name: str, *, bands: str = _BANDS) -> Field:
     images = []
     for band in bands:
         path = _find(folder, f"stamp-{band}-{name}*")
-        with _reading(path) as hdus:
+        with open_fits(path, _COMPLETE) as hdus:
             if len(hdus) % 2:
                 raise DataError(str(path), f"{len(hdus)} HDUs", "pairs of an image and its inverse variance")
             images += [
@@ -143,7 +143,7 @@ def read_catalog(path: str | Path) -> Table:
         DataError: the file does not exist, is not a FITS table, or has no ra and dec.
     """
     path = Path(path)
-    with _reading(path) as hdus:
+    with open_fits(path, _COMPLETE) as hdus:
         if len(hdus) < 2 or not isinstance(hdus[1], fits.BinTableHDU):
             raise DataError(str(path), "no table in HDU 1", "an SDSS catalogue")
         names = {name.lower(): name for name in hdus[1].columns.names}
@@ -199,40 +199,6 @@ def _missing_to_nan(values: np.ndarray) -> np.ndarray:
     return np.where(values <= -9999, np.nan, values)
 
 
-def _opened(path: Path) -> BinaryIO:
-    """A stream of a file. A bzip2 file is decompressed whole: each seek back would decompress it again."""
-    return io.BytesIO(bz2.decompress(path.read_bytes())) if path.suffix == ".bz2" else path.open("rb")
-
-
-@contextmanager
-def _reading(path: Path, opened: Future[BinaryIO] | None = None) -> Iterator[fits.HDUList]:
-    """The HDUs of a file. Every error while they are read becomes a DataError that names the file."""
-    if not path.is_file():
-        raise DataError(str(path), "no such file", "a FITS file")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="File may have been truncated")
-            # We open the stream: astropy would not close the file after a truncated header.
-            with (
-                _opened(path) if opened is None else opened.result() as stream,
-                fits.open(stream, memmap=False, lazy_load_hdus=False) as hdus,
-            ):
-                yield hdus
-    except (DataError, InputError):
-        raise
-    except (
-        OSError,
-        EOFError,
-        KeyError,
-        IndexError,
-        TypeError,
-        ValueError,
-        fits.VerifyError,
-        UserWarning,
-    ) as error:
-        raise DataError(str(path), f"{type(error).__name__}: {error}", "a complete SDSS file") from error
-
-
 def _identify(folder: Path, run: int | None, camcol: int | None, field: int | None) -> tuple[int, int, int]:
     if not folder.is_dir():
         raise DataError(str(folder), "no such folder", "a folder of SDSS frames")
@@ -266,14 +232,6 @@ def _find(folder: Path, stem: str) -> Path:
     return paths[0]
 
 
-def _celestial_wcs(header: fits.Header, path: Path) -> WCS:
-    clean = fits.Header([card for card in header.cards if _WCS_KEYS.fullmatch(card.keyword)])
-    wcs = WCS(clean)
-    if not wcs.has_celestial:
-        raise DataError(str(path), f"axes {list(wcs.wcs.ctype)}", "a celestial WCS (RA---TAN, DEC--TAN)")
-    return wcs
-
-
 def _read_frame(
     path: Path,
     mask_path: Path | None,
@@ -283,7 +241,7 @@ def _read_frame(
     psf: EigenPsf,
     opened: Future[BinaryIO] | None,
 ) -> Image:
-    with _reading(path, opened) as hdus:
+    with open_fits(path, _COMPLETE, stream=opened) as hdus:
         if len(hdus) < 3:
             raise DataError(str(path), f"{len(hdus)} HDUs", "image, calibration and sky (3 HDUs or more)")
         unit = str(hdus[0].header.get("BUNIT", "nanomaggy"))
@@ -292,7 +250,7 @@ def _read_frame(
         flux = np.asarray(hdus[0].data, dtype=float)
         nanomaggies_per_count = np.asarray(hdus[1].data, dtype=float)
         coarse, x, y = (np.asarray(hdus[2].data[name][0], float) for name in ("ALLSKY", "XINTERP", "YINTERP"))
-        wcs = _celestial_wcs(hdus[0].header, path)
+        wcs = celestial_wcs(hdus[0].header, str(path))
     if flux.ndim != 2 or nanomaggies_per_count.shape != flux.shape[1:] or (len(y), len(x)) != flux.shape:
         got = f"image {flux.shape}, calibration {nanomaggies_per_count.shape}, sky {len(y), len(x)}"
         raise DataError(str(path), got, "one calibration per column and one sky position per row and column")
@@ -390,7 +348,7 @@ def _read_masks(
 ) -> tuple[Bool[np.ndarray, "y x"], Bool[np.ndarray, "y x"]]:
     """(bad, saturated) from an fpM file: each plane has a table of spans (row, first and last column)."""
     bad, saturated = np.zeros(shape, bool), np.zeros(shape, bool)
-    with _reading(path) as hdus:
+    with open_fits(path, _COMPLETE) as hdus:
         header = hdus[0].header
         if (header["MASKROWS"], header["MASKCOLS"]) != shape:
             raise DataError(str(path), f"a mask of {header['MASKROWS'], header['MASKCOLS']}", f"of {shape}")
@@ -409,7 +367,7 @@ def _read_masks(
 def _read_psf_field(path: Path, bands: str) -> tuple[dict[str, EigenPsf], dict[str, float], dict[str, float]]:
     """PSF, gain [electrons per count] and dark variance [counts^2] of each band."""
     psfs = {}
-    with _reading(path) as hdus:
+    with open_fits(path, _COMPLETE) as hdus:
         if len(hdus) < 7:
             raise DataError(
                 str(path), f"{len(hdus)} HDUs", "five PSFs and the field's table (7 HDUs or more)"
@@ -451,18 +409,6 @@ def _wings(fields: fits.FITS_record) -> list[tuple[float, float] | None]:
     return [wing or typical for wing in wings]
 
 
-def _check_overlap(reference: Image, image: Image, path: Path) -> None:
-    height, width = image.shape
-    corners = np.array([[0, 0, width, width], [0, height, 0, height]]) - 0.5
-    x, y = reference.wcs.all_world2pix(*image.wcs.all_pix2world(*corners, 0), 0)
-    rows, columns = reference.shape
-    if not (x.max() > -0.5 and x.min() < columns - 0.5 and y.max() > -0.5 and y.min() < rows - 0.5):
-        got = (
-            f"columns {x.min():.0f} to {x.max():.0f}, rows {y.min():.0f} to {y.max():.0f} of {reference.name}"
-        )
-        raise DataError(str(path), got, "a frame that shows some of the same sky")
-
-
 def _stamp_image(
     path: Path, band: str, hdu: fits.ImageHDU, inverse_variance: Float[np.ndarray, "y x"]
 ) -> Image:
@@ -480,7 +426,7 @@ def _stamp_image(
     noise = float(header["DARKVAR"]) * gain**2
     name = f"{band}-{int(header['RUN']):06d}-{header['CAMCOL']}-{int(header['FIELD']):04d}"
     valid, saturated = inverse_variance > 0, np.zeros(flux.shape, bool)
-    wcs = _celestial_wcs(header, path)
+    wcs = celestial_wcs(header, str(path))
     return _image(
         band,
         flux * calibration + sky,

@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
+from astrozoo.data.eigen_psf import EigenPsf, wing_of_profile
 from astrozoo.data.images import GaussianMixture
-from astrozoo.data.psf import EigenPsf, MixturePsf, PixelPsf, fit_mixture, mixture_stamp, wing_of_profile
+from astrozoo.data.psf import MixturePsf, PixelPsf, fit_mixture, mixture_stamp
 from astrozoo.data.sdss import read_field
 from astrozoo.errors import InputError
 
