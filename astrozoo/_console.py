@@ -30,14 +30,21 @@ def print_table(rows: Iterable[Sequence[str]], columns: Sequence[str] = ("", "")
 
 
 def print_rows(rows: Mapping[str, Any]) -> None:
-    """Print a mapping as two columns. A mapping among its values becomes ``key value, key value ...``."""
+    """Print a mapping as two columns. A mapping among its values becomes ``key value, key value ...``.
+
+    A list becomes one row for each of its items.
+    """
 
     def text(value: Any) -> str:
         if isinstance(value, Mapping):
             return ", ".join(f"{key} {part}" for key, part in value.items())
         return str(value)
 
-    print_table((name, text(value)) for name, value in rows.items())
+    lines: list[tuple[str, str]] = []
+    for name, value in rows.items():
+        items = list(value) if isinstance(value, list | tuple) else [value]
+        lines += [(name if k == 0 else "", text(item)) for k, item in enumerate(items)]
+    print_table(lines)
 
 
 def say(text: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from astrozoo.models.celeste import ColourPrior, Prior, load_prior
 
-__all__ = ["WAVELENGTHS", "prior_of_bands", "widened"]
+__all__ = ["WAVELENGTHS", "prior_of_bands"]
 
 WAVELENGTHS: Mapping[str, float] = {
     "FUV": 153, "NUV": 227, "F218W": 222, "F225W": 237, "F275W": 271, "F300W": 298, "F336W": 336, "u": 355,
@@ -73,33 +73,12 @@ def prior_of_bands(
         bands=tuple(names),
         reference=reference,
         colour=(galaxy, star),
-        log_flux_mean=_both(base.log_flux_mean[k] + offset[k][0] for k in (0, 1)),
-        log_flux_sd=_both(math.hypot(base.log_flux_sd[k], offset[k][1]) for k in (0, 1)),
+        log_flux_mean=(base.log_flux_mean[0] + offset[0][0], base.log_flux_mean[1] + offset[1][0]),
+        log_flux_sd=(
+            math.hypot(base.log_flux_sd[0], offset[0][1]),
+            math.hypot(base.log_flux_sd[1], offset[1][1]),
+        ),
     )
-
-
-def widened(
-    prior: Prior, *, log_flux: tuple[float, float] | None = None, radius_sd: float, position_sd: float
-) -> Prior:
-    """The prior for images of another depth or pixel scale than those that it was fitted to.
-
-    Args:
-        prior: of the bands.
-        log_flux: mean and SD of ln(flux [nMgy]) in the reference band, the same for both types, so that a
-            flux says nothing of the type; None to keep the prior's.
-        radius_sd: least SD of ln(radius).
-        position_sd: SD of each coordinate about the detection [arcsec].
-    """
-    flux = {} if log_flux is None else {
-        "log_flux_mean": (log_flux[0],) * 2,
-        "log_flux_sd": (log_flux[1],) * 2,
-    }  # fmt: skip
-    return replace(prior, **flux, log_radius_sd=max(prior.log_radius_sd, radius_sd), position_sd=position_sd)
-
-
-def _both(values: object) -> tuple[float, float]:
-    galaxy, star = values  # type: ignore[misc]
-    return galaxy, star
 
 
 def _weights(

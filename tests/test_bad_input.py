@@ -21,6 +21,7 @@ from astrozoo import cli
 from astrozoo.checkpoint import Checkpoint
 from astrozoo.data.images import Field
 from astrozoo.errors import InputError
+from astrozoo.models.celeste import load_prior
 from astrozoo.survey import catalogue, fields
 from astrozoo.survey.celeste import fit, job
 from astrozoo.survey.partition import Sources, colouring, half_sizes, neighbours
@@ -34,12 +35,12 @@ def run(
     simulated_field: Field, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> Run:
     """``astrozoo run celeste`` on a field of two sources: (exit code, what it said on standard error)."""
-    monkeypatch.setattr(job, "read_field", lambda path: simulated_field)
+    monkeypatch.setattr(job, "read_images", lambda path, survey=None: simulated_field)
     (tmp_path / "data").mkdir()
 
     def call(*words: object, images: Field | None = None, out: str = "out") -> tuple[int, str]:
         if images is not None:
-            monkeypatch.setattr(job, "read_field", lambda path: images)
+            monkeypatch.setattr(job, "read_images", lambda path, survey=None: images)
         every = ["run", "celeste", "--data", tmp_path / "data", "--out", tmp_path / out, *words]
         with pytest.raises(SystemExit) as raised:
             cli.main([str(word) for word in every])
@@ -143,14 +144,11 @@ def test_catalogues_in_other_units(
     assert run("--catalog", tmp_path / "nothing.csv")[0] == 3
 
 
-def test_bands_without_a_prior(run: Run, simulated_field: Field) -> None:
-    code, said = run(images=_renamed(simulated_field))
-    assert code == 2
-    assert "bands: got ['Y']" in _last(said)
-
-
-def _renamed(images: Field) -> Field:
-    return replace(images, images=(images.images[0], replace(images.images[1], band="Y")))
+def test_bands_that_a_given_prior_does_not_have(simulated_field: Field) -> None:
+    first, second = simulated_field.images
+    renamed = replace(simulated_field, images=(first, replace(second, band="Y")))
+    with pytest.raises(InputError, match=r"bands: got \['Y'\]"):
+        fit.fit_field(renamed, prior=load_prior())
 
 
 def test_sources_at_the_edge_and_saturated_are_flagged_rows(

@@ -62,25 +62,26 @@ def read_described(path: Path, *, ready: dict[str, Any] | None = None) -> Field:
     """
     content = load_description(path)
     descriptions = parse_images(content, path.parent, path.name, ready)
-    return read_images_of(descriptions, str(content.get("name", path.stem)))
+    survey = str(content.get("survey", "described"))
+    return read_images_of(descriptions, str(content.get("name", path.stem)), survey)
 
 
-def read_images_of(descriptions: Sequence[ImageDescription], name: str) -> Field:
-    """The field of checked descriptions.
+def read_images_of(descriptions: Sequence[ImageDescription], name: str, survey: str) -> Field:
+    """The field of checked descriptions, with the survey's name in ``meta``.
 
     Raises:
         DataError: a file is not what it should be, or two images do not show the same sky.
     """
     remarks: dict[str, list[str]] = {}
-    images, meta = [], {}
+    images, meta = [], {"survey": survey}
     for description in descriptions:
         image, of_image = read_image(description)
         images.append(image)
-        for remark in of_image:
-            remarks.setdefault(remark, []).append(image.name)
+        for text, value in of_image:
+            remarks.setdefault(text, []).append(f"{image.name} {value}".strip())
         if description.wavelength is not None:
             meta[f"wavelength {image.band}"] = str(description.wavelength)
-    notes = [f"{', '.join(of)}: {remark}" for remark, of in remarks.items()]
+    notes = [f"{text}: {', '.join(of)}" for text, of in remarks.items()]
     out = Field(tuple(images), name=name, meta=meta | ({"notes": "\n".join(notes)} if notes else {}))
     check_overlap(out)
     return out
@@ -95,7 +96,11 @@ class _Raw:
     header: fits.Header
     plane: int | None
     usable: Bool[np.ndarray, "y x"]
-    notes: list[str] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
+
+    def note(self, text: str, value: object = "") -> None:
+        """Remember what was measured or assumed."""
+        self.notes.append((text, f"{value:.4g}" if isinstance(value, float) else str(value)))
 
     def number(self, key: str, *, above: float | None = None) -> float | np.ndarray | None:
         """A number or an array of the description; None where it has neither."""
@@ -110,7 +115,7 @@ class _Raw:
             if not (self.usable & good).any():
                 raise DataError(what, f"no usable value in {given}", "finite values" + _above(above))
             if bad:
-                self.notes.append(f"{bad} pixels without a usable value of {key} are masked")
+                self.note(f"masked pixels without a usable value of {key}", bad)
             self.usable &= good
             return np.where(good, array, np.median(array[self.usable]))
         return read_number(given, self.header, what, above=above)
@@ -128,8 +133,8 @@ def _above(above: float | None) -> str:
     return "" if above is None else f" above {above:g}"
 
 
-def read_image(about: ImageDescription) -> tuple[Image, list[str]]:
-    """One image of a description, and remarks on what was measured or assumed.
+def read_image(about: ImageDescription) -> tuple[Image, list[tuple[str, str]]]:
+    """One image of a description, and what was measured or assumed: texts with values.
 
     Raises:
         DataError: a file is not what it should be, or something is missing that the header does not say.
@@ -157,7 +162,7 @@ def read_image(about: ImageDescription) -> tuple[Image, list[str]]:
     correlation = about.noise_correlation
     if correlation is None:
         correlation = noise_correlation(gain * excess / np.sqrt(empty), raw.usable)
-        raw.notes.append(f"noise of sums of pixels measured: its variance is {correlation:.3g} times stated")
+        raw.note("measured variance of sums of empty pixels, over that of independent ones", correlation)
     gain, empty = gain / correlation, empty / correlation
     counts = gain * excess + empty
     broken = ~np.isfinite(counts) | (counts < -_NEGATIVE * np.sqrt(empty))
@@ -186,7 +191,7 @@ def _wcs(raw: _Raw) -> WCS:
         return celestial_wcs(header, f"{raw.about.where}: wcs: {given}")
     if given is not None:
         if not {"ra", "dec"} <= given.keys():
-            raw.notes.append("no sky position is given: the middle of the image is at RA 0, Dec 0")
+            raw.note("no sky position is given, the middle of the image is put at RA 0, Dec 0")
         return tangent_wcs(shape, **given)
     if not has_celestial(raw.header):
         expected = "a header with a WCS, or the key wcs with pixel_scale (and ra, dec)"
@@ -210,7 +215,7 @@ def _pixel_scale(raw: _Raw, wcs: WCS) -> PixelScale:
         return scale_of_unit(unit, pixel_area=area, wavelength=about.wavelength, what=what)
     except InputError as error:
         if not about.unit and calibrated and not isinstance(error, DataError):
-            raw.notes.append(f"the header's unit {text!r} is not known; the zero point replaces it")
+            raw.note(f"the header's unit {text!r} is not known, the zero point replaces it")
             return PixelScale("", False, None)
         raise DataError(error.what, error.got, error.expected) from error
 
@@ -273,21 +278,21 @@ def _electrons(
     else:
         if level is None:
             level = sky_level(raw.value, raw.usable)
-            raw.notes.append(f"sky measured: {np.median(level[raw.usable]):.4g} in the image's unit")
+            raw.note("measured sky, in the unit of the file", float(np.median(level[raw.usable])))
         excess = raw.value - level
     if about.noise is not None:
         variance = _variance(raw, excess)
         if gain is None:
             gain = effective_gain(excess, variance, raw.usable)
-            raw.notes.append(f"electrons per unit from the noise map: {gain:.4g}")
+            raw.note("electrons per unit of the file, from the noise map", gain)
         return gain, excess, without_sources(excess, variance, gain, raw.usable)
     scatter = empty_scatter(excess, raw.usable)
     known = gain is not None
     if gain is None:
         gain = effective_gain(excess, scatter**2, raw.usable)
-        raw.notes.append("no gain is given: the noise of the sources themselves is neglected")
+        raw.note("no gain is given, the noise of the sources themselves is neglected")
     if level is None or not known:
-        raw.notes.append(f"noise of empty pixels measured: {np.median(scatter):.4g} in the image's unit")
+        raw.note("measured noise of empty pixels, in the unit of the file", float(np.median(scatter)))
         return gain, excess, np.broadcast_to((gain * scatter) ** 2, excess.shape).copy()
     read_noise = read_number(about.read_noise, raw.header, f"{where}: read_noise", above=-1e-12)
     empty = np.broadcast_to(gain * level + read_noise**2, excess.shape).copy()
@@ -299,9 +304,9 @@ def _electrons(
     empty = np.where(empty > 0, empty, typical)
     stated, seen = np.sqrt(typical), float(np.median(np.sqrt(np.square(gain * scatter))[raw.usable]))
     if not 0.7 < seen / stated < 1.4:
-        raw.notes.append(
-            f"empty pixels scatter by {seen:.4g} electrons; gain, sky and read noise give {stated:.4g}: "
-            "check gain and sky"
+        raw.note(
+            "check gain and sky: empty pixels scatter otherwise than they say (measured, said) [electron]",
+            f"{seen:.4g}, {stated:.4g}",
         )
     return gain, excess, empty
 
@@ -336,6 +341,6 @@ def _variance(raw: _Raw, excess: Float[np.ndarray, "y x"]) -> Float[np.ndarray, 
     variance = np.where(good, variance, typical)
     if noise.kind == "weight":  # of unknown scale, such as exposure times
         scatter = empty_scatter(excess * np.sqrt(typical / variance), raw.usable)
-        raw.notes.append(f"noise of empty pixels measured: {np.median(scatter):.4g} in the image's unit")
+        raw.note("measured noise of empty pixels, in the unit of the file", float(np.median(scatter)))
         variance = variance / typical * np.median(scatter[raw.usable]) ** 2
     return variance

@@ -442,9 +442,10 @@ def _pair(keys: _Keys, key: str) -> tuple[float, float]:
 def _positive(keys: _Keys, key: str) -> tuple[float, ...]:
     value = keys.values.get(key)
     items = value if isinstance(value, list) else [value]
-    if not items or not all(isinstance(x, int | float) and not isinstance(x, bool) and x > 0 for x in items):
+    numbers = [float(x) for x in items if isinstance(x, int | float) and not isinstance(x, bool) and x > 0]
+    if not items or len(numbers) != len(items):
         raise keys.error(key, repr(value), "positive numbers")
-    return tuple(float(x) for x in items)
+    return tuple(numbers)
 
 
 def _wcs(keys: _Keys) -> ArrayAt | Mapping[str, float] | None:

@@ -87,7 +87,8 @@ def _described(path: Path, survey: str | None) -> Field:
             raise DataError(f"{path}: survey", repr(named), f"one of {known}")
         if survey not in (None, named):
             raise InputError("survey", survey, f"{named}, as {path} says")
-    ready = surveys()[named or survey].get("image", {}) if named or survey else {}
+    name = named or survey
+    ready = {} if name is None else surveys()[name].get("image", {})
     return read_described(path, ready=ready)
 
 
@@ -115,8 +116,7 @@ def _survey_files(path: Path, survey: str | None) -> Field:
         {**ready, "file": p.name} for p in chosen for ready in entry.get("images", [entry.get("image")])
     ]
     descriptions = parse_images({"images": images}, folder, f"survey {name}")
-    out = read_images_of(descriptions, path.name.split(".")[0])
-    return Field(out.images, out.name, {"survey": name, **out.meta})
+    return read_images_of(descriptions, path.name.split(".")[0], name)
 
 
 def _recognised(path: Path, survey: str | None) -> str | None:

@@ -15,7 +15,14 @@ _BOX = Option(
     metavar="ROWS,COLS",
     check="astrozoo.survey.fields:read_box",
 )
+_SURVEY = Option(
+    "survey",
+    "The survey whose ready description explains the images; recognised by their headers if not given.",
+    metavar="NAME",
+    check="astrozoo.data.surveys:check_survey",
+)
 _RUN_OPTIONS = (
+    _SURVEY,
     _BOX,
     Option(
         "catalog",
@@ -79,6 +86,8 @@ ENTRY = Entry(
         "run": (
             "astrozoo run celeste --demo --out demo",
             "astrozoo run celeste --data FOLDER --box 300:556,1400:1656 --out results",
+            "astrozoo run celeste --data images.yaml --out results",
+            "astrozoo run celeste --data FOLDER --survey hst --out results",
             "astrozoo run celeste --data FOLDER --catalog mine.csv --out results",
         ),
         "compare": (

@@ -45,7 +45,7 @@ def test_the_wheel_holds_every_module_and_data_file(wheel):
 
 def _shipped(folder: Path) -> list[Path]:
     linked = ("models", "guides")
-    kinds = (".py", ".json", ".jinja", ".typed")
+    kinds = (".py", ".json", ".jinja", ".typed", ".yaml")
     found = [p for p in folder.rglob("*") if p.suffix in kinds or p.name == "py.typed"]
     return [p for p in found if p.relative_to(folder).parts[0] not in linked]
 

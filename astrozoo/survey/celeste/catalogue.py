@@ -55,7 +55,7 @@ def catalogue(fit: FieldFit) -> Table:
     Returns:
         ``id`` (that of ``fit.detections``, or 1, 2 ...); ``ra``, ``dec`` [deg] (means); ``ra_sd`` (of ra cos
         dec), ``dec_sd`` [mas], ``ra_dec_cov`` [mas^2]; ``p_star``; for each band b of the images ``flux_b``
-        [nMgy], ``log_flux_b`` [ln nMgy], ``mag_b`` (SDSS's asinh magnitude; of any other band a Pogson one);
+        [nMgy], ``log_flux_b`` [ln nMgy], ``mag_b`` (SDSS's asinh magnitude; of others a Pogson one);
         for each two adjacent ones ``colour_ab`` [mag]; given a galaxy, ``dev_fraction``, ``radius`` [arcsec],
         ``axis_ratio``, ``angle`` [deg, north through east; an axial mean], see
         :mod:`astrozoo.physics.profiles` (NaN where no draw is a galaxy); ``chi2_b``: mean squared residual,
@@ -126,6 +126,7 @@ def _add_position(table: Table, ra: np.ndarray, dec: np.ndarray, offset: Float[n
 
 def _add_photometry(table: Table, fit: FieldFit) -> None:
     bands = measured_bands(fit)
+    sdss = fit.field.meta.get("survey", "SDSS") == "SDSS"  # the softening is that of its depth
     log_flux, colour = (torch.from_numpy(np.asarray(fit.draws[k], float)) for k in ("log_flux", "colour"))
     matrix = band_matrix(len(fit.prior.bands), fit.prior.reference, log_flux)
 
@@ -144,7 +145,7 @@ def _add_photometry(table: Table, fit: FieldFit) -> None:
     for b in bands:
         _add(table, f"log_flux_{b}", ln(b), None, f"natural log of the flux in {b} [nanomaggy]")
     for b in bands:
-        kind, mag = "asinh", asinh_magnitude(np.exp(ln(b)), b) if b in _SOFTENED else None
+        kind, mag = "asinh", asinh_magnitude(np.exp(ln(b)), b) if sdss and b in _SOFTENED else None
         if mag is None:
             kind, mag = "Pogson", 22.5 - _POGSON * ln(b)
         _add(table, f"mag_{b}", mag, units.mag, f"{kind} AB magnitude in {b}")

@@ -22,17 +22,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from astrozoo.checkpoint import Checkpoint
-from astrozoo.data.images import Field
+from astrozoo.data.images import Field, check_overlap
 from astrozoo.errors import InputError
 from astrozoo.infer.progress import progress_bar
 from astrozoo.infer.randomness import generator_for
-from astrozoo.models.celeste import Patch, Prior, load_prior
+from astrozoo.models.celeste import Patch, Prior
+from astrozoo.survey.celeste.field_prior import prior_of_field
 from astrozoo.survey.celeste.modes import KINDS
 from astrozoo.survey.celeste.posterior import draw_type, mix_types
 from astrozoo.survey.celeste.response import respond
 from astrozoo.survey.celeste.sweeps import Sweeps
 from astrozoo.survey.detect import detect
-from astrozoo.survey.fields import fingerprint
+from astrozoo.survey.fields import check_pixels, fingerprint
 
 __all__ = ["FieldFit", "fit_field"]
 
@@ -93,6 +94,8 @@ def fit_field(
 
     Args:
         images: the field.
+        prior: by default that of the field's bands, depth and pixels
+            (:func:`astrozoo.survey.celeste.field_prior.prior_of_field`).
         catalog: sources to fit, with ``ra`` and ``dec`` [deg]; detected where not given. Columns that
             :func:`astrozoo.survey.detect.detect` makes (fluxes, sizes) are used as starts if present.
         draws: equal-weight draws per source.
@@ -103,15 +106,16 @@ def fit_field(
             The caller removes the folder when the result is saved.
 
     Raises:
+        DataError: an image shows none of the sky of the reference image.
         InputError: for no draws or sweeps, a field without valid pixels, a catalogue without positions, bands
             without a prior, unusable pixels, or a checkpoint of other work.
     """
-    prior = prior or load_prior()
+    prior = prior or prior_of_field(images)
     for what, got in (("draws", draws), ("max_sweeps", max_sweeps)):
         if got < 1:
             raise InputError(what, got, "1 or more")
-    if not any(image.valid.any() for image in images):
-        raise InputError(f"field {images.name!r}", "every pixel masked", "an image with valid pixels")
+    check_pixels(images)
+    check_overlap(images)
     unknown = [b for b in images.bands if b not in prior.bands]
     if unknown:
         raise InputError("bands", unknown, f"bands with a prior, {', '.join(prior.bands)}")

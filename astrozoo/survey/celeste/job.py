@@ -1,4 +1,4 @@
-"""What ``astrozoo run celeste`` does: an SDSS field in, a catalogue with errors and a report out."""
+"""What ``astrozoo run celeste`` does: images of a field in, a catalogue with errors and a report out."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from rich.markup import escape
 
 from astrozoo.data.fetch import fetch
 from astrozoo.data.images import Field, crop, reference_image
-from astrozoo.data.sdss import read_field
 from astrozoo.data.simulate import simulate_field
+from astrozoo.data.surveys import read_images
 from astrozoo.errors import DataError, InputError
 from astrozoo.survey.catalogue import read_sources, write_catalogue
 from astrozoo.survey.celeste.catalogue import FLAGS, catalogue, measured_bands
+from astrozoo.survey.celeste.field_prior import field_notes
 from astrozoo.survey.celeste.fit import FieldFit, fit_field
 from astrozoo.survey.celeste.goodness import chi2_by_band
 from astrozoo.survey.celeste.pictures import cutouts, overview
@@ -52,6 +53,7 @@ def run(
     path: Path | None = None,
     demo: bool = False,
     seed: int = 0,
+    survey: str | None = None,
     box: str | None = None,
     catalog: Path | None = None,
     pictures: int | None = 24,
@@ -66,10 +68,12 @@ def run(
 
     Args:
         out: folder, which exists.
-        path: folder of one SDSS field (:func:`astrozoo.data.sdss.read_field`). Without it, the demonstration.
+        path: images of a field, or their description (:func:`astrozoo.data.surveys.read_images`). Without it,
+            the demonstration.
         demo: the demonstration: 256x256 pixels of a Stripe-82 field, or, where that can be neither found nor
             downloaded, a field simulated by GalSim; the output says which.
         seed: of the draws (and of the simulation).
+        survey: name of the survey's ready description; by default it is recognised by the files.
         box: "row:row,column:column", first and last + 1, of the r image (else the first): fit this part only.
         catalog: table with columns ra and dec [deg] of the sources to fit, in place of detection; those
             outside the field are left out.
@@ -96,10 +100,13 @@ def run(
 
     seconds: dict[str, float] = {}
     with _timed(seconds, "read"):
-        images, origin = _field(path, box, seed, say)
+        images, origin = _field(path, survey, box, seed, say)
         check_pixels(images)
+        notes = field_notes(images)
     ny, nx = reference_image(images).shape
     say(f"field: {origin}; {len(images.images)} images ({', '.join(images.bands)}) of about {ny}x{nx} pixels")
+    for note in notes:
+        say(f"note: {note}")
     sources = None if catalog is None else read_sources(catalog, images)
     if sources is not None:
         say(f"sources: the {len(sources)} of {catalog} that are on the field")
@@ -114,10 +121,14 @@ def run(
     say(f"{len(table)} sources in {out / 'catalog.fits'}; now the report")
     with _timed(seconds, "pictures"):
         pages = report_pages(fit, table, origin, pictures)
+    if notes:
+        pages.append(Page("Notes on the data", notes))
     return Outcome(
         to_result(fit, table, seed),
         pages=pages,
-        summary=_summary(fit, table, origin) | {"seconds": {k: round(v, 1) for k, v in seconds.items()}},
+        summary=_summary(fit, table, origin)
+        | ({"notes": notes} if notes else {})
+        | {"seconds": {k: round(v, 1) for k, v in seconds.items()}},
         files={
             "catalog.fits": "catalogue with errors (FITS table)",
             "catalog.parquet": "the same (Parquet)",
@@ -132,11 +143,13 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = time.perf_counter() - started
 
 
-def _field(path: Path | None, box: str | None, seed: int, say: Callable[[str], None]) -> tuple[Field, str]:
+def _field(
+    path: Path | None, survey: str | None, box: str | None, seed: int, say: Callable[[str], None]
+) -> tuple[Field, str]:
     """The field, cut to its box, and a line on what it is."""
     if path is not None:
         say(f"reading {path}")
-        images = read_field(path)
+        images = read_images(path, survey)
         cut = images if box is None else crop(images, *read_box(box))
         return cut, f"{images.name} of {path}" + (f", rows and columns {box}" if box else "")
     try:
@@ -148,7 +161,7 @@ def _field(path: Path | None, box: str | None, seed: int, say: Callable[[str], N
         return cut, f"simulated by GalSim with seed {seed}"
     box = box or _DEMO_BOX
     say(f"reading {folder}")
-    images = crop(read_field(folder), *read_box(box))
+    images = crop(read_images(folder), *read_box(box))
     return images, f"real: SDSS Stripe 82, run 2583 camcol 2 field 136, rows and columns {box}"
 
 

@@ -103,12 +103,12 @@ def _composites(fit: FieldFit) -> tuple[np.ndarray, np.ndarray]:
         k = next(k for k, image in enumerate(fit.field) if image.band == band)
         image = fit.field.images[k]
         warp = _to_reference(reference, image)
-        sky = np.median(fit.model[k])  # of the model: the sky may have been refitted
+        sky = image.sky + np.median(fit.model[k] - image.sky)  # the sky may have been refitted
         seen = image.valid | image.saturated
         scale = float(np.median(image.calibration))
         for plane, electrons in zip(planes, (np.where(seen, image.counts, sky), fit.model[k]), strict=True):
             plane.append(warp((electrons - sky) / scale, 1))
-        noise.append(np.sqrt(max(sky, 1.0)) / scale)
+        noise.append(np.sqrt(max(float(np.median(sky)), 1.0)) / scale)
     # equal noise in every colour keeps the sky grey, and a faint sky visible
     gains = np.mean(noise) / np.array(noise)
     unit = float(np.mean(noise))
@@ -301,8 +301,7 @@ def _mosaic(ax: Axes, fit: FieldFit, table: Table, row: int, bands: list[str]) -
         x, y = nearest_pixels(image, table[[row]])[0]
         valid = _cut(image.valid.astype(float), x, y) > 0
         counts, model = _cut(image.counts, x, y), _cut(fit.model[k], x, y)
-        sky = float(np.median(image.sky))
-        noise = np.sqrt(sky)
+        sky, noise = _cut(image.sky, x, y), float(np.sqrt(np.median(image.sky)))
         bright = max(8.0, float(np.nanmax((model - sky) / noise, initial=0.0)))
         residual = np.where(valid, (counts - model) / np.sqrt(model), np.nan)
         for line, part in enumerate((counts, model, residual)):

@@ -78,7 +78,7 @@ def _sky_alone(images: Field) -> Field:
 def test_a_field_without_sources_gives_an_empty_catalogue_and_says_so(
     fake_fit: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "read_field", lambda path: _sky_alone(fake_fit[0].field))
+    monkeypatch.setattr(job, "read_images", lambda path, survey=None: _sky_alone(fake_fit[0].field))
     outcome = job.run(out=tmp_path, path=tmp_path, progress=False)
     assert outcome.summary["sources"] == 0
     assert len(Table.read(tmp_path / "catalog.fits")) == len(Table.read(tmp_path / "catalog.parquet")) == 0
@@ -92,7 +92,7 @@ def test_a_field_without_sources_gives_an_empty_catalogue_and_says_so(
 def test_a_killed_run_goes_on_to_the_same_answer(
     fake_fit: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "read_field", lambda path: fake_fit[0].field)
+    monkeypatch.setattr(job, "read_images", lambda path, survey=None: fake_fit[0].field)
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     settings = {"path": tmp_path, "box": "20:75,10:65", "progress": False}
