@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -161,11 +162,11 @@ def test_options_of_a_job_are_checked_before_any_work(line, tmp_path, monkeypatc
     [
         (
             ("strong_lens", "--box", "0:3,0:3"),
-            "expected nothing: it is an option of celeste. strong_lens has --band, --setting",
+            r"expected nothing: it is an option of celeste. strong_lens has (--[\w-]+, )*--setting\b",
         ),
         (
             ("--subhalos", "1", "celeste", "--demo"),
-            "an option of strong_lens. celeste has --box, --catalog",
+            r"an option of strong_lens. celeste has (--[\w-]+, )*--box, (--[\w-]+, )*--catalog\b",
         ),
         (("celeste", "--demo", "--method", "svi"), "has one way, importance. `astrozoo compare`"),
         (("celeste", "--demo", "--guide", "mean_field"), "--guide: got mean_field, expected nothing"),
@@ -181,7 +182,7 @@ def test_options_that_a_model_does_not_take_are_refused_with_those_that_it_takes
 ):
     assert call("run", *words, "--out", tmp_path / "o") == 2
     shown = " ".join(capsys.readouterr().err.split())
-    assert message in shown
+    assert re.search(message, shown)
     assert not (tmp_path / "o").exists()
 
 

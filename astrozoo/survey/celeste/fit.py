@@ -108,14 +108,14 @@ def fit_field(
     Raises:
         DataError: an image shows none of the sky of the reference image.
         InputError: for no draws or sweeps, a field without valid pixels, a catalogue without positions, bands
-            without a prior, unusable pixels, or a checkpoint of other work.
+            that ``prior`` does not have, unusable pixels, or a checkpoint of other work.
     """
-    prior = prior or prior_of_field(images)
     for what, got in (("draws", draws), ("max_sweeps", max_sweeps)):
         if got < 1:
             raise InputError(what, got, "1 or more")
     check_pixels(images)
     check_overlap(images)
+    prior = prior or prior_of_field(images)
     unknown = [b for b in images.bands if b not in prior.bands]
     if unknown:
         raise InputError("bands", unknown, f"bands with a prior, {', '.join(prior.bands)}")

@@ -103,9 +103,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_answer(scene, fitted, tmp_path, 
 
 def test_a_source_that_was_missed_is_found_in_the_residuals(scene):
     images, truth = scene
-    job = fitting.Sweeps(
-        images, truth[["ra", "dec"]][1:], fitting.load_prior(), 0, False, fitting.Checkpoint(None, {})
-    )
+    job = Sweeps(images, truth[["ra", "dec"]][1:], load_prior(), 0, False, Checkpoint(None, {}))
     job.run(2, True)
     found = job.companions()
     assert len(match(truth[:1], found)[0]) == 1
@@ -115,7 +113,7 @@ def test_a_source_whose_core_is_masked_is_no_small_galaxy(scene):
     images, truth = scene
     table = truth[["ra", "dec"]]
     table["saturated"] = [True, False, False, False]
-    job = fitting.Sweeps(images, table, fitting.load_prior(), 0, False, fitting.Checkpoint(None, {}))
+    job = Sweeps(images, table, load_prior(), 0, False, Checkpoint(None, {}))
     job.run(1, fit_sky=False)
     least = job.log_least_radius.exp().numpy()
     assert least[0] == 1.0
@@ -176,9 +174,20 @@ def test_an_empty_catalogue_gives_an_empty_fit(scene):
     assert len(catalogue(fit)) == 0
 
 
-def test_a_band_without_a_prior_is_named(scene):
-    with pytest.raises(InputError, match="bands"):
-        fit_field(Field((replace(scene[0].images[0], band="Y"),)), **SETTINGS)
+def test_bands_that_a_given_prior_does_not_have_are_named(scene):
+    with pytest.raises(InputError, match=r"bands: got \['Y'\], expected bands with a prior, u, g, r, i, z"):
+        fit_field(Field((replace(scene[0].images[0], band="Y"),)), prior=load_prior(), **SETTINGS)
+
+
+@pytest.mark.parametrize("band", ["Y", "narrow"])  # a known wavelength, and none
+def test_a_band_beyond_sdss_is_fitted(scene, band):
+    images, truth = scene
+    field = Field((images.images[0], replace(images.images[2], band=band)))
+    table = catalogue(fit_field(field, truth[["ra", "dec"]], **SETTINGS))
+    for name, true in (("g", "g"), (band, "i")):
+        z = (table[f"log_flux_{name}"] - np.log(truth[f"flux_{true}"])) / table[f"log_flux_{name}_sd"]
+        assert np.abs(z).max() < 5
+    assert list(table["p_star"] > 0.5) == list(truth["is_star"])
 
 
 def test_a_field_of_sky_alone_gives_an_empty_fit(scene):
