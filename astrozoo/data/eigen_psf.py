@@ -73,6 +73,15 @@ class EigenPsf:
         stamp = np.tensordot(self.coefficients @ columns @ rows, self.eigenimages, axes=1)
         return stamp / stamp.sum()
 
+    def wide_stamp(self, x: float, y: float) -> Float[np.ndarray, "n n"]:
+        """The stamp with the wing in place of the eigen-images where they fall to zero, summing to 1."""
+        stamp = self.stamp(x, y)
+        if self.wing is None:
+            return stamp
+        offset = np.hypot(*(np.mgrid[: len(stamp), : len(stamp)] - len(stamp) // 2))
+        stamp = np.where(offset < _TRUSTED, stamp, mixture_stamp(_round(*self.wing), len(stamp)))
+        return stamp / stamp.sum()
+
     def mixture(self, x: float, y: float) -> GaussianMixture:
         """The mixture at pixel (x, y), interpolated in its logarithms between the nodes around it."""
         return self._grid.at(x, y)

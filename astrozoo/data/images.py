@@ -17,7 +17,21 @@ from jaxtyping import Bool, Float
 
 from astrozoo.errors import DataError, InputError
 
-__all__ = ["Field", "GaussianMixture", "Image", "Psf", "check_overlap", "crop", "reference_image"]
+__all__ = [
+    "Field",
+    "GaussianMixture",
+    "Image",
+    "Psf",
+    "check_overlap",
+    "crop",
+    "pixel_map",
+    "reference_image",
+    "wide_stamp",
+]
+
+_MAX_NONLINEARITY = 0.1
+"""[px] Largest deviation of the map between two images from a linear one: a tenth of a pixel is under the
+position errors of all but the brightest sources."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +157,14 @@ class _ShiftedPsf:
     def mixture(self, x: float, y: float) -> GaussianMixture:
         return self.psf.mixture(x + self.x0, y + self.y0)
 
+    def wide_stamp(self, x: float, y: float) -> Float[np.ndarray, "n n"]:
+        return wide_stamp(self.psf, x + self.x0, y + self.y0)
+
+
+def wide_stamp(psf: Psf, x: float, y: float) -> Float[np.ndarray, "n n"]:
+    """The PSF at pixel (x, y) with its wings: its method ``wide_stamp`` if it has one, else its stamp."""
+    return getattr(psf, "wide_stamp", psf.stamp)(x, y)
+
 
 @dataclass(frozen=True)
 class Field:
@@ -226,3 +248,23 @@ def crop(images: Field, rows: slice, columns: slice, *, margin: int = 3) -> Fiel
         high = [max(0, int(np.floor(v.max() + 0.5 + 1e-6)) + margin) for v in (y, x)]
         cut.append(image.crop(slice(low[0], high[0]), slice(low[1], high[1])))
     return replace(images, images=tuple(cut))
+
+
+def pixel_map(reference: Image, image: Image) -> Float[np.ndarray, "2 3"]:
+    """The linear map from (x, y, 1) of one image to (x, y) of another, by their WCS.
+
+    Raises:
+        InputError: the map is not linear to a tenth of a pixel.
+    """
+    rows, columns = reference.shape
+    grid = np.meshgrid(np.linspace(0, columns - 1, 5), np.linspace(0, rows - 1, 5))
+    x, y = (axis.ravel() for axis in grid)
+    target = np.column_stack(image.wcs.all_world2pix(*reference.wcs.all_pix2world(x, y, 0), 0))
+    design = np.column_stack([x, y, np.ones_like(x)])
+    solution = np.linalg.lstsq(design, target, rcond=None)[0]
+    miss = np.abs(design @ solution - target).max()
+    if not miss <= _MAX_NONLINEARITY:
+        what = f"WCS of {image.name or image.band} against {reference.name or reference.band}"
+        expected = "images that differ by a shift, scale and rotation"
+        raise InputError(what, f"{miss:.2g} px from linear", expected)
+    return solution.T

@@ -20,7 +20,7 @@ from astropy.table import Table
 from jaxtyping import Bool, Float
 from scipy.ndimage import affine_transform, binary_dilation
 
-from astrozoo.data.images import Field, Image, reference_image
+from astrozoo.data.images import Field, Image, pixel_map, reference_image
 from astrozoo.errors import InputError
 
 __all__ = ["detect"]
@@ -122,19 +122,8 @@ def detect(field: Field, *, threshold: float = 4.0, minimum_area: int = 4, contr
 
 def _affine(reference: Image, image: Image) -> tuple[Float[np.ndarray, "2 2"], Float[np.ndarray, "2"]]:
     """(matrix, offset) of the (row, column) of ``image`` as a linear function of those of ``reference``."""
-    rows, columns = reference.shape
-    y, x = (grid.ravel() for grid in np.meshgrid(np.linspace(0, rows - 1, 5), np.linspace(0, columns - 1, 5)))
-    there_x, there_y = image.wcs.all_world2pix(*reference.wcs.all_pix2world(x, y, 0), 0)
-    design = np.column_stack([y, x, np.ones_like(x)])
-    target = np.column_stack([there_y, there_x])
-    solution = np.linalg.lstsq(design, target, rcond=None)[0]
-    miss = np.abs(design @ solution - target).max()
-    if miss > 0.1:
-        what = f"WCS of {image.name or image.band} against {reference.name or reference.band}"
-        raise InputError(
-            what, f"{miss:.2g} px from linear", "images that differ by a shift, scale and rotation"
-        )
-    return solution[:2].T, solution[2]
+    to_image = pixel_map(reference, image)[::-1]  # rows (y, x), columns (x, y, 1)
+    return to_image[:, 1::-1], to_image[:, 2]
 
 
 def _warp(array: np.ndarray, to_image: tuple[np.ndarray, np.ndarray], shape: tuple[int, int]) -> np.ndarray:
