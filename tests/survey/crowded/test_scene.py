@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from astrozoo.data.images import pixel_map
 from astrozoo.data.eigen_psf import EigenPsf
+from astrozoo.data.images import pixel_map
 from astrozoo.data.psf import PixelPsf
 from astrozoo.errors import InputError
 from astrozoo.survey.crowded.scene import Scene, Sources, expected, psf_table, stamp_of_table, star_stamp
