@@ -11,7 +11,7 @@ fluxes and positions given the list of sources, are too small.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -127,7 +127,9 @@ def fit_mode(
             fit.settle(_STEPS)
         if grow:
             for n, threshold in enumerate(thresholds):
-                fit.at_threshold(threshold, lambda r, n=n: report(n * _ROUNDS + r, fit.text()))
+                for number in fit.rounds(threshold):
+                    report(n * _ROUNDS + number, fit.text())
+                fit.learn(refit_psf and threshold in _REFIT_AT)
         else:
             for n in range(len(_REFIT_AT)):
                 fit.settle(_LAST_STEPS)
@@ -185,8 +187,8 @@ class _Fit:
         """For the progress bar."""
         return f"{len(self.stars)} stars, chi2 per pixel {self._chi2():.2f}"
 
-    def at_threshold(self, threshold: float, report: Callable[[int], None]) -> None:
-        """Rounds of births and deaths until few are born, then colours and PSFs."""
+    def rounds(self, threshold: float) -> Iterator[int]:
+        """Rounds of births and deaths until few are born. The number of each is yielded after it."""
         self.buried = np.zeros((0, 2))
         for number in range(_ROUNDS):
             born = self._bear(threshold)
@@ -195,10 +197,9 @@ class _Fit:
             if died:
                 self.settle(_STEPS)
             self.trace.append(Round(threshold, len(self.stars), born, died, self._chi2()))
-            report(number + 1)
+            yield number + 1
             if born <= _FEW * len(self.stars):
                 break
-        self.learn(self.refit_psf and threshold in _REFIT_AT)
 
     def settle(self, steps: int) -> None:
         """Fluxes by non-negative least squares, then steps of all parameters."""
