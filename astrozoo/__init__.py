@@ -16,6 +16,7 @@ let_threads_sleep()  # before anything below can import torch
 from astrozoo.registry import Entry, get, list_models  # noqa: E402
 
 if TYPE_CHECKING:
+    from astrozoo._goodness import goodness_of
     from astrozoo._predictive import predictive
     from astrozoo._trained import Trained
     from astrozoo.data.weights import load_weights
@@ -23,16 +24,18 @@ if TYPE_CHECKING:
     from astrozoo.errors import AstrozooError
     from astrozoo.infer import infer
     from astrozoo.train import train
-    from astrozoo.types import Problem, Result, Status, load, stack
+    from astrozoo.types import Goodness, Problem, Result, Status, load, stack
 
 __all__ = [
     "AstrozooError",
     "Entry",
+    "Goodness",
     "Problem",
     "Result",
     "Status",
     "Trained",
     "get",
+    "goodness_of",
     "infer",
     "list_models",
     "load",
@@ -47,10 +50,12 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "AstrozooError": "astrozoo.errors",
+    "Goodness": "astrozoo.types",
     "Problem": "astrozoo.types",
     "Result": "astrozoo.types",
     "Status": "astrozoo.types",
     "Trained": "astrozoo._trained",
+    "goodness_of": "astrozoo._goodness",
     "load": "astrozoo.types",
     "load_weights": "astrozoo.data.weights",
     "predictive": "astrozoo._predictive",

@@ -60,7 +60,7 @@ def _case(entry: Entry, path: Path | None, seed: int, device: str, options: Mapp
         if option.name in reading:
             raise InputError(option.flag, reading[option.name], f"{option.flag} with --data only")
     print(f"demonstration: simulating {entry.name} with seed {seed}")
-    settings = {**entry.demo, **settings}
+    settings = {**entry.simulated, **entry.demo, **settings}
     data, truth = entry.simulate(seed, **settings)
     origin = f"simulated by the model itself, seed {seed}"
     return _Case(entry.problem(data, **settings).to(device=device), truth, origin)
@@ -152,7 +152,7 @@ def compare(
             print(f"{label}: failed")
             continue
         results[label].save(out / f"{label}.nc")
-        print(f"{label}: {results[label].status.value}")
+        print(f"{label}: {results[label].verdict}")
     write_comparison(results, out / "comparison.csv", failures)
     if results:
         first = "reference" if reference is not None else None
@@ -232,6 +232,7 @@ def _simulations(
     entry: Entry, seeds: Sequence[int], *, method: str, guide: str, device: str, options: Mapping[str, Any]
 ) -> dict[str, list[dict[str, Any]]]:
     """Simulate a batch and fit it at once. A row for each simulation has its status and the truth's ranks."""
+    options = {**entry.simulated, **options}
     data, truths = zip(*(entry.simulate(seed, **options) for seed in seeds), strict=True)
     problem = stack([entry.problem(part, **options) for part in data]).to(device=device)
     settings = {"progress": False, **entry.options.get(method, {})}
@@ -259,7 +260,18 @@ def write(outcome: Outcome, out: Path) -> None:
         summary["seconds"] = {**summary["seconds"], "report": round(time.perf_counter() - started, 1)}
     costs = ("run_seconds", "compile_seconds", "iterations", "counts", "notes")
     record = {name: getattr(result, name) for name in ("model", "method", "guide", "seed", "digest")}
-    record |= {"status": result.status.value, **{k: v for k, v in result.stats.items() if k in costs}}
+    record |= {
+        "status": result.status.value,
+        "fits": None,
+        **{k: v for k, v in result.stats.items() if k in costs},
+    }
+    if result.goodness is not None:
+        record["fits"] = result.goodness.ok
+        record["chi2"] = {
+            "value": result.goodness.chi2,
+            "limit": result.goodness.limit,
+            **result.goodness.parts,
+        }
     if result.statuses:
         record["statuses"] = {s.value: result.statuses.count(s) for s in sorted(set(result.statuses))}
     if result.parameters:
@@ -274,6 +286,6 @@ def write(outcome: Outcome, out: Path) -> None:
         "report.html": "report",
     }
     print()
-    print_rows({"status": result.status.value, **summary})
+    print_rows({"status": result.verdict, **summary})
     print()
     print_rows({str(out / name): what for name, what in files.items()})

@@ -49,6 +49,10 @@ class Problem:
         preconditioner: the default ``metric`` of ``hmc``, ``laplace`` and ``auto``: the kind of a mass matrix
             for each site, ``{"x": "fourier"}``, for all latents, or an operator near a root of the
             posterior's covariance (:class:`astrozoo.infer.options.HMCSettings`).
+        images: observed sites that are images, whose goodness of fit results report
+            (:func:`astrozoo.goodness_of`).
+        proposals: starts of a search, in place of three quarters of the draws of the prior: a function
+            ``(count, generator) -> {site: [(problem,) count, ...]}`` of constrained values of all latents.
         version: stands in for the model, its code and its settings, in the digest. It is needed for a model
             that cannot be hashed by content (one that uses a compiled extension, say). Change it whenever the
             model changes.
@@ -70,6 +74,8 @@ class Problem:
     guides: Mapping[str, Callable[[Problem], Any] | str] = field(default_factory=dict)
     objectives: Mapping[str, Callable[..., Callable[..., Tensor]] | str] = field(default_factory=dict)
     preconditioner: Any = None
+    images: tuple[str, ...] = ()
+    proposals: Callable[[int, torch.Generator], Mapping[str, Tensor]] | None = None
     version: str | None = None
 
     def __post_init__(self) -> None:
@@ -161,10 +167,10 @@ class Problem:
 
         It changes with the code of the model and of the functions that it calls, those of the user and of
         astrozoo, and with the versions of installed packages. It does not depend on ``name``, ``dims``,
-        ``coords``, ``start``, ``guides``, ``objectives`` and ``preconditioner``, because they do not change
-        the posterior. It is computed at its first use, and again after torch has changed a tensor of ``args``
-        in place. Of a Dataset its class, its length and its first, middle and last items are hashed; of a
-        TensorDataset all tensors.
+        ``coords``, ``start``, ``guides``, ``objectives``, ``preconditioner``, ``images`` and ``proposals``,
+        because they do not change the posterior. It is computed at its first use, and again after torch has
+        changed a tensor of ``args`` in place. Of a Dataset its class, its length and its first, middle and
+        last items are hashed; of a TensorDataset all tensors.
 
         Raises:
             InputError: if the model or its data have content that cannot be hashed.
@@ -272,7 +278,21 @@ def stack(problems: Sequence[Problem]) -> Problem:
 
     args = pytree.tree_map(join, *(problem.args for problem in problems))
     start = {name: torch.stack([problem.start[name] for problem in problems]) for name in problems[0].start}
-    return replace(problems[0], args=args, start=start, batch=len(problems))
+    made = [problem.proposals for problem in problems if problem.proposals is not None]
+    proposals = _joined(made) if len(made) == len(problems) else None
+    return replace(problems[0], args=args, start=start, batch=len(problems), proposals=proposals)
+
+
+def _joined(
+    proposals: Sequence[Callable[[int, torch.Generator], Mapping[str, Tensor]]],
+) -> Callable[[int, torch.Generator], Mapping[str, Tensor]]:
+    """Those of a batch, problem by problem."""
+
+    def joined(count: int, generator: torch.Generator) -> Mapping[str, Tensor]:
+        each = [propose(count, generator) for propose in proposals]
+        return {name: torch.stack([values[name] for values in each]) for name in each[0]}
+
+    return joined
 
 
 def _is_operator(preconditioner: Any) -> bool:

@@ -6,7 +6,7 @@ import enum
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,7 +21,7 @@ from astrozoo.errors import DataError, InputError
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["DENSE_COVARIANCE", "Result", "Status", "load"]
+__all__ = ["DENSE_COVARIANCE", "Goodness", "Result", "Status", "load"]
 
 DENSE_COVARIANCE = 2000
 """[dimensions] The most latents for which a result has a dense covariance; above, it has variances only.
@@ -43,6 +43,30 @@ class Status(enum.StrEnum):
     def ok(self) -> bool:
         """True where the result may be used as it is."""
         return self is Status.CONVERGED
+
+
+@dataclass(frozen=True)
+class Goodness:
+    """How well a model explains the images that it was fitted to. It is apart from :class:`Status`: a run may
+    converge to a model that does not fit.
+
+    Args:
+        chi2: mean squared residual per pixel, over the variance of the noise: 1 if the model is right.
+        limit: the greatest chi2 of a model that fits.
+        parts: chi2 of parts of the images, by name.
+    """
+
+    chi2: float
+    limit: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the model fits."""
+        return self.chi2 <= self.limit
+
+    def __str__(self) -> str:
+        return f"{'fits' if self.ok else 'does not fit'} (chi2 {self.chi2:.3g})"
 
 
 _APPROXIMATION = {
@@ -80,6 +104,7 @@ class Result:
             NaN where that problem had already finished.
         stats: scalars and short strings: counts of evaluations, compile and run seconds, notes.
         status: of the run; of a batched run, the worst.
+        goodness: of the fit of the problem's images; None if it has none, or for a batch.
         statuses: one status per independent problem.
         location: mean or mode in unconstrained space, ``[problem, dim]``.
         covariance: in unconstrained space, ``[problem, dim, dim]``; None above :data:`DENSE_COVARIANCE`
@@ -108,6 +133,7 @@ class Result:
     trace: dict[str, np.ndarray] = field(default_factory=dict)
     stats: dict[str, Any] = field(default_factory=dict)
     statuses: tuple[Status, ...] = ()
+    goodness: Goodness | None = None
     location: np.ndarray | None = None
     covariance: np.ndarray | None = None
     variance: np.ndarray | None = None
@@ -124,6 +150,16 @@ class Result:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "coords", checked_coords(self.coords))
+
+    @property
+    def ok(self) -> bool:
+        """Whether the run converged, and to a model that fits."""
+        return self.status.ok and (self.goodness is None or self.goodness.ok)
+
+    @property
+    def verdict(self) -> str:
+        """The status, and whether the model fits: "converged, does not fit (chi2 7.3)"."""
+        return self.status.value if self.goodness is None else f"{self.status.value}, {self.goodness}"
 
     def groups(self) -> dict[str, xr.Dataset]:
         """Labelled data sets by group name: those of ArviZ, and trace, approximation and parameters."""
@@ -226,6 +262,7 @@ class Result:
         header |= {
             "status": self.status.value,
             "statuses": [s.value for s in self.statuses],
+            "goodness": None if self.goodness is None else asdict(self.goodness),
             "coords": encoded(self.coords),
             "names": [list(getattr(self, group)) for group in _GROUPS.values()],
         }
@@ -264,7 +301,9 @@ class Result:
             labels = file_names(names[group], _leading(group, bool(header["statuses"])))
             return {name: variables[label].to_numpy() for name, label in labels.items()}
 
+        goodness = header.pop("goodness")
         return cls(
+            goodness=None if goodness is None else Goodness(**goodness),
             draws=arrays("posterior"),
             sample_stats=arrays("sample_stats"),
             summaries=arrays("summaries"),

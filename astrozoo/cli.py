@@ -1,7 +1,8 @@
 """The ``astrozoo`` command: a thin layer over the library. Each command imports what it needs when it runs.
 
 Exit codes: 0 done; 1 something unexpected, or a method of ``compare`` failed; 2 bad input or usage; 3 data
-missing or unreadable; 4 output cannot be written; 5 not converged, with ``--strict``; 130 interrupted.
+missing or unreadable; 4 output cannot be written; 5 not converged or does not fit, with ``--strict``; 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ __all__ = ["app", "main"]
 
 _CODES = (
     "Exit codes: 0 done, 1 unexpected, 2 bad input, 3 data missing, 4 cannot write, "
-    "5 not converged (with --strict), 130 interrupted."
+    "5 not converged or does not fit (with --strict), 130 interrupted."
 )
 
 app = typer.Typer(
@@ -61,7 +62,9 @@ _Guide = Annotated[str | None, typer.Option("--guide", help="Guide of the variat
 _Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the simulation and the inference.")]
 _PRECISION = "32-true, 64-true, 16-mixed or bf16-mixed."
 _Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 ...")]
-_Strict = Annotated[bool, typer.Option("--strict", help="Exit with 5 if the run does not converge.")]
+_Strict = Annotated[
+    bool, typer.Option("--strict", help="Exit with 5 if the run does not converge or the model does not fit.")
+]
 
 
 def _version(requested: bool) -> None:
@@ -180,7 +183,7 @@ def run(
         if any((out / _jobs.CHECKPOINT).glob("*")):
             say(f"the work so far is kept in {out / _jobs.CHECKPOINT}: the same command continues it")
         raise
-    if strict and not outcome.result.status.ok:
+    if strict and not outcome.result.ok:
         raise typer.Exit(5)
 
 
@@ -221,7 +224,7 @@ def compare(
         say(f"{name} failed: {message}")
     if failures:
         raise typer.Exit(1)
-    if strict and not all(result.status.ok for result in results.values()):
+    if strict and not all(result.ok for result in results.values()):
         raise typer.Exit(5)
 
 

@@ -142,7 +142,8 @@ class Entry:
         reader: address of the function behind :meth:`read`; by default ``read`` of the model's module.
         reading: options of :meth:`read`; commands that read data take them.
         settings: options of :meth:`problem` and :meth:`simulate`; commands that fit the model take them.
-        demo: settings of :meth:`simulate` and :meth:`problem` for ``run --demo``.
+        simulated: settings of :meth:`simulate` and :meth:`problem` for data that are drawn from the model.
+        demo: further ones for ``run --demo``.
         examples: command -> command lines for its help.
         jobs: command -> job, for the commands that do something else for this model than for any other.
     """
@@ -163,6 +164,7 @@ class Entry:
     reader: str = ""
     reading: tuple[Option, ...] = ()
     settings: tuple[Option, ...] = ()
+    simulated: Mapping[str, Any] = field(default_factory=dict)
     demo: Mapping[str, Any] = field(default_factory=dict)
     examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     jobs: Mapping[str, Job] = field(default_factory=dict)

@@ -8,10 +8,11 @@ from typing import Any
 
 from astrozoo._problem import Problem, stack
 from astrozoo._provenance import environment
-from astrozoo._result import DENSE_COVARIANCE, Result, Status, load
+from astrozoo._result import DENSE_COVARIANCE, Goodness, Result, Status, load
 
 __all__ = [
     "DENSE_COVARIANCE",
+    "Goodness",
     "Outcome",
     "Page",
     "Problem",

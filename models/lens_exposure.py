@@ -38,6 +38,12 @@ class Exposure(NamedTuple):
         """Variance of all noise, given the model's image [unit^2]."""
         return self.variance + self.gain[:, None, None] * model.clamp_min(0.0)
 
+    def rows(self) -> tuple[Exposure, ...]:
+        """The lenses of a batch, one by one; of one lens, itself."""
+        if self.image.ndim == 3:
+            return (self,)
+        return tuple(Exposure(*row) for row in zip(*self, strict=True))
+
     def check(self) -> None:
         """Verify that the tensors have consistent shapes and positive variances.
 

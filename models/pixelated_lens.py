@@ -27,7 +27,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from astrozoo.models.lens_exposure import Exposure
-from astrozoo.models.lens_prior import log_normal
+from astrozoo.models.lens_prior import Scales, log_normal
 from astrozoo.models.strong_lens import StrongLens
 from astrozoo.physics import imaging, light
 
@@ -69,12 +69,13 @@ class PixelatedLens(StrongLens):
     moments: tuple[float, ...] = ()
     halo: bool = False
 
-    def sites(self, data: Exposure) -> dict[str, Any]:
+    def sites(self, data: Exposure, scales: Scales | None = None) -> dict[str, Any]:
         """The prior of each site: those of the lens, and the field."""
-        lens = {name: prior for name, prior in super().sites(data).items() if not name.startswith("source")}
+        every = super().sites(data, scales)
+        lens = {name: prior for name, prior in every.items() if not name.startswith("source")}
         if self.halo:
-            median, sd = self.prior.lens_radius
-            lens["halo_radius"] = log_normal(torch.ones_like(data.pixel_scale), (2 * median, sd))
+            median = 2 * self.median("lens_radius", data, scales)
+            lens["halo_radius"] = log_normal(torch.ones_like(median), median, self.prior.lens_radius[1])
             lens["halo_ellipticity"] = lens["lens_ellipticity"]
             lens["halo_amplitude"] = lens["lens_amplitude"]
         blank = data.image.new_zeros(self.pixels, self.pixels)

@@ -28,6 +28,7 @@ import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from astrozoo._trained import Trained
 from astrozoo.data.lens_image import LensImage
@@ -36,8 +37,11 @@ from astrozoo.data.weights import load_weights
 from astrozoo.errors import InputError, UnknownNameError
 from astrozoo.models.learned_source import LATENT
 from astrozoo.models.learned_source import load as load_source
+from astrozoo.models.lens_cut import cut_out
 from astrozoo.models.lens_exposure import Exposure, observe, stack
-from astrozoo.models.lens_prior import Prior, TruncatedNormal, log_normal
+from astrozoo.models.lens_guess import guess
+from astrozoo.models.lens_prior import Prior, Scales, TruncatedNormal, log_normal, prior_of
+from astrozoo.models.lens_starts import Proposals
 from astrozoo.physics import imaging, lensing, light
 from astrozoo.types import Problem
 
@@ -45,6 +49,7 @@ __all__ = [
     "SETTINGS",
     "Exposure",
     "Prior",
+    "Scales",
     "StrongLens",
     "TruncatedNormal",
     "observe",
@@ -80,7 +85,7 @@ class StrongLens:
     Args:
         mass: "epl", "sie" or "sis".
         shear: whether there is external shear.
-        centred: whether the mass is exactly at the prior's position.
+        centred: whether the mass is exactly at the prior's position (at the origin, if it has none).
         lens_light: whether the lens emits light.
         source: "sersic", or "learned" (:mod:`astrozoo.models.learned_source`).
         source_weights: weights of the learned source, from :func:`astrozoo.load_weights`. None: those of the
@@ -107,8 +112,8 @@ class StrongLens:
     terms: int = 18
     prior: Prior = field(default_factory=Prior)
 
-    def __call__(self, data: Exposure) -> None:
-        values = self.draw(data)
+    def __call__(self, data: Exposure, scales: Scales | None = None) -> None:
+        values = self.draw(data, scales)
         model = self.render(values, data)
         bands, ny, nx = model.shape
         with pyro.plate("band", bands, dim=-3), pyro.plate("y", ny, dim=-2), pyro.plate("x", nx, dim=-1):
@@ -121,15 +126,35 @@ class StrongLens:
                 normal = dist.Normal(model, data.total_variance(model).sqrt()).mask(data.mask)
                 pyro.sample("image", normal, obs=data.image)
 
-    def draw(self, data: Exposure) -> dict[str, Tensor]:
+    def draw(self, data: Exposure, scales: Scales | None = None) -> dict[str, Tensor]:
         """Sample the latent sites."""
-        return {name: pyro.sample(name, prior) for name, prior in self.sites(data).items()}
+        return {name: pyro.sample(name, prior) for name, prior in self.sites(data, scales).items()}
 
-    def sites(self, data: Exposure) -> dict[str, Any]:
-        """The prior of each latent site."""
+    def median(self, name: str, data: Exposure, scales: Scales | None) -> Tensor:
+        """A median of the prior: the constant, or that of the image."""
+        constant = self.prior.median(name)
+        if constant is not None:
+            return data.image.new_tensor(constant)
+        if scales is None:
+            raise InputError(f"prior's {name}", "a median from the image", "scales of the image as well")
+        return getattr(scales, name)
+
+    def sites(self, data: Exposure, scales: Scales | None = None) -> dict[str, Any]:
+        """The prior of each latent site.
+
+        Args:
+            scales: those of the image; needed if the prior takes something from it.
+
+        Raises:
+            InputError: they are needed, and missing.
+        """
         prior, new = self.prior, data.image.new_tensor
-        two, bands, here = new((0.0, 0.0)), torch.ones_like(data.gain), new(prior.position)
-        free: dict[str, Any] = {"einstein_radius": log_normal(new(1.0), prior.einstein_radius)}
+
+        def log_normal_of(name: str, ones: Tensor) -> dist.LogNormal:
+            return log_normal(ones, self.median(name, data, scales), getattr(prior, name)[1])
+
+        two, bands, here = new((0.0, 0.0)), torch.ones_like(data.gain), self.median("position", data, scales)
+        free: dict[str, Any] = {"einstein_radius": log_normal_of("einstein_radius", new(1.0))}
         if self.mass == "epl":
             free["slope"] = TruncatedNormal(new(0.0), *prior.slope)
         if self.mass != "sis":
@@ -139,7 +164,7 @@ class StrongLens:
         if self.shear:
             free["shear"] = dist.Normal(two, prior.shear).to_event(1)
         for name in ("lens", "source") if self.lens_light else ("source",):
-            free[f"{name}_radius"] = log_normal(new(1.0), getattr(prior, f"{name}_radius"))
+            free[f"{name}_radius"] = log_normal_of(f"{name}_radius", new(1.0))
             if name == "source" and self.source == "learned":
                 free["source_latent"] = dist.Normal(new(0.0).expand(LATENT), 1.0).to_event(1)
             else:
@@ -148,7 +173,7 @@ class StrongLens:
                 sd, most = getattr(prior, f"{name}_ellipticity")
                 free[f"{name}_ellipticity"] = TruncatedNormal(two, 0.0, sd, -most, most).to_event(1)
             free[f"{name}_centre"] = dist.Normal(here, getattr(prior, f"{name}_centre")).to_event(1)
-            free[f"{name}_amplitude"] = log_normal(bands, getattr(prior, f"{name}_amplitude")).to_event(1)
+            free[f"{name}_amplitude"] = log_normal_of(f"{name}_amplitude", bands).to_event(1)
         if self.subhalos:
             many, reach = new(0.0).expand(self.subhalos), prior.subhalo_reach
             low, high = prior.subhalo_log_mass
@@ -157,17 +182,22 @@ class StrongLens:
             free["subhalo_position"] = dist.Uniform(box - reach, box + reach, validate_args=False).to_event(2)
         return free
 
+    @property
+    def _fixed(self) -> tuple[float, float]:
+        """The point that the shear leaves where it is, and a mass that is ``centred`` is at [arcsec]."""
+        return self.prior.position or (0.0, 0.0)
+
     def deflection(self, values: Mapping[str, Tensor], x: Tensor, y: Tensor) -> lensing.Deflection:
         """Deflection by all mass, at points of the image plane [arcsec]."""
         radius = values["einstein_radius"]
-        centre = values.get("centre", x.new_tensor(self.prior.position))
+        centre = values.get("centre", x.new_tensor(self._fixed))
         if self.mass == "sis":
             ax, ay = lensing.sis(x, y, radius, centre)
         else:
             slope = values.get("slope", torch.full_like(radius, 2.0))
             ax, ay = lensing.epl(x, y, radius, slope, values["ellipticity"], centre, self.terms)
         if self.shear:
-            px, py = self.prior.position
+            px, py = self._fixed
             gx, gy = lensing.shear(x - px, y - py, values["shear"])
             ax, ay = ax + gx, ay + gy
         if self.subhalos:
@@ -230,7 +260,11 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 
 
 def problem(
-    data: LensImage | Exposure | Sequence[LensImage], *, setting: str = "gigalens", **settings: Any
+    data: LensImage | Exposure | Sequence[LensImage],
+    *,
+    setting: str = "gigalens",
+    prior: Prior | str | Path | None = None,
+    **settings: Any,
 ) -> Problem:
     """The problem of one lens, or of a batch of lenses.
 
@@ -238,22 +272,32 @@ def problem(
         data: a LensImage, a sequence of LensImages (a batch of lenses, each in one band), or an Exposure of
             one lens (:func:`observe`) or of a batch (:func:`stack`).
         setting: a name of :data:`SETTINGS`.
+        prior: a Prior, "image", "gigalens", or a TOML file (:func:`~.lens_prior.prior_of`). "image", the
+            default, takes its medians from each image: a search for arcs, in units of the image.
         settings: options of :class:`StrongLens`, which override those of the named setting.
             ``source_weights`` may also be the path of a file that ``astrozoo train strong_lens`` wrote.
 
     Raises:
         UnknownNameError: the setting or an option is unknown.
         InputError: the prior and the image are inconsistent.
-        DataError: the file of weights is missing, corrupt, or of another model.
+        DataError: the file of weights is missing, corrupt, or of another model; or that of the prior is.
     """
-    model = _model(setting, settings)
+    model = _model(setting, {**settings, "prior": prior_of(prior)})
     if isinstance(data, LensImage):
         data = observe(data)
     elif not isinstance(data, Exposure):
         data = stack([observe(image) for image in data])
-    _check(model, data)
+    data.check()
     batch = len(data.image) if data.image.ndim == 4 else None
-    start = _start(model, data, batch)
+    args: tuple[Any, ...] = (data,)
+    proposals = None
+    if model.prior.from_image:
+        guesses = [guess(row, model.lens_light) for row in data.rows()]
+        rows = [one.scales(row) for one, row in zip(guesses, data.rows(), strict=True)]
+        args = (data, Scales(*map(torch.stack, zip(*rows, strict=True))) if batch else rows[0])
+        proposals = Proposals(model, data.rows(), tuple(rows), tuple(guesses), batch is not None)
+    _check(model, data, args[1:])
+    start = _start(model, args, batch)
     axes: dict[str, tuple[str, ...]] = {
         name: ("component",) for name in start if name.endswith(("ellipticity", "shear"))
     }
@@ -262,31 +306,46 @@ def problem(
     axes |= {"subhalo_log_mass": ("subhalo",), "subhalo_position": ("subhalo", "axis")}
     return Problem(
         model,
-        (data,),
+        args,
         name="strong_lens",
         batch=batch,
         start=start,
         dims={name: axis for name, axis in axes.items() if name in start},
         coords={"component": ["1", "2"], "axis": ["x", "y"]},
+        images=("image",),
+        proposals=proposals,
         guides={"structured": "astrozoo.guides.strong_lens:structured"},
     )
 
 
-def read(path: str | Path, *, band: str = "VIS") -> LensImage:
-    """A lens from a file or folder; see :func:`astrozoo.data.lenses.read`.
+def read(
+    path: str | Path, *, crop: float | None = None, core: float | None = None, **files: Any
+) -> LensImage:
+    """A lens from a file or folder, cut to the part that a model explains.
 
     Args:
         path: the file or folder.
-        band: band to read of a Euclid lens.
+        crop: side of the square around the lens that is kept [arcsec]; 0 keeps all. By default the arcs
+            decide (:func:`~.lens_cut.cut_out`).
+        core: radius around the lens's centre in which pixels are masked [arcsec]. By default it is the
+            radius within which no Sersic profile follows the light of the lens; often 0.
+        files: as :func:`astrozoo.data.lenses.read` takes them: the band, planes, pixel scale, unit, exposure.
 
     Raises:
         DataError: the path does not exist, or is not a lens.
+        InputError: the square is smaller than the PSF.
     """
-    return read_lens(path, band=band)
+    return cut_out(read_lens(path, **files), crop, core)
 
 
 def simulate(
-    seed: int = 0, *, setting: str = "gigalens", size: int = 32, pixel_scale: float = 0.15, **settings: Any
+    seed: int = 0,
+    *,
+    setting: str = "gigalens",
+    size: int = 32,
+    pixel_scale: float = 0.15,
+    prior: Prior | str | Path = "gigalens",
+    **settings: Any,
 ) -> tuple[LensImage, dict[str, Tensor]]:
     """A lens drawn from the model: latents from the prior, then the image and its noise. The PSF is Gaussian.
 
@@ -297,12 +356,16 @@ def simulate(
         setting: see :func:`problem`.
         size: pixels along a side.
         pixel_scale: side of a pixel [arcsec].
+        prior: see :func:`problem`; one without medians from the image.
         settings: see :func:`problem`.
 
     Returns:
         The image, and the latents by site name.
+
+    Raises:
+        InputError: as :func:`problem`, and for a prior that needs an image.
     """
-    model = _model(setting, settings)
+    model = _model(setting, {**settings, "prior": prior_of(prior)})
     g = torch.Generator().manual_seed(seed)
     steps = torch.arange(-4, 5, dtype=torch.float64)
     bell = torch.exp(-(steps**2) / 2 / 1.1**2)
@@ -352,21 +415,21 @@ def _model(setting: str, settings: Mapping[str, Any]) -> StrongLens:
     return model
 
 
-def _check(model: StrongLens, data: Exposure) -> None:
+def _check(model: StrongLens, data: Exposure, scales: Sequence[Scales]) -> None:
     """Raise an error if the prior, the noise and the images are inconsistent."""
-    data.check()
-    prior, image = model.prior, data.image
     if model.noise == "poisson" and not bool((data.gain > 0).all()):
         raise InputError("noise='poisson'", "a noise map", "images with background_rms and exposure")
-    half = float((0.5 * min(image.shape[-2:]) * data.pixel_scale).min())
-    if not 0 < prior.einstein_radius[0] < half:
+    half = float((0.5 * min(data.image.shape[-2:]) * data.pixel_scale).min())
+    radius = model.median("einstein_radius", data, *scales).max()
+    if not 0 < radius < half:
         raise InputError(
-            "prior's einstein_radius", f"a median of {prior.einstein_radius[0]} arcsec",
+            "prior's einstein_radius", f"a median of {float(radius):.4g} arcsec",
             f"one inside the frame, between 0 and {half:.4g} arcsec",
         )  # fmt: skip
-    if max(map(abs, prior.position)) >= half:
+    position = model.median("position", data, *scales)
+    if position.abs().max() >= half:
         expected = f"coordinates within {half:.4g} arcsec of the centre of the image"
-        raise InputError("prior's position of the lens", prior.position, expected)
+        raise InputError("prior's position of the lens", position.tolist(), expected)
 
 
 _CHOICES = {
@@ -381,33 +444,34 @@ def _learned(weights: Trained | None, dtype: torch.dtype, device: torch.device) 
     return load_source(weights=weights or "learned_source", dtype=dtype, device=device)
 
 
-def _start(model: StrongLens, data: Exposure, batch: int | None) -> dict[str, Tensor]:
+def _start(model: StrongLens, args: tuple[Any, ...], batch: int | None) -> dict[str, Tensor]:
     """Medians of the priors. Subhalos start with a low mass, on a ring."""
-    first = data if batch is None else Exposure(*(t[0] for t in data))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        trace = pyro.poutine.trace(model.draw).get_trace(first)
-    prior, nodes = model.prior, dict[str, Any](trace.nodes)
-    start: dict[str, Tensor] = {}
-    for name in trace.stochastic_nodes:
-        value: Tensor = nodes[name]["value"]
-        if name.endswith(("einstein_radius", "amplitude")) or name in ("lens_radius", "source_radius"):
-            start[name] = torch.full_like(value, getattr(prior, name)[0])
+    rows = [tree_map(lambda leaf, i=i: leaf[i], args) for i in range(batch)] if batch else [args]
+    starts = [_start_of_one(model, *row) for row in rows]
+    if not batch:
+        return starts[0]
+    return {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
+
+
+def _start_of_one(model: StrongLens, data: Exposure, scales: Scales | None = None) -> dict[str, Tensor]:
+    prior, start = model.prior, dict[str, Tensor]()
+    for name, site in model.sites(data, scales).items():
+        blank = data.image.new_zeros(site.batch_shape + site.event_shape)
+        if name in Scales._fields:
+            start[name] = blank + model.median(name, data, scales)
         elif name.endswith("index"):
-            start[name] = torch.full_like(value, sum(getattr(prior, name)) / 2)
+            start[name] = blank + sum(getattr(prior, name)) / 2
         elif name == "slope":
-            start[name] = torch.full_like(value, prior.slope[0])
+            start[name] = blank + prior.slope[0]
         elif name == "subhalo_log_mass":
             low, high = prior.subhalo_log_mass
-            start[name] = torch.full_like(value, low + 0.3 * (high - low))
+            start[name] = blank + low + 0.3 * (high - low)
         elif name == "subhalo_position":
-            angle = torch.arange(model.subhalos, dtype=value.dtype) * (math.pi * (3 - math.sqrt(5)))
+            angle = torch.arange(model.subhalos, dtype=blank.dtype) * (math.pi * (3 - math.sqrt(5)))
             ring = torch.stack((torch.cos(angle), torch.sin(angle)), -1)
-            start[name] = value.new_tensor(prior.position) + 0.5 * prior.subhalo_reach * ring.to(value)
+            start[name] = model.median("position", data, scales) + 0.5 * prior.subhalo_reach * ring.to(blank)
         elif name.endswith("centre"):
-            start[name] = value.new_tensor(prior.position).expand_as(value).clone()
+            start[name] = blank + model.median("position", data, scales)
         else:
-            start[name] = torch.zeros_like(value)
-    if batch is None:
-        return start
-    return {name: value.expand(batch, *value.shape).clone() for name, value in start.items()}
+            start[name] = blank
+    return start

@@ -6,7 +6,8 @@ Angular coordinates have their origin at the centre of the array, x to the right
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -40,9 +41,10 @@ class LensImage:
         exposure: electrons per [unit]: the effective exposure time [s] if the unit is electrons per second.
         mask: True where the pixel is used; None for all.
         arc: True on the arcs, for scores and for cutting; None if they are not marked.
-        unit: of a pixel's value, as :class:`astropy.units.Unit` reads it.
+        unit: of a pixel's value, as :class:`astropy.units.Unit` reads it; "" if it is unknown.
         band: filter name.
         name: shown in messages and reports.
+        provenance: where each part comes from, in words, for reports.
 
     Raises:
         InputError: a wrong shape; no noise, or both kinds; where the mask is True, noise that is not positive
@@ -61,6 +63,7 @@ class LensImage:
     unit: str = "electron/s"
     band: str = ""
     name: str = "lens"
+    provenance: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         image = self._array("image", float, "a 2-d array")
@@ -185,12 +188,19 @@ class LensImage:
         y, x = row - size // 2, column - size // 2
         if size < 1 or min(y, x) < 0 or y + size > self.shape[0] or x + size > self.shape[1]:
             raise self._error("crop", f"{size} pixels around {(row, column)}", f"a box inside {self.shape}")
-        box = (slice(y, y + size), slice(x, x + size))
-        cut: dict[str, Any] = {
-            name: None if getattr(self, name) is None else getattr(self, name)[box]
+        return self.cut(slice(y, y + size), slice(x, x + size))
+
+    def cut(self, rows: slice, columns: slice) -> LensImage:
+        """The given rows and columns.
+
+        Raises:
+            InputError: they are smaller than the PSF.
+        """
+        parts: dict[str, Any] = {
+            name: None if getattr(self, name) is None else getattr(self, name)[rows, columns]
             for name in ("image", "noise", "mask", "arc")
         }
-        return replace(self, **cut)
+        return replace(self, **parts)
 
     def trim_psf(self, size: int) -> LensImage:
         """The same image with the middle ``size`` x ``size`` pixels of the PSF, normalised again.

@@ -1,63 +1,118 @@
-"""Readers of strong lenses (HST, Euclid, the GIGA-Lens demo), and a FITS format that astrozoo writes."""
+"""Readers of strong lenses: FITS files of any telescope, the GIGA-Lens demo, and astrozoo's own format."""
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from astropy.io import fits
-from astropy.wcs import WCS, FITSFixedWarning
-from astropy.wcs.utils import proj_plane_pixel_scales
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from regions import PixCoord, PixelRegion, Regions
 
 from astrozoo._files import replacing
+from astrozoo.data.lens_files import Plane, checked_shape, choose, named_plane, planes_of
 from astrozoo.data.lens_image import LensImage
+from astrozoo.data.lens_noise import noise_from_exposure, noise_from_weight
+from astrozoo.data.lens_units import pixel_scale_of, unit_of
 from astrozoo.errors import DataError
 
-__all__ = ["LensImage", "read", "read_euclid", "read_gigalens", "read_hst", "region_mask", "write"]
+__all__ = ["LensImage", "bands_of", "read", "read_gigalens", "region_mask", "write"]
 
-_NO_DATA = 1e7
-"""[unit of the image] Pixels with this much noise or more are masked: archives mark missing data so."""
-_PSF_LOST = 0.1
-"""Greatest difference of a PSF's sum from 1: the readers normalise such a stamp and reject any other."""
+_NO_DATA = 1e4
+"""[median noise] Pixels with this much noise or more are masked: archives mark missing data so (the noise of
+the brightest pixel of a galaxy is below 100 medians)."""
+_MAGZERO_OF_MICROJANSKY = 23.9
+"""[mag] AB magnitude of 1 microjansky."""
+_FEW = 0.2
+"""Largest fraction of the frame that a mask of bad pixels may cover to be recognised as such."""
+_PSF_WINGS = -0.02
+"""[peak] The lowest value of a PSF: deeper ones are no noise, but a picture of something else."""
 _FORMAT = "ASTROZOO-LENS-1"
 """Value of the FORMAT keyword in files of :func:`write`."""
 
 
-def read(path: str | Path, *, band: str = "VIS") -> LensImage:
-    """A lens from any file or folder that this module can read. The contents decide the format.
+def read(
+    path: str | Path,
+    *,
+    band: str | None = None,
+    image: str | None = None,
+    noise: str | None = None,
+    weight: str | None = None,
+    psf: str | None = None,
+    mask: str | None = None,
+    good: int | None = None,
+    pixel_scale: float | None = None,
+    unit: str | None = None,
+    exposure: float | None = None,
+) -> LensImage:
+    """A lens from a file or a folder. Names and contents decide what is what.
 
-    * a FITS file of :func:`write`;
-    * a folder with ``image.fits``, ``noise_map.fits``, ``psf.fits``: :func:`read_hst`;
-    * a folder, or file, of ``VIS_FLUX``, ``VIS_PSF``, ``VIS_RMS`` ...: ``band`` of :func:`read_euclid`;
-    * a folder with ``demo.npy`` and ``psf.npy``: :func:`read_gigalens`.
+    * FITS files, alone or in a folder: the roles of their planes come from the names of files and extensions
+      (:mod:`astrozoo.data.lens_files`). The arguments name what is not recognised, as ``FILE[HDU]``.
+    * A FITS file of :func:`write`.
+    * A folder with ``demo.npy`` and ``psf.npy``: :func:`read_gigalens`.
+
+    A folder may also hold DS9 regions in image coordinates: ``mask.reg`` marks the pixels to use, and
+    ``arcmask.reg`` the arcs. If it holds a ``cutout.fits`` that is a part of the image, the image is cut to
+    that part, to which the regions ``cutout_likelihood_mask.reg`` and ``cutout_arcmask.reg`` then belong.
+    An image with ``MAGZERO`` in its header is converted to microjansky, so that bands can be compared.
+
+    Args:
+        path: the file or folder.
+        band: needed where the files have several bands and none is VIS.
+        image, noise, weight, psf, mask: planes, ``FILE``, ``FILE[3]`` or ``FILE[SCI]``. A noise map holds
+            standard deviations. A weight map holds inverse variances or exposure times.
+        good: the value of ``mask`` in pixels to use, 0 or 1. By default it is deduced.
+        pixel_scale: [arcsec]; replaces that of the header.
+        unit: of the image; replaces ``BUNIT``.
+        exposure: electrons per unit of the image. It replaces a noise map: the background's noise is then
+            measured in the image.
 
     Raises:
-        DataError: the path does not exist, or holds none of these formats.
+        DataError: a file is missing or unreadable, or a plane or a card that is needed is missing or
+            ambiguous. The message names the flag that supplies it.
+        InputError: the planes do not make a valid lens image.
     """
     path = Path(path)
     if not path.exists():
         raise DataError(str(path), "no such file or folder", "a lens")
-    if path.is_file():
-        names = _extensions(path)
-        if "VIS_FLUX" in names:
-            return _of_band(read_euclid(path), band, path)
-        return _read_astrozoo(path)
-    if (path / "demo.npy").is_file():
+    if path.is_dir() and (path / "demo.npy").is_file():
         return read_gigalens(path)
-    if _find(path, "image") is not None:
-        return read_hst(path)
-    if _euclid_file(path) is not None:
-        return _of_band(read_euclid(path), band, path)
-    raise DataError(
-        str(path),
-        f"a folder of {sorted(p.name for p in path.iterdir())[:6]}",
-        "image.fits, noise_map.fits and psf.fits; or Euclid's extensions; or demo.npy and psf.npy",
-    )
+    folder = path if path.is_dir() else path.parent
+    planes = planes_of(path)
+    if path.is_file() and planes and planes[0].header.get("FORMAT") == _FORMAT:
+        return _read_astrozoo(path)
+    flags = {"image": image, "noise": noise, "weight": weight, "psf": psf, "mask": mask}
+    for role, text in flags.items():
+        if text is not None:
+            others = [p for p in planes if p.role != role]
+            planes = [*others, replace(named_plane(text, folder), role=role)]
+    band = _band(planes, band, path)
+    roles = {role: choose(planes, role, band) for role in (*flags, "variance", "flags")}
+    if image is not None:
+        roles["image"] = next(p for p in planes if p.role == "image")
+    if noise is not None or weight is not None or exposure is not None:
+        kept = {"noise": noise, "weight": weight}
+        roles |= {role: None for role in ("noise", "variance", "weight") if kept.get(role) is None}
+    for role in ("image", "psf"):
+        if roles[role] is None:
+            got = f"no {role} among {', '.join(p.address for p in planes) or 'no 2-d planes'}"
+            raise DataError(str(path), got, f"one; name it with --{role} FILE[HDU]")
+    lens = _assembled(path, roles, band, good, pixel_scale, unit, exposure)
+    return _cut_and_masked(lens, folder, planes)
+
+
+def bands_of(path: str | Path) -> list[str]:
+    """The bands of the images in a file or folder, VIS first.
+
+    Raises:
+        DataError: as :func:`read`.
+    """
+    bands = {plane.band for plane in planes_of(Path(path)) if plane.role == "image" and plane.band}
+    return sorted(bands, key=lambda band: (band != "VIS", band))
 
 
 def write(lens: LensImage, path: str | Path) -> Path:
@@ -85,146 +140,27 @@ def write(lens: LensImage, path: str | Path) -> Path:
 
 
 def _read_astrozoo(path: Path) -> LensImage:
-    with _opened(path) as planes:
-        header = planes[0].header
-        if header.get("FORMAT") != _FORMAT:
-            got = f"FITS extensions {[plane.name for plane in planes]}"
-            raise DataError(
-                str(path), got, "a lens written by astrozoo, or Euclid's VIS_FLUX, VIS_PSF, VIS_RMS"
-            )
-        arrays: dict[str, Any] = {plane.name: plane.data for plane in planes[1:]}
-        try:
-            return LensImage(
-                image=planes[0].data,
-                psf=arrays["PSF"],
-                pixel_scale=header["PIXSCALE"],
-                noise=arrays.get("NOISE"),
-                background_rms=header.get("BACKRMS"),
-                exposure=header.get("EXPOSURE"),
-                mask=arrays["MASK"].astype(bool),
-                arc=arrays["ARC"].astype(bool) if "ARC" in arrays else None,
-                unit=header["BUNIT"],
-                band=header["BAND"],
-                name=header["NAME"],
-            )
-        except KeyError as error:
-            raise DataError(
-                str(path), f"no keyword or extension {error}", "a lens written by astrozoo"
-            ) from error
-
-
-def read_hst(folder: str | Path, *, pixel_scale: float = 0.05, unit: str = "electron/s") -> LensImage:
-    """A folder of ``image.fits``, ``noise_map.fits`` and ``psf.fits`` (each may be gzipped), e.g. SLACS.
-
-    Noise of 1e7 or more means no data. A PSF stamp that lost up to a tenth of the light is normalised.
-    Two DS9 region files are optional: ``arcmask.reg`` marks the arcs, ``mask.reg`` the pixels to use.
-
-    Args:
-        folder: the folder.
-        pixel_scale: used if the image's header has no WCS [arcsec]. The default is that of drizzled ACS.
-        unit: of the image, used if its header has no ``BUNIT``.
-
-    Raises:
-        DataError: a file is missing or is not an image.
-        InputError: the files do not make a valid lens image.
-    """
-    folder = Path(folder)
-    paths = {what: _find(folder, what) for what in ("image", "noise_map", "psf")}
-    missing = [f"{what}.fits" for what, path in paths.items() if path is None]
-    if missing:
-        raise DataError(str(folder), f"no {', '.join(missing)}", "image.fits, noise_map.fits and psf.fits")
-    arrays, header = {}, fits.Header()
-    for what, path in paths.items():
-        assert path is not None
-        with _opened(path) as planes:
-            plane = next((p for p in planes if p.data is not None and p.data.ndim == 2), None)
-            if plane is None:
-                raise DataError(str(path), "no 2-d image", f"the {what.replace('_', ' ')}")
-            arrays[what] = plane.data.astype(float)
-            header = plane.header if what == "image" else header
-    mask = arrays["noise_map"] < _NO_DATA
-    if arrays["noise_map"].shape != arrays["image"].shape:
-        mask = np.ones(arrays["image"].shape, bool)  # LensImage then raises the error about the shapes
-    elif (folder / "mask.reg").is_file():
-        mask &= region_mask(folder / "mask.reg", mask.shape)
-    return LensImage(
-        image=arrays["image"],
-        noise=arrays["noise_map"],
-        psf=_normalised(arrays["psf"], str(paths["psf"])),
-        pixel_scale=_scale_of(header) or pixel_scale,
-        mask=mask,
-        arc=region_mask(folder / "arcmask.reg", mask.shape) if (folder / "arcmask.reg").is_file() else None,
-        unit=header.get("BUNIT", unit),
-        band=str(header.get("FILTER", "")),
-        name=folder.name,
-    )
-
-
-def read_euclid(path: str | Path) -> dict[str, LensImage]:
-    """Euclid's multi-extension cutouts, ``<BAND>_FLUX``, ``_PSF`` and ``_RMS``, by band (VIS first).
-
-    Fluxes are converted to microjansky with each band's ``MAGZERO``, so that bands can be compared. If the
-    same folder has a ``cutout.fits``, which is a part of the VIS image, all bands are cut to that part. The
-    DS9 regions ``cutout_likelihood_mask.reg`` and ``cutout_arcmask.reg`` are then the masks of that part.
-
-    Args:
-        path: the FITS file, or the folder that holds it.
-
-    Raises:
-        DataError: no such file, an extension or keyword is missing, or the cutout is not a part of VIS.
-        InputError: an extension does not make a lens image.
-    """
-    path = Path(path)
-    file = _euclid_file(path) if path.is_dir() else path
-    if file is None:
-        raise DataError(str(path), "no file with VIS_FLUX, VIS_PSF and VIS_RMS", "a Euclid cutout")
-    box = (slice(None), slice(None))
-    with _opened(file) as planes:
-        bands = [plane.name.removesuffix("_FLUX") for plane in planes if plane.name.endswith("_FLUX")]
-        if "VIS" not in bands:
-            raise DataError(str(file), f"extensions {[p.name for p in planes]}", "<BAND>_FLUX, _PSF, _RMS")
-        cutout = file.with_name("cutout.fits")
-        if cutout.is_file():
-            with _opened(cutout) as part:
-                box = _locate(np.asarray(part[0].data, float), planes["VIS_FLUX"].data, str(cutout))
-        bands.sort(key=lambda band: band != "VIS")
-        lenses = {band: _euclid_band(planes, band, file, box) for band in bands}
-    masks = {"mask": "cutout_likelihood_mask.reg", "arc": "cutout_arcmask.reg"}
-    shape = lenses["VIS"].shape
-    region_masks = {
-        what: region_mask(file.with_name(name), shape)
-        for what, name in masks.items()
-        if cutout.is_file() and file.with_name(name).is_file()
-    }
-    return {
-        band: replace(lens, mask=lens.mask & region_masks.get("mask", True), arc=region_masks.get("arc"))
-        for band, lens in lenses.items()
-    }
-
-
-def _euclid_band(planes: fits.HDUList, band: str, file: Path, box: tuple[slice, slice]) -> LensImage:
-    names = [f"{band}_{what}" for what in ("FLUX", "RMS", "PSF")]
-    missing = [name for name in names if name not in planes]
-    if missing:
-        raise DataError(str(file), f"no extension {', '.join(missing)}", "<BAND>_FLUX, _PSF and _RMS")
-    flux, rms, psf = (planes[name].data.astype(float) for name in names)
-    header = planes[names[0]].header
-    scale, zero_point = _scale_of(header), header.get("MAGZERO")
-    if scale is None or zero_point is None:
-        raise DataError(f"{file}[{names[0]}]", "no WCS or no MAGZERO", "both")
-    microjansky = 10 ** (
-        0.4 * (23.9 - zero_point)
-    )  # flux of one unit of the file; 23.9 is the AB zero point of uJy
-    return LensImage(
-        image=flux[box] * microjansky,
-        noise=rms[box] * microjansky,
-        psf=_normalised(psf, f"{file}[{names[2]}]"),
-        pixel_scale=scale,
-        mask=rms[box] < _NO_DATA,
-        unit="uJy",
-        band=band,
-        name=file.name.split(".")[0],
-    )
+    planes = planes_of(path)
+    header = planes[0].header
+    arrays: dict[str, Any] = {plane.name: plane.data for plane in planes[1:]}
+    try:
+        return LensImage(
+            image=planes[0].data,
+            psf=arrays["PSF"],
+            pixel_scale=header["PIXSCALE"],
+            noise=arrays.get("NOISE"),
+            background_rms=header.get("BACKRMS"),
+            exposure=header.get("EXPOSURE"),
+            mask=arrays["MASK"].astype(bool),
+            arc=arrays["ARC"].astype(bool) if "ARC" in arrays else None,
+            unit=header["BUNIT"],
+            band=header["BAND"],
+            name=header["NAME"],
+        )
+    except KeyError as error:
+        raise DataError(
+            str(path), f"no keyword or extension {error}", "a lens written by astrozoo"
+        ) from error
 
 
 def read_gigalens(folder: str | Path) -> LensImage:
@@ -287,47 +223,157 @@ def region_mask(path: str | Path, shape: tuple[int, int]) -> Bool[np.ndarray, "y
     return mask
 
 
-def _opened(path: Path) -> fits.HDUList:
-    try:
-        return fits.open(path, memmap=False)
-    except OSError as error:
-        raise DataError(str(path), f"unreadable ({error})", "a FITS file") from error
+def _band(planes: Sequence[Plane], band: str | None, path: Path) -> str:
+    """The band to read."""
+    known = sorted({p.band for p in planes if p.role == "image" and p.band}, key=lambda b: (b != "VIS", b))
+    if band is not None:
+        found = next((b for b in known if b.lower() == band.lower()), None)
+        if found is None and known:
+            raise DataError(str(path), f"band {band!r}", f"one of {', '.join(known)}")
+        return found or band
+    if len(known) > 1 and known[0] != "VIS":
+        raise DataError(str(path), f"images in the bands {', '.join(known)}", "one; name it with --band")
+    return known[0] if known else ""
 
 
-def _extensions(path: Path) -> list[str]:
-    with _opened(path) as planes:
-        return [plane.name for plane in planes]
+def _assembled(
+    path: Path,
+    roles: dict[str, Plane | None],
+    band: str,
+    good: int | None,
+    pixel_scale: float | None,
+    unit: str | None,
+    exposure: float | None,
+) -> LensImage:
+    """The lens image of planes by role."""
+    plane, kernel = roles["image"], roles["psf"]
+    assert plane is not None
+    assert kernel is not None
+    pixels, shape = plane.data, (plane.data.shape[0], plane.data.shape[1])
+    origin = {"image": plane.address, "PSF": kernel.address}
+    unit = unit_of(plane, unit)
+    scale, origin["pixel scale"] = pixel_scale_of(plane, pixel_scale)
+    sigma, origin["noise"] = _noise(roles, shape, unit, exposure, path)
+    used = np.isfinite(pixels) & np.isfinite(sigma) & (sigma > 0)
+    if used.any():
+        used &= sigma < _NO_DATA * np.quantile(sigma[used], 0.1)
+    for role in ("flags", "mask"):
+        marked = roles[role]
+        if marked is not None:
+            inside, meaning = _used(marked, role, good, shape)
+            used &= inside
+            origin[role] = f"{marked.address}: {meaning}"
+    factor = 1.0
+    if "MAGZERO" in plane.header:
+        factor, unit = 10 ** (0.4 * (_MAGZERO_OF_MICROJANSKY - float(plane.header["MAGZERO"]))), "uJy"
+    return LensImage(
+        image=pixels * factor,
+        noise=np.where(used, sigma, 1.0) * factor,
+        psf=_centred_psf(kernel, shape),
+        pixel_scale=scale,
+        mask=used,
+        unit=unit,
+        band=band,
+        name=path.name.split(".")[0] if path.is_file() else path.name,
+        provenance=origin,
+    )
 
 
-def _find(folder: Path, stem: str) -> Path | None:
-    return next((p for end in (".fits", ".fits.gz") if (p := folder / f"{stem}{end}").is_file()), None)
+def _noise(
+    roles: dict[str, Plane | None], shape: tuple[int, int], unit: str, exposure: float | None, path: Path
+) -> tuple[Float[np.ndarray, "y x"], str]:
+    """Standard deviations, and where they come from."""
+    image, noise, variance, weight = (roles[role] for role in ("image", "noise", "variance", "weight"))
+    assert image is not None
+    if noise is not None:
+        return checked_shape(noise, shape, "noise"), noise.address
+    if variance is not None:
+        values = checked_shape(variance, shape, "variance")
+        return np.sqrt(np.where(values > 0, values, np.nan)), f"{variance.address}: variances"
+    if weight is not None:
+        sigma, meaning = noise_from_weight(
+            checked_shape(weight, shape, "weight"), image.data, unit, weight.address
+        )
+        return sigma, f"{weight.address}: {meaning}"
+    if exposure is not None:
+        return noise_from_exposure(
+            image.data, exposure
+        ), f"measured background, {exposure:g} electrons a unit"
+    raise DataError(
+        str(path),
+        "no noise, variance or weight map",
+        "one; name it with --noise or --weight FILE[HDU], or give --exposure",
+    )
 
 
-def _euclid_file(folder: Path) -> Path | None:
-    files = sorted([*folder.glob("*.fits"), *folder.glob("*.fits.gz")])
-    return next((path for path in files if "VIS_FLUX" in _extensions(path)), None)
+def _used(
+    plane: Plane, role: str, good: int | None, shape: tuple[int, int]
+) -> tuple[Bool[np.ndarray, "y x"], str]:
+    """Where pixels are used, and which values mean that.
+
+    Of flags, 0. Of a mask, the value that is given; else the value in the middle, if it is another than in
+    the corners; else, if nearly all pixels have one value, that value.
+
+    Raises:
+        DataError: it cannot be deduced.
+    """
+    marked = checked_shape(plane, shape, role) != 0
+    if role == "mask" and good is not None:
+        return marked == bool(good), f"{good} marks pixels to use"
+    share = float(marked.mean())
+    if role == "flags":
+        return ~marked, f"0 marks pixels to use ({share:.1%} flagged)"
+    ny, nx = (max(n // 8, 1) for n in shape)
+    middle = marked[3 * ny : -3 * ny or None, 3 * nx : -3 * nx or None].mean() > 0.5
+    corners = np.mean([marked[:ny, :nx], marked[-ny:, :nx], marked[:ny, -nx:], marked[-ny:, -nx:]]) > 0.5
+    if middle != corners:
+        value = middle
+    elif min(share, 1 - share) <= _FEW:
+        value = share > 0.5
+    else:
+        expected = "a mask that tells which pixels to use; say so with --good 0 or --good 1"
+        raise DataError(plane.address, f"{share:.0%} of pixels marked, neither middle nor corners", expected)
+    return marked == value, f"{int(value)} marks pixels to use ({np.mean(marked != value):.1%} masked)"
 
 
-def _of_band(bands: dict[str, LensImage], band: str, path: Path) -> LensImage:
-    if band not in bands:
-        raise DataError(str(path), f"band {band!r}", f"one of {', '.join(bands)}")
-    return bands[band]
+def _centred_psf(plane: Plane, shape: tuple[int, int]) -> Float[np.ndarray, "k k"]:
+    """A PSF of odd side, around its brightest pixel, that sums to 1 and is no larger than the image.
+
+    Raises:
+        DataError: it is no image of a point: negative, not finite, or brightest off its middle.
+    """
+    psf = plane.data
+    if not np.isfinite(psf).all() or psf.sum() <= 0 or psf.min() < _PSF_WINGS * psf.max():
+        raise DataError(
+            plane.address, f"values from {psf.min():.3g} to {psf.max():.3g}", "the image of a point"
+        )
+    y, x = (int(i) for i in np.unravel_index(psf.argmax(), psf.shape))
+    if max(abs(y - (psf.shape[0] - 1) / 2), abs(x - (psf.shape[1] - 1) / 2)) > 1.5:
+        got = f"a peak at row {y}, column {x} of {psf.shape}"
+        raise DataError(plane.address, got, "a PSF whose peak is in the middle")
+    half = min(y, x, psf.shape[0] - 1 - y, psf.shape[1] - 1 - x, (min(shape) - 1) // 2)
+    cut = psf[y - half : y + half + 1, x - half : x + half + 1]
+    return cut / cut.sum()
 
 
-def _scale_of(header: fits.Header) -> float | None:
-    """Pixel scale of a header with a celestial WCS [arcsec]; None if the header has no WCS."""
-    if "CTYPE1" not in header:
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FITSFixedWarning)  # astropy rewrites dates into the current form
-        return float(np.mean(proj_plane_pixel_scales(WCS(header, naxis=2).celestial))) * 3600
-
-
-def _normalised(psf: np.ndarray, what: str) -> np.ndarray:
-    total = psf.sum()
-    if not abs(total - 1) <= _PSF_LOST:
-        raise DataError(what, f"a PSF that sums to {total:.4g}", f"1 within {_PSF_LOST:g}")
-    return psf / total
+def _cut_and_masked(lens: LensImage, folder: Path, planes: Sequence[Plane]) -> LensImage:
+    """The lens with the regions of its folder; cut to its ``cutout.fits``, if there is one."""
+    cutout = folder / "cutout.fits"
+    part = next((p for p in planes if p.file == cutout), None)
+    prefix = ""
+    if part is not None and part.address != lens.provenance["image"] and part.data.shape < lens.shape:
+        reference = next((p for p in planes if p.role == "image" and p.band == "VIS"), None)
+        whole = lens.image if reference is None else reference.data
+        y, x = _locate(part.data, whole, str(cutout))
+        lens = lens.cut(y, x)
+        prefix = "cutout_"
+    mask_file = folder / (f"{prefix}likelihood_mask.reg" if prefix else "mask.reg")
+    if mask_file.is_file():
+        lens = replace(lens, mask=lens.mask & region_mask(mask_file, lens.shape))
+    arc_file = folder / f"{prefix}arcmask.reg"
+    if arc_file.is_file():
+        lens = replace(lens, arc=region_mask(arc_file, lens.shape))
+    return lens
 
 
 def _locate(part: np.ndarray, whole: np.ndarray, what: str) -> tuple[slice, slice]:
@@ -337,4 +383,4 @@ def _locate(part: np.ndarray, whole: np.ndarray, what: str) -> tuple[slice, slic
         box = (slice(y, y + part.shape[0]), slice(x, x + part.shape[1]))
         if min(y, x) >= 0 and whole[box].shape == part.shape and np.allclose(whole[box], part, rtol=1e-5):
             return box
-    raise DataError(what, f"{part.shape} pixels that are not in VIS_FLUX", "a part of it")
+    raise DataError(what, f"{part.shape} pixels that are not in the image", "a part of it")

@@ -105,7 +105,13 @@ def _banners(result: Result, found: Mapping[str, Any]) -> list[dict[str, str]]:
         text = f"{len(result.statuses)} problems: " + ", ".join(f"{n} {s.value}" for s, n in counts.items())
         kind = "warn" if 0 < counts.get(Status.CONVERGED, 0) < len(result.statuses) else kind
         text += "."
-    banners = [{"kind": kind, "head": f"{result.status.value.capitalize()}.", "text": text}]
+    head = f"{result.status.value.capitalize()}."
+    if result.goodness is not None:
+        head += f" {str(result.goodness).capitalize()}."
+        if not result.goodness.ok:
+            kind = "warn" if kind == "good" else kind
+            text += f" The model does not explain the images: chi2 is above {result.goodness.limit:.2f}."
+    banners = [{"kind": kind, "head": head, "text": text}]
     doubts = [
         (
             found.get("largest r-hat", 0) > found.get("r-hat limit", 0),
@@ -261,6 +267,8 @@ def _provenance_page(result: Result, found: Mapping[str, Any]) -> Page:
         "seed": result.seed,
         "data": result.digest,
     }
+    if result.goodness is not None:
+        rows |= {f"chi2 of {name}": value for name, value in result.goodness.parts.items()}
     rows |= dict(found) | dict(flatten(result.stats)) | result.environment
     return Page("Cost and provenance", [[{"what": k, "value": _short(v)} for k, v in rows.items()]])
 
@@ -380,8 +388,8 @@ def comparison_report(
     ]
     banners = [
         {
-            "kind": _MEANING[r.status][0],
-            "head": f"{name}: {r.status.value}.",
+            "kind": _MEANING[r.status][0] if r.ok or not r.status.ok else "warn",
+            "head": f"{name}: {r.verdict}.",
             "text": _MEANING[r.status][1],
         }
         for name, r in results.items()

@@ -25,7 +25,10 @@ _SCALARS = 200
 
 def cost(result: Result) -> dict[str, Any]:
     """Status, seconds (compilation separately), iterations and evaluations of a run."""
-    row = {"status": result.status.value, "guide": result.guide, "seed": result.seed}
+    row: dict[str, Any] = {"status": result.status.value}
+    if result.goodness is not None:
+        row["fit"] = str(result.goodness)
+    row |= {"guide": result.guide, "seed": result.seed}
     for name in ("run_seconds", "compile_seconds", "iterations"):
         row[name.replace("_", " ")] = result.stats.get(name, math.nan)
     return row | {f"{name} evaluations": n for name, n in result.stats.get("counts", {}).items()}

@@ -2,11 +2,74 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from astrozoo.entry import Entry, Job, Option
 
 __all__ = ["ENTRY"]
+
+
+def _plane(name: str, what: str) -> Option:
+    return Option(
+        name, f"{what}, if its name does not tell: FILE, FILE[2] or FILE[SCI].", metavar="FILE[HDU]"
+    )
+
+
+_READING = (
+    Option("band", "The band to read. It is needed if there are several and none is VIS.", metavar="NAME"),
+    _plane("image", "The image"),
+    _plane("noise", "The noise map (standard deviations)"),
+    _plane("weight", "The weight map (inverse variances or exposure times)"),
+    _plane("psf", "The PSF"),
+    _plane("mask", "The mask"),
+    Option("good", "The value of the mask in pixels to use, 0 or 1.", type=int, metavar="N", minimum=0),
+    Option("pixel_scale", "Side of a pixel, if the header does not tell.", type=float, metavar="ARCSEC"),
+    Option("unit", "Unit of the image, in place of BUNIT.", metavar="UNIT"),
+    Option(
+        "exposure",
+        "Electrons per unit of the image (the exposure time, if that is electrons per second), in place of a "
+        "noise map.",
+        type=float,
+        metavar="N",
+    ),
+    Option(
+        "crop",
+        "Side of the square around the lens that is fitted; 0: all. By default the arcs decide.",
+        type=float,
+        metavar="ARCSEC",
+        minimum=0,
+    ),
+    Option(
+        "core",
+        "Radius around the lens in which pixels are masked. By default where no Sersic profile fits.",
+        type=float,
+        metavar="ARCSEC",
+        minimum=0,
+    ),
+)
+_SOURCE = Option("source", "Model of the source's light.", metavar="NAME", choices=("sersic", "learned"))
+_SETTINGS = (
+    Option(
+        "setting",
+        "Which parameters are free (default gigalens).",
+        metavar="NAME",
+        choices=("gigalens", "compact", "talk"),
+    ),
+    Option(
+        "prior",
+        "image (the default: scales come from the image), gigalens, or a TOML file with fields of Prior.",
+        metavar="NAME|FILE",
+    ),
+    Option(
+        "source_weights",
+        "Weights of the learned source that `astrozoo train strong_lens` has written.",
+        type=Path,
+        metavar="FILE",
+    ),
+    Option("supersample", "Rays per pixel and axis (default 1).", type=int, metavar="N", minimum=1),
+    Option("subhalos", "Number of NFW subhalos (default 0).", type=int, metavar="N", minimum=0),
+)
 
 ENTRY = Entry(
     name="strong_lens",
@@ -38,26 +101,34 @@ ENTRY = Entry(
         "subhalo_log_mass": "log10 solar mass",
         "subhalo_position": "arcsec",
     },
+    simulated={"prior": "gigalens"},
     demo={"setting": "compact"},
-    reading=(Option("band", "The band of a Euclid lens (default VIS).", metavar="NAME"),),
-    settings=(
-        Option(
-            "setting",
-            "Which parameters are free (default gigalens).",
-            metavar="NAME",
-            choices=("gigalens", "compact", "talk"),
-        ),
-        Option("source", "Model of the source's light.", metavar="NAME", choices=("sersic", "learned")),
-        Option(
-            "source_weights",
-            "Weights of the learned source that `astrozoo train strong_lens` has written.",
-            type=Path,
-            metavar="FILE",
-        ),
-        Option("supersample", "Rays per pixel and axis (default 1).", type=int, metavar="N", minimum=1),
-        Option("subhalos", "Number of NFW subhalos (default 0).", type=int, metavar="N", minimum=0),
-    ),
+    reading=_READING,
+    settings=(_SOURCE, *_SETTINGS),
     jobs={
+        "run": Job(
+            "astrozoo.lens.job:run",
+            options=(
+                *_READING,
+                *_SETTINGS,
+                replace(
+                    _SOURCE,
+                    help="Model of the source's light. By default a Sersic profile; a source of pixels if "
+                    "that does not fit.",
+                    choices=("sersic", "learned", "pixelated"),
+                ),
+                Option(
+                    "source_pixels",
+                    "Pixels along a side of a pixelated source (even).",
+                    type=int,
+                    metavar="N",
+                    default=40,
+                    minimum=8,
+                ),
+                Option("draws", "Draws of each chain.", type=int, metavar="N", minimum=4),
+                Option("chains", "Chains of the sampler.", type=int, metavar="N", minimum=2),
+            ),
+        ),
         "train": Job(
             "astrozoo.models.learned_source:training",
             options=(
@@ -90,6 +161,7 @@ ENTRY = Entry(
         "run": (
             "astrozoo run strong_lens --demo --out demo",
             "astrozoo run strong_lens --data FOLDER --supersample 2 --out results",
+            "astrozoo run strong_lens --data FOLDER --pixel-scale 0.05 --source pixelated --out results",
         ),
     },
 )

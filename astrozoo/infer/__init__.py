@@ -45,13 +45,23 @@ def infer(
             are raised before any work.
         CaptureError: for a model that cannot be captured; it names the site or the cause.
     """
-    from astrozoo.infer.guide_factory import find_factory
     from astrozoo.infer.options import parse
 
     if method not in registry.METHODS:
         raise UnknownNameError("method", method, registry.METHODS)
     run, settings = parse(method, options)
     _check_keep(problem, run.keep)
+    result = _run(problem, method, guide, run, settings)
+    if not problem.images:
+        return result
+    from astrozoo._goodness import goodness_of
+
+    return replace(result, goodness=goodness_of(problem, result))
+
+
+def _run(problem: Problem, method: str, guide: Any, run: Any, settings: Any) -> Result:
+    from astrozoo.infer.guide_factory import find_factory
+
     row = registry.METHODS[method]
     factory = find_factory(problem, guide) if row.takes_guide else None
     general = not row.takes_guide or (isinstance(guide, str) and guide not in problem.guides)

@@ -35,7 +35,7 @@ RATES = (0.15, 0.005)
 """First and last step of Adam, in SDs of the prior; it falls geometrically."""
 COMPILING = 60.0
 """Seconds of uncompiled gradients to come from which they are compiled at once (which takes as long)."""
-_START = 50
+_START, _PROPOSALS = 50, 51  # streams of random numbers
 _PACED = 3  # gradients whose pace tells how long all will take
 
 
@@ -97,8 +97,10 @@ def search(
     else:
         z = prior_draws(problem, target.layout, starts, generator_for(seed, _START))
         z = chain_starts(target, starts, seed) if z is None else z.to(target.device)
+        scale = z.std(1, keepdim=True).clamp_min(1e-6)
+        z = _with_proposals(problem, target, z, generator_for(seed, _PROPOSALS))
         with progress_bar("search", steps, run.progress) as report:
-            ends, value = _climb(target, z, steps, later, report)
+            ends, value = _climb(target, z, scale, steps, later, report)
         checkpoint.save({"z": ends.cpu().numpy(), "value": value.cpu().numpy()})
     top, at = value.max(1)
     best = ends[torch.arange(len(ends)), at]
@@ -107,11 +109,29 @@ def search(
     return start_points(best, target, len(best), target.layout.dim), modes
 
 
+def _with_proposals(
+    problem: Problem, target: Density, z: Float[Tensor, "b s d"], generator: torch.Generator
+) -> Float[Tensor, "b s d"]:
+    """Starts of which three quarters are the problem's proposals, if it makes any."""
+    count = 3 * z.shape[1] // 4
+    if problem.proposals is None or count == 0:
+        return z
+    values = problem.proposals(count, generator)
+    flat = {n: v if problem.batch is None else v.flatten(0, 1) for n, v in values.items()}
+    proposed = target.layout.unconstrain(flat).view(len(z), count, -1).to(z)
+    proposed = torch.where(proposed.isfinite(), proposed, z[:, :count])
+    return torch.cat((proposed, z[:, count:]), 1)
+
+
 def _climb(
-    target: Density, z: Float[Tensor, "b s d"], steps: int, later: int, report: Report
+    target: Density,
+    z: Float[Tensor, "b s d"],
+    scale: Float[Tensor, "b 1 d"],
+    steps: int,
+    later: int,
+    report: Report,
 ) -> tuple[Float[Tensor, "b s d"], Float[Tensor, "b s"]]:
-    """Adam from every start; the highest point of each path, and its value."""
-    scale = z.std(1, keepdim=True).clamp_min(1e-6)
+    """Adam from every start, in units of ``scale``; the highest point of each path, and its value."""
     problems, starts = z.shape[:2]
     rows = torch.arange(problems, device=z.device).repeat_interleave(starts)
     density = target.take(rows)

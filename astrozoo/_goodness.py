@@ -1,0 +1,102 @@
+"""How well a fitted model explains the images of its problem."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from astrozoo._capture import Model
+from astrozoo._scope import Scope
+from astrozoo.density import layout_of
+from astrozoo.types import Goodness, Problem, Result
+
+__all__ = ["goodness_of", "scored"]
+
+_DRAWS = 32
+"""Draws that the model's image is averaged over. Their error adds 1/32 of the posterior variance."""
+_BASE = 0.1
+"""Quantile of the model's image that is taken for the level without light."""
+_FEW = 50
+"""[px] Fewest pixels of a part whose chi2 counts."""
+_TOLERANCE = 0.3
+"""Part of the noise's variance that misfits may add before a model does not fit. Correct models of
+simulations reach 0.05, a source of pixels behind a real galaxy up to 0.4, and wrong solutions 1 or more."""
+_SIGMAS = 4.0
+"""Number of standard deviations of chi2 by chance that are added to the tolerance."""
+
+
+def goodness_of(problem: Problem, result: Result) -> Goodness | None:
+    """chi2 per pixel of the images of a problem (:attr:`Problem.images`), under the mean of the posterior.
+
+    None if the problem has no images, is a batch, or the result has no draws of all latents.
+    """
+    draws = result.draws
+    names = [site.name for site in layout_of(problem).sites] if problem.images else []
+    if not names or problem.batch is not None or not set(names) <= draws.keys():
+        return None
+    model = Model(problem.model, [problem.args], Scope(problem.dtype, problem.device))
+    names += [site.name for site in model.discrete]
+    if not set(names) <= draws.keys() or not draws[names[0]].size:
+        return None
+    flat = {name: draws[name].reshape(-1, *draws[name].shape[2:]) for name in names}
+    rows = np.linspace(0, len(flat[names[0]]) - 1, min(_DRAWS, len(flat[names[0]]))).round().astype(int)
+    parameters = torch.zeros(0, dtype=problem.dtype, device=problem.device)
+    if model.parameters:
+        parameters = model.parameters.unconstrain(result.parameters, parameters)
+    sums: dict[str, list[Any]] = {}
+    with torch.no_grad(), model.parameters.given(parameters):
+        for i in rows:
+            values = {
+                name: torch.as_tensor(x[i], dtype=problem.dtype, device=problem.device)
+                for name, x in flat.items()
+            }
+            nodes: Any = model.run(values, problem.args).nodes
+            for name in problem.images:
+                site = nodes[name]
+                parts = [site["fn"].mean, site["fn"].variance, (site["log_prob"] != 0).double()]
+                total = sums.setdefault(name, [0.0, 0.0, 0.0, site["value"]])
+                sums[name] = [*(a + b / len(rows) for a, b in zip(total, parts, strict=False)), site["value"]]
+    images = [(_array(v), _array(m), _array(s), _array(u) > 0) for m, s, u, v in sums.values()]
+    data, mean, variance, used = (
+        np.concatenate([x.ravel() for x in part]) for part in zip(*images, strict=True)
+    )
+    return scored(data[used], mean[used], variance[used])
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.detach().double().cpu().numpy()
+
+
+def scored(
+    data: Float[np.ndarray, "n"], mean: Float[np.ndarray, "n"], variance: Float[np.ndarray, "n"]
+) -> Goodness:
+    """The goodness of fit of pixels.
+
+    The pixels in which the model's light exceeds the noise are scored apart from the others: a large dark
+    frame must not hide a misfit of its few bright pixels. If the noise is overestimated (noise maps of
+    resampled images are), the dark pixels say by how much, and chi2 is relative to theirs.
+
+    Args:
+        data: values of the pixels.
+        mean, variance: those that the model predicts.
+    """
+    square = (data - mean) ** 2 / variance
+    lit = mean - np.quantile(mean, _BASE) > np.sqrt(variance)
+    parts = {"all pixels": square}
+    if lit.sum() >= _FEW:
+        parts["pixels with light"] = square[lit]
+    if (~lit).sum() >= _FEW:
+        parts["other pixels"] = square[~lit]
+    chi2 = {name: float(values.mean()) for name, values in parts.items()}
+    noise = min(1.0, chi2.get("other pixels", 1.0))
+    worst = max(chi2.get("pixels with light", 0.0), chi2["all pixels"]) / noise
+    count = len(parts.get("pixels with light", square))
+    return Goodness(
+        chi2=worst if np.isfinite(worst) else float("inf"),
+        limit=1 + _TOLERANCE + _SIGMAS * float(np.sqrt(2 / count)),
+        parts=chi2,
+    )

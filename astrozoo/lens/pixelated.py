@@ -1,0 +1,128 @@
+"""A source of pixels behind a lens that was fitted with a simpler source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from astrozoo._goodness import goodness_of
+from astrozoo.density import layout_of
+from astrozoo.errors import InputError
+from astrozoo.infer import infer
+from astrozoo.lens.gauss_newton import gauss_newton
+from astrozoo.models.pixelated_lens import PixelatedLens, regularised
+from astrozoo.physics import imaging
+from astrozoo.types import Problem, Result
+
+__all__ = ["at_location", "pixelated_mode", "pixelated_posterior"]
+
+_ANCHORS = 100
+"""Points of the arcs that the source's grid is anchored to: their mean and covariance need no more."""
+_SIGNIFICANT = 3.0
+"""[SD of a pixel] Smoothed light beyond the lens's that is traced back to place the grid."""
+_MARGIN = 1.5
+"""[extent of the traced pixels] Side of the source's grid."""
+_LENGTH = 5.0
+"""Least length of trajectories. Mass and light of the lens are wider than the curvature at the mode says (by
+half, on a Euclid lens), and curved. The pixels are not, and they are the many that adapt the length."""
+_CHAINS, _DRAWS, _WARMUP = 8, 200, 120
+"""Of the sampler, unless the user sets them: the docs' real lenses then have R-hats of 1.02 or less."""
+
+
+def at_location(problem: Problem, result: Result) -> Result:
+    """The result with a single draw, its mode or mean, and the goodness of fit there."""
+    values = layout_of(problem).constrain(torch.as_tensor(result.location)[0])
+    single = replace(result, draws={name: value[None, None].numpy() for name, value in values.items()})
+    return replace(single, goodness=goodness_of(problem, single))
+
+
+def pixelated_mode(
+    problem: Problem, values: Mapping[str, Tensor], *, pixels: int, seed: int, compile: str = "auto"
+) -> tuple[Problem, Result]:
+    """The joint mode of mass, light and a source of pixels, and the normal there.
+
+    The spread and length of the source's prior maximise the evidence, at the given values and once more at
+    the first mode. If the mode does not fit, a second component of the lens's light is added.
+
+    Args:
+        problem: of a :class:`StrongLens` with another source.
+        values: latents of that problem to start from.
+        pixels: of the source, along a side.
+
+    Raises:
+        InputError: the problem is a batch or has several bands, or no light comes from a source.
+    """
+    if problem.batch is not None or len(problem.args[0].image) > 1:
+        raise InputError("source='pixelated'", "several lenses or bands", "one image")
+    best: tuple[Problem, Result] | None = None
+    for halo in (False, True) if problem.model.lens_light else (False,):  # type: ignore[attr-defined]
+        trial = _mode(problem, values, halo, pixels, seed, compile)
+        fit = at_location(*trial).goodness
+        assert fit is not None
+        if best is None or fit.chi2 < at_location(*best).goodness.chi2:  # type: ignore[union-attr]
+            best = trial
+        if fit.ok:
+            break
+    assert best is not None
+    return best
+
+
+def pixelated_posterior(
+    problem: Problem, mode: Result, *, draws: int = _DRAWS, chains: int = _CHAINS, **options: Any
+) -> Result:
+    """HMC over mass, light and pixels together; its mass matrix is the curvature at the mode."""
+    shape = {"draws": draws, "chains": chains, "warmup": _WARMUP}
+    return infer(problem, method="hmc", precondition=mode, least_length=_LENGTH, **shape, **options)
+
+
+def _mode(
+    problem: Problem, values: Mapping[str, Tensor], halo: bool, pixels: int, seed: int, compile: str
+) -> tuple[Problem, Result]:
+    data = problem.args[0]
+    model = _grid(problem, values, halo, pixels)
+    latents = {name: value for name, value in values.items() if not name.startswith("source")}
+    latents["source_field"] = torch.zeros(pixels, pixels, dtype=data.image.dtype)
+    if halo:  # from a faint one
+        faint = {"radius": 2.0, "ellipticity": 1.0, "amplitude": 0.03}
+        latents |= {f"halo_{name}": latents[f"lens_{name}"] * factor for name, factor in faint.items()}
+    for iterations in (5, 60):
+        model, field = regularised(model, latents, data)
+        latents["source_field"] = field
+        task = replace(problem, model=model, start=latents, proposals=None, guides={})
+        z = layout_of(task).unconstrain({name: value[None] for name, value in latents.items()})[0]
+        mode = gauss_newton(task, z, iterations=iterations, tolerance=0.1, seed=seed, compile=compile)
+        latents = layout_of(task).constrain(torch.as_tensor(mode.location)[0])
+    return task, mode
+
+
+def _grid(problem: Problem, values: Mapping[str, Tensor], halo: bool, pixels: int) -> PixelatedLens:
+    """A grid around the places that the bright pixels of the arcs are traced to."""
+    model: Any = problem.model
+    data = problem.args[0]
+    scale, mask = float(data.pixel_scale), data.mask[0].numpy()
+    excess = (data.image - model.render(values, data, ("lens",)))[0]
+    sigma = data.total_variance(data.image)[0].sqrt().numpy()
+    bright = mask & (gaussian_filter(np.where(mask, excess.numpy(), 0.0), 1.0) > _SIGNIFICANT * sigma)
+    if bright.sum() < 10:
+        raise InputError("source='pixelated'", f"{bright.sum()} pixels of arcs", "light of a source")
+    x, y = (c[torch.as_tensor(bright)] for c in imaging.pixel_grid(bright.shape, data.pixel_scale))
+    ax, ay = model.deflection(values, x, y)
+    ends = [np.quantile(b.numpy(), (0.02, 0.98)) for b in (x - ax, y - ay)]
+    settings = {name: getattr(model, name) for name in model.__dataclass_fields__}
+    grid = PixelatedLens(
+        **{**settings, "source": "sersic", "source_weights": None},
+        middle=(float(ends[0].mean()), float(ends[1].mean())),
+        side=_MARGIN * float(max(end[1] - end[0] for end in ends)),
+        pixels=pixels,
+        spread=float(np.quantile(excess.numpy()[bright], 0.9)) / scale**2,
+        length=0.1,
+        halo=halo,
+    )
+    points = torch.stack((x, y), -1).numpy()
+    return grid.anchored(values, points[:: -(-len(points) // _ANCHORS)])
