@@ -25,7 +25,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from lens_common import ascend, draws_of, gauss_newton
+from lens_common import ascend
 from scipy.ndimage import map_coordinates
 from scipy.stats import gaussian_kde, wasserstein_distance
 
@@ -36,6 +36,8 @@ from astrozoo.data.simulate_lens import simulate_lens
 from astrozoo.density import log_density
 from astrozoo.diagnostics.arviz import ess, r_hat
 from astrozoo.guides.auto import iaf
+from astrozoo.lens.gauss_newton import gauss_newton
+from astrozoo.lens.pictures import draws_of
 from astrozoo.models.strong_lens import Prior, observe, problem
 from astrozoo.types import Problem, Result
 

@@ -66,7 +66,7 @@ def demo() -> LensImage:
 def fit(supersample: int, **options: Any) -> tuple[Result, float]:
     """The posterior, and the seconds from reading the file to the draws."""
     began = time.monotonic()
-    problem = astrozoo.get("strong_lens").problem(demo(), supersample=supersample)
+    problem = astrozoo.get("strong_lens").problem(demo(), prior="gigalens", supersample=supersample)
     result = astrozoo.infer(problem, method="auto", **options)
     return result, time.monotonic() - began
 

@@ -84,7 +84,7 @@ def ranked(
 def batch(seeds: Sequence[int], settings: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Simulate and fit a batch of lenses; their rows, and the seconds that the fit took."""
     lenses, truths = zip(*(simulate(seed, **settings) for seed in seeds), strict=True)
-    task = problem(list(lenses), supersample=settings["supersample"])
+    task = problem(list(lenses), prior="gigalens", supersample=settings["supersample"])
     began = time.monotonic()
     result = astrozoo.infer(task, "auto", seed=seeds[0], progress=False, **options)
     seconds = time.monotonic() - began

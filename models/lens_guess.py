@@ -48,6 +48,8 @@ _CORE_CHI2 = 2.5
 """Mean chi2 of a ring, one pixel wide, above which a Sersic profile does not follow the light there."""
 _LARGEST_CORE = 0.5
 """[Einstein radius] Largest core that is masked by default: inner images of a source are farther out."""
+_LARGE = 150
+"""[px] Side of an image above which it is too slow to trace several rays per pixel for a guess."""
 _SOURCE = 0.2
 """[Einstein radius] Median half-light radius of a source."""
 
@@ -103,7 +105,8 @@ def guess(data: Exposure, lens_light: bool = True) -> Guess:
     masks, scale = data.mask.numpy(), float(data.pixel_scale)
     variances = data.total_variance(data.image).double().numpy()
     unit = float(np.sqrt(np.median(variances[masks])))  # what follows is of order 1 in any unit
-    images, variances = data.image.double().numpy() / unit, variances / unit**2
+    images = np.where(masks, data.image.double().numpy() / unit, 0.0)
+    variances = np.where(masks, variances / unit**2, 1.0)
     psfs = data.psf.double().numpy()
     light_of = [float((i**2 / v)[m].sum()) for i, v, m in zip(images, variances, masks, strict=True)]
     at = int(np.argmax(light_of))
@@ -277,10 +280,11 @@ def _fit_light(
 
 
 def _sersic(p: Any, shape: tuple[int, ...], psf: np.ndarray, scale: float) -> Float[np.ndarray, "y x"]:
-    """The image of a Sersic profile, with 2x2 rays per pixel."""
+    """The image of a Sersic profile, with 2x2 rays per pixel (one in large images)."""
     ny, nx = shape
-    y, x = np.mgrid[: 2 * ny, : 2 * nx].astype(float)
-    x, y = ((v - (2 * n - 1) / 2) * scale / 2 - c for v, n, c in ((x, nx, p[0]), (y, ny, p[1])))
+    rays = 2 if max(shape) <= _LARGE else 1
+    y, x = np.mgrid[: rays * ny, : rays * nx].astype(float)
+    x, y = ((v - (rays * n - 1) / 2) * scale / rays - c for v, n, c in ((x, nx, p[0]), (y, ny, p[1])))
     ex, ey = p[4], p[5]
     size = min(np.hypot(ex, ey), 0.9)
     # r^2 = q x'^2 + y'^2 / q with e = (1 - q) / (1 + q)
@@ -288,7 +292,7 @@ def _sersic(p: Any, shape: tuple[int, ...], psf: np.ndarray, scale: float) -> Fl
     b = 1.9992 * p[3] - 0.3271
     power = np.maximum(square / np.exp(2 * p[2]), 1e-20) ** (0.5 / p[3])
     light = np.exp(p[6] + np.clip(b - b * power, -60, 60)) * scale**2
-    return fftconvolve(light.reshape(ny, 2, nx, 2).mean((1, 3)), psf, mode="same")
+    return fftconvolve(light.reshape(ny, rays, nx, rays).mean((1, 3)), psf, mode="same")
 
 
 def _radii(weight: np.ndarray, x: np.ndarray, y: np.ndarray) -> Float[np.ndarray, "n"]:

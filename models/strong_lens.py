@@ -130,7 +130,7 @@ class StrongLens:
         """Sample the latent sites."""
         return {name: pyro.sample(name, prior) for name, prior in self.sites(data, scales).items()}
 
-    def median(self, name: str, data: Exposure, scales: Scales | None) -> Tensor:
+    def median(self, name: str, data: Exposure, scales: Scales | None = None) -> Tensor:
         """A median of the prior: the constant, or that of the image."""
         constant = self.prior.median(name)
         if constant is not None:

@@ -49,7 +49,8 @@ def fit(setting: str, seed: int) -> None:
     elif setting == "compact":
         from astrozoo.models.strong_lens import problem, simulate
 
-        lens = problem(simulate(seed, setting="compact", size=32, pixel_scale=0.15)[0], setting="compact")
+        image, _ = simulate(seed, setting="compact", size=32, pixel_scale=0.15)
+        lens = problem(image, setting="compact", prior="gigalens")
         result = astrozoo.infer(lens, "auto", **options)
     else:
         from experiments.lens_gigalens import fit as fit_demo

@@ -176,9 +176,8 @@ def worst(draws: dict[str, np.ndarray], statistic: Callable[..., Any], pick: Cal
 def auto(lens: LensImage, setting: str, draws: int) -> dict[str, Any]:
     """The same of ours."""
     began = time.monotonic()
-    result = astrozoo.infer(
-        problem(lens, setting=setting), "auto", seed=0, draws=draws, progress=False, precision="single"
-    )
+    task = problem(lens, setting=setting, prior="gigalens")
+    result = astrozoo.infer(task, "auto", seed=0, draws=draws, progress=False, precision="single")
     seconds, stages = time.monotonic() - began, result.stats["stage_seconds"]
     print(f"auto, {draws} draws: compiling {result.stats['compile_seconds']:.1f} s, {stages}", flush=True)
     gradients = result.stats["counts"]["gradient"]

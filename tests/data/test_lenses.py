@@ -125,10 +125,17 @@ def test_unwritable_is_said(tmp_path: Path) -> None:
         lenses.write(_lens(), tmp_path / "nowhere" / "lens.fits")
 
 
-def _hst(folder: Path, **planes: np.ndarray) -> Path:
+WCS = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CDELT1": -0.05 / 3600, "CDELT2": 0.05 / 3600}
+
+
+def _hst(
+    folder: Path, names: tuple[str, str, str] = ("image", "noise_map", "psf"), **planes: np.ndarray
+) -> Path:
+    """A folder of three files, called as given."""
     given = {"image": np.ones((21, 21)), "noise_map": _with(np.ones((21, 21)), 1e8), "psf": 0.95 * _psf()}
-    for name, data in (given | planes).items():
-        fits.writeto(folder / f"{name}.fits.gz", data)
+    for name, (what, data) in zip(names, (given | planes).items(), strict=True):
+        header = fits.Header(WCS if what == "image" else {})
+        fits.writeto(folder / f"{name}.fits.gz", data, header)
     return folder
 
 
@@ -140,7 +147,8 @@ def test_folder_of_image_noise_and_psf(tmp_path: Path) -> None:
     assert lens.psf.sum() == pytest.approx(1)
     assert lens.arc[10, 10] == lens.arc[0, 0] == False  # noqa: E712
     assert lens.arc[10, 16]
-    assert (lens.pixel_scale, lens.unit, lens.name) == (0.05, "electron/s", tmp_path.name)
+    assert lens.pixel_scale == pytest.approx(0.05)
+    assert (lens.unit, lens.name, lens.provenance["pixel scale"]) == ("", tmp_path.name, "WCS")
 
 
 def test_folder_that_is_none(tmp_path: Path) -> None:
@@ -149,22 +157,15 @@ def test_folder_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         lenses.read(tmp_path / "nothing")
     fits.writeto(tmp_path / "image.fits", np.ones((5, 5)))
-    with pytest.raises(DataError, match=r"no noise_map.fits, psf.fits"):
+    with pytest.raises(DataError, match=r"no psf among image.fits\[0\].*--psf"):
         lenses.read(tmp_path)
-    with pytest.raises(DataError, match="written by astrozoo"):
-        lenses.read(tmp_path / "image.fits")
     (tmp_path / "text.fits").write_text("SIMPLE, not at all")
     with pytest.raises(DataError, match="unreadable"):
         lenses.read(tmp_path / "text.fits")
 
 
-def test_psf_far_from_normalised_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"sums to 0\.5"):
-        lenses.read(_hst(tmp_path, psf=0.5 * _psf()))
-
-
 def test_noise_map_of_another_shape_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="noise: got shape"):
+    with pytest.raises(InputError, match=r"noise noise_map.fits.gz\[0\]: got shape"):
         lenses.read(_hst(tmp_path, noise_map=np.ones((20, 21))))
 
 
@@ -183,35 +184,29 @@ def _euclid(path: Path, bands: tuple[str, ...] = ("NIR_Y", "VIS"), **header: flo
 
 def test_euclid_bands_in_microjansky_cut_and_masked(tmp_path: Path) -> None:
     file = _euclid(tmp_path / "euclid.fits")
-    whole = lenses.read_euclid(file)
-    assert list(whole) == ["VIS", "NIR_Y"]
+    assert lenses.bands_of(file) == ["VIS", "NIR_Y"]
+    whole = {band: lenses.read(file, band=band) for band in ("VIS", "NIR_Y")}
     assert whole["VIS"].pixel_scale == pytest.approx(0.1)
     with fits.open(file) as planes:
         np.testing.assert_allclose(whole["NIR_Y"].image, planes["NIR_Y_FLUX"].data / 10, rtol=1e-6)
     fits.writeto(tmp_path / "cutout.fits", whole["VIS"].image[5:25, 9:29])
     (tmp_path / "cutout_likelihood_mask.reg").write_text("image\ncircle(10,10,7)\n-circle(10,10,2)\n")
-    cut = lenses.read_euclid(tmp_path)
+    cut = {band: lenses.read(tmp_path, band=band) for band in ("VIS", "NIR_Y")}
     np.testing.assert_array_equal(cut["NIR_Y"].image, whole["NIR_Y"].image[5:25, 9:29])
     y, x = np.mgrid[:20, :20] - 9
     distance = np.hypot(x, y)
     np.testing.assert_array_equal(cut["VIS"].mask, (distance < 7) & (distance >= 2))
     assert cut["VIS"].arc is None
-    assert lenses.read(tmp_path, band="NIR_Y").band == "NIR_Y"
+    assert lenses.read(tmp_path).band == "VIS"
     with pytest.raises(DataError, match="one of VIS, NIR_Y"):
         lenses.read(file, band="NIR_K")
 
 
-def test_euclid_files_that_lack_something(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="MAGZERO"):
-        lenses.read(_euclid(tmp_path / "a.fits", MAGZERO=None))
-    file = _euclid(tmp_path / "b.fits")
-    with fits.open(file, mode="update") as planes:
-        del planes["VIS_RMS"]
-    with pytest.raises(DataError, match="no extension VIS_RMS"):
-        lenses.read(file)
+def test_a_cutout_that_is_no_part_of_the_image_is_refused(tmp_path: Path) -> None:
+    _euclid(tmp_path / "b.fits")
     fits.writeto(tmp_path / "cutout.fits", np.ones((4, 4)))
-    with pytest.raises(DataError, match="not in VIS_FLUX"):
-        lenses.read(tmp_path / "b.fits")
+    with pytest.raises(DataError, match="not in the image"):
+        lenses.read(tmp_path)
 
 
 def test_regions_that_cannot_be_masks(tmp_path: Path) -> None:
@@ -231,15 +226,18 @@ def strong_lens(data_root: Path) -> Path:
 
 
 def test_slacs(strong_lens: Path) -> None:
-    lens = lenses.read(strong_lens / "slacs1430+4105")
+    with pytest.raises(DataError, match="--pixel-scale"):
+        lenses.read(strong_lens / "slacs1430+4105")
+    lens = lenses.read(strong_lens / "slacs1430+4105", pixel_scale=0.05)
     assert lens.shape == (281, 281)
     assert (~lens.mask).sum() == 14
     assert np.abs(lens.image[lens.mask] / lens.noise[lens.mask]).max() > 50
 
 
 def test_euclid(strong_lens: Path) -> None:
-    bands = lenses.read_euclid(strong_lens / "euclid_q1_102020532")
-    assert list(bands) == ["VIS", "NIR_Y", "NIR_J", "NIR_H"]
+    folder = strong_lens / "euclid_q1_102020532"
+    bands = {band: lenses.read(folder, band=band) for band in lenses.bands_of(folder)}
+    assert sorted(bands) == ["NIR_H", "NIR_J", "NIR_Y", "VIS"]
     vis = bands["VIS"]
     assert vis.shape == (60, 60)
     x, y = vis.coordinates()

@@ -40,8 +40,8 @@ def _posterior(truths, generator):
 
 def test_the_density_at_a_truth_is_the_model_s():
     lenses, truths = zip(*(simulate(seed, size=12, pixel_scale=0.4) for seed in (3, 4)), strict=True)
-    found = lens_sbc.truth_density(problem(list(lenses)), truths)
-    target = log_density(problem(lenses[1]), compile="never")
+    found = lens_sbc.truth_density(problem(list(lenses), prior="gigalens"), truths)
+    target = log_density(problem(lenses[1], prior="gigalens"), compile="never")
     z = target.layout.unconstrain({name: x[None] for name, x in truths[1].items()})
     assert float(target.values(z)[0, 0]) == pytest.approx(found[1], rel=1e-12)
 
