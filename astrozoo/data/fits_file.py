@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import gzip
 import io
 import warnings
 import zlib
@@ -33,8 +34,16 @@ _FAULTS = (
 
 
 def unpacked(path: Path) -> BinaryIO:
-    """A stream of a file. A bzip2 file is decompressed whole: each seek back would decompress it again."""
-    return io.BytesIO(bz2.decompress(path.read_bytes())) if path.suffix == ".bz2" else path.open("rb")
+    """A stream of a file. Compressed files are decompressed whole.
+
+    Each seek back in a bzip2 file would decompress it again. Of a truncated gzip file, astropy would drop the
+    last HDUs without an error.
+    """
+    if path.suffix == ".bz2":
+        return io.BytesIO(bz2.decompress(path.read_bytes()))
+    if path.suffix == ".gz":
+        return io.BytesIO(gzip.decompress(path.read_bytes()))
+    return path.open("rb")
 
 
 @contextmanager

@@ -9,19 +9,16 @@ a PSF, the only plane that is left is the image.
 from __future__ import annotations
 
 import re
-import warnings
-import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from astropy.io import fits
-from astropy.io.fits.verify import VerifyError
-from astropy.utils.exceptions import AstropyUserWarning
 from jaxtyping import Float
 
+from astrozoo.data.fits_file import open_fits
 from astrozoo.errors import DataError, InputError
 
 __all__ = ["ROLES", "Plane", "checked_shape", "choose", "named_plane", "planes_of"]
@@ -47,8 +44,6 @@ ROLES: dict[str, frozenset[str]] = {
 _BAND = re.compile(r"^(f\d{3,4}[a-z]{1,2}\d?|vis|nir[yjh]|[ugrizyjhk])$")
 """Words that name a band: HST and JWST filters, VIS, one letter."""
 _SUFFIXES = (".fits", ".fit", ".fits.gz", ".fits.bz2", ".fits.fz")
-_UNREADABLE = (OSError, ValueError, TypeError, EOFError, IndexError, zlib.error, VerifyError)
-"""What astropy raises for files that are truncated, corrupt or of another format."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +80,12 @@ def planes_of(path: Path) -> list[Plane]:
         DataError: there is no FITS file, or one is truncated or not FITS.
     """
     if path.is_file():
-        return _planes_of_file(path)
+        return _with_roles_of_content(_planes_of_file(path))
     files = sorted(p for p in path.iterdir() if p.name.lower().endswith(_SUFFIXES))
     if not files:
         contents = sorted(p.name for p in path.iterdir())[:6]
         raise DataError(str(path), f"a folder of {contents}", "FITS files of a lens, or demo.npy and psf.npy")
-    return [plane for file in files for plane in _planes_of_file(file)]
+    return _with_roles_of_content([plane for file in files for plane in _planes_of_file(file)])
 
 
 def named_plane(text: str, folder: Path) -> Plane:
@@ -141,27 +136,19 @@ def choose(planes: Sequence[Plane], role: str, band: str) -> Plane | None:
 
 
 def _planes_of_file(path: Path) -> list[Plane]:
-    """Planes of a file with the roles that names give, and those that content leaves."""
+    """Planes of a file with the roles that names give."""
     planes = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.filterwarnings("error", message=".*truncated", category=AstropyUserWarning)
-        try:
-            with fits.open(path, memmap=False) as hdus:
-                primary = hdus[0].header
-                for i, hdu in enumerate(hdus):
-                    if not (hdu.is_image and hdu.data is not None and hdu.data.squeeze().ndim == 2):
-                        continue
-                    header = hdu.header.copy()
-                    header.update({k: v for k, v in primary.items() if _inherits(k) and k not in header})
-                    name = str(hdu.header.get("EXTNAME", ""))
-                    role, band = _role(name, path), _band(name, path, header)
-                    data = hdu.data.squeeze().astype(float)
-                    planes.append(Plane(data, header, path, i, name, role, band))
-        except (*_UNREADABLE, AstropyUserWarning) as error:
-            reason = str(error) or type(error).__name__
-            raise DataError(str(path), f"unreadable ({reason})", "a whole FITS file") from error
-    return _with_roles_of_content(planes)
+    with open_fits(path) as hdus:
+        primary = hdus[0].header
+        for i, hdu in enumerate(hdus):
+            if not (hdu.is_image and hdu.data is not None and hdu.data.squeeze().ndim == 2):
+                continue
+            header = hdu.header.copy()
+            header.update({k: v for k, v in primary.items() if _inherits(k) and k not in header})
+            name = str(hdu.header.get("EXTNAME", ""))
+            role, band = _role(name, path), _band(name, path, header)
+            planes.append(Plane(hdu.data.squeeze().astype(float), header, path, i, name, role, band))
+    return planes
 
 
 def _inherits(card: str) -> bool:
@@ -170,18 +157,16 @@ def _inherits(card: str) -> bool:
 
 
 def _with_roles_of_content(planes: list[Plane]) -> list[Plane]:
-    """Roles of planes whose names give none. Files of one plane are told apart by ``lenses.read``."""
-    nameless = [p for p in planes if not p.role]
+    """Roles of planes whose names give none: PSFs first, then the only one left, or the first of a file."""
     given = {p.role for p in planes}
-    out = []
-    for plane in planes:
-        role = plane.role
-        if not role and "psf" not in given and _is_psf(plane, planes):
-            role = "psf"
-        elif not role and "image" not in given and (len(nameless) == 1 or plane.hdu == 0):
-            role = "image"
-        out.append(Plane(plane.data, plane.header, plane.file, plane.hdu, plane.name, role, plane.band))
-    return out
+    if "psf" not in given:
+        planes = [replace(p, role="psf") if not p.role and _is_psf(p, planes) else p for p in planes]
+    nameless = [p for p in planes if not p.role]
+    if "image" in given or not nameless:
+        return planes
+    one_file = len({p.file for p in planes}) == 1
+    image = nameless[0] if len(nameless) == 1 or (one_file and nameless[0].hdu == 0) else None
+    return [replace(p, role="image") if p is image else p for p in planes]
 
 
 def _is_psf(plane: Plane, others: Iterable[Plane]) -> bool:

@@ -6,13 +6,17 @@ import numpy as np
 from jaxtyping import Float
 from scipy.ndimage import uniform_filter
 
+from astrozoo.data.lens_units import is_rate
 from astrozoo.errors import DataError
 
 __all__ = ["background_rms", "noise_from_exposure", "noise_from_weight"]
 
 _BOX = 15
 """[px] Side of the box over which the local background is averaged."""
-_RATIO = (0.3, 3.0)
+_EXPOSED = (0.2, 1.1)
+"""[exposure time of the header] Median weight of a map of exposure times: less than the whole time where
+single exposures miss a pixel, and never much more."""
+_RATIO = (0.4, 2.5)
 """Smallest and largest ratio of the measured background noise to that of a map of inverse variances.
 Resampling lowers the measured noise by a factor of up to about two."""
 
@@ -33,13 +37,20 @@ def noise_from_exposure(image: Float[np.ndarray, "y x"], exposure: float) -> Flo
 
 
 def noise_from_weight(
-    weight: Float[np.ndarray, "y x"], image: Float[np.ndarray, "y x"], unit: str, where: str
+    weight: Float[np.ndarray, "y x"],
+    image: Float[np.ndarray, "y x"],
+    unit: str,
+    where: str,
+    exposure: float | None = None,
 ) -> tuple[Float[np.ndarray, "y x"], str]:
     """Standard deviations from a weight map (NaN where it is not positive), and what it was taken as.
 
-    A map whose inverse square root is near the background's measured noise has inverse variances. Another one
-    has exposure times: they scale the variance of the background, and give that of the photons of an image in
-    units per second.
+    Weights near the header's exposure time are exposure times. Otherwise, weights whose inverse square root
+    is near the background's measured noise are inverse variances, and others are exposure times. Exposure
+    times scale the variance of the background, and give that of the photons of an image in units per second.
+
+    Args:
+        exposure: that of the header [s], if it has one.
 
     Raises:
         DataError: the map is neither.
@@ -50,9 +61,10 @@ def noise_from_weight(
     safe = np.where(good, weight, np.nan)
     rms = background_rms(image, good)
     typical = float(np.median(weight[good]))
-    if _RATIO[0] < rms * np.sqrt(typical) < _RATIO[1]:
+    timed = is_rate(unit) and exposure is not None and _EXPOSED[0] < typical / exposure < _EXPOSED[1]
+    if not timed and _RATIO[0] < rms * np.sqrt(typical) < _RATIO[1]:
         return 1 / np.sqrt(safe), "inverse variances"
-    if not unit.endswith("/s"):
+    if not is_rate(unit):
         got = f"weights of {typical:.3g}, a background noise of {rms:.3g} {unit or '(no unit)'}"
         expected = "inverse variances, or exposure times with an image per second; use --noise or --exposure"
         raise DataError(where, got, expected)

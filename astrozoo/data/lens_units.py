@@ -1,81 +1,52 @@
-"""Units and pixel scales of images of lenses, as headers state them."""
+"""Units and pixel scales of images of lenses, as headers or the user state them."""
 
 from __future__ import annotations
 
-import re
-import warnings
-
-import numpy as np
-from astropy import units
-from astropy.wcs import WCS, FITSFixedWarning
-from astropy.wcs.utils import proj_plane_pixel_scales
-
 from astrozoo.data.lens_files import Plane
-from astrozoo.errors import DataError
+from astrozoo.data.units import pixel_unit, scale_of_unit
+from astrozoo.data.wcs import celestial_wcs, has_celestial, pixel_scale
+from astrozoo.errors import DataError, InputError
 
-__all__ = ["normal_unit", "pixel_scale_of", "unit_of"]
+__all__ = ["is_rate", "pixel_scale_of", "unit_of"]
 
-_UNEQUAL = 0.01
-"""Largest relative difference of the two pixel scales: the models have square pixels."""
 _SCALES = (1e-4, 60.0)
 """[arcsec] Smallest and largest pixel scale that is plausible."""
 _CARDS = ("PIXSCALE", "PIXELSCL", "PIXSCAL", "SECPIX", "D001SCAL")
-"""Cards with a pixel scale in arcsec."""
-_EVERYDAY = {
-    "electrons": "electron",
-    "e": "electron",
-    "e-": "electron",
-    "els": "electron",
-    "counts": "ct",
-    "count": "ct",
-    "cts": "ct",
-    "dn": "adu",
-    "photons": "photon",
-    "adus": "adu",
-    "cps": "ct/s",
-    "eps": "electron/s",
-    "nanomaggies": "nmgy",
-    "nanomaggy": "nmgy",
-    "sec": "s",
-    "second": "s",
-    "seconds": "s",
-    "ujy": "uJy",
-    "njy": "nJy",
-    "mjy": "mJy",
-    "jy": "Jy",
-}
-"""Words of ``BUNIT`` that are common and that astropy does not know, in lower case."""
+"""Cards with a pixel scale in arcsec, for headers without a WCS."""
 
 
-def normal_unit(text: str) -> str:
-    """A unit as astropy reads it. "" (no unit) stays "".
+def unit_of(plane: Plane, given: str | None) -> tuple[str, str]:
+    """The unit of an image, as astropy spells it, and where it comes from.
+
+    The unit is "" (unknown) if the header has no ``BUNIT`` or one that is not understood: a fit does not
+    depend on it.
+
+    Args:
+        plane: the image.
+        given: by the user; it replaces that of the header.
 
     Raises:
-        ValueError: it is unknown.
+        InputError: the given unit is no unit of pixels.
     """
-    text = text.strip()
+    if given is not None:
+        return pixel_unit(given, "--unit").to_string(), "given"
+    text = str(plane.header.get("BUNIT", "")).strip()
+    if not text:
+        return "", "unknown: the header has no BUNIT"
     try:
-        units.Unit(text)
-    except ValueError:
-        parts = [part.strip().lower() for part in re.split(r"/|\bper\b", text)]
-        known = "/".join(_EVERYDAY.get(part, part) for part in parts)
-        units.Unit(known)
-        return known
-    return text
+        return pixel_unit(text).to_string(), f"BUNIT {text!r}"
+    except InputError:
+        return "", f"unknown: BUNIT {text!r} is not understood"
 
 
-def unit_of(plane: Plane, given: str | None) -> str:
-    """The unit of an image: the one that is given, or its header's ``BUNIT``; "" if it has none.
-
-    Raises:
-        DataError: the unit is unknown.
-    """
-    text = str(plane.header.get("BUNIT", "")) if given is None else given
+def is_rate(unit: str) -> bool:
+    """Whether a unit is one of electrons or counts per second."""
+    if not unit:
+        return False
     try:
-        return normal_unit(text)
-    except ValueError as error:
-        expected = "a unit such as electron/s, adu, uJy; give it with --unit"
-        raise DataError(f"unit of {plane.address}", repr(text), expected) from error
+        return scale_of_unit(pixel_unit(unit), pixel_area=1.0).per_second
+    except InputError:  # fluxes per wavelength
+        return False
 
 
 def pixel_scale_of(plane: Plane, given: float | None) -> tuple[float, str]:
@@ -86,29 +57,29 @@ def pixel_scale_of(plane: Plane, given: float | None) -> tuple[float, str]:
         given: by the user; it replaces that of the header.
 
     Raises:
+        InputError: the given scale is implausible.
         DataError: the header has none, or its cards are zero, not finite, or differ between the axes.
     """
+    low, high = _SCALES
     if given is not None:
+        if not low < given < high:
+            raise InputError("--pixel-scale", given, f"a number between {low:g} and {high:g} [arcsec]")
         return given, "given"
     header, where = plane.header, f"pixel scale of {plane.address}"
-    flag = "one in the header; give it with --pixel-scale ARCSEC"
-    if any(card in header for card in ("CD1_1", "CDELT1", "PC1_1")) and "CTYPE1" in header:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FITSFixedWarning)  # astropy rewrites dates into the current form
-            try:
-                scales = np.asarray(proj_plane_pixel_scales(WCS(header, naxis=2).celestial)) * 3600
-            except (ValueError, TypeError, KeyError, MemoryError) as error:
-                raise DataError(where, f"an unusable WCS ({error})", flag) from error
-        if (
-            scales.shape != (2,)
-            or not (np.isfinite(scales) & (scales > _SCALES[0]) & (scales < _SCALES[1])).all()
-        ):
-            raise DataError(where, f"a WCS with {scales} arcsec", flag)
-        if abs(scales[0] - scales[1]) > _UNEQUAL * scales.max():
-            raise DataError(where, f"{scales[0]:.5g} by {scales[1]:.5g} arcsec", f"square pixels, {flag}")
-        return float(scales.mean()), "WCS"
+    flag = "give it with --pixel-scale ARCSEC"
+    if has_celestial(header):
+        try:
+            scale = pixel_scale(celestial_wcs(header, where), where)
+        except DataError as error:
+            raise DataError(where, error.got, f"{error.expected}; or {flag}") from error
+        if not low < scale < high:
+            raise DataError(where, f"{scale:.4g} arcsec", f"between {low:g} and {high:g} arcsec; or {flag}")
+        return scale, "WCS"
     for card in _CARDS:
         value = header.get(card)
-        if isinstance(value, int | float) and _SCALES[0] < value < _SCALES[1]:
+        if value is not None:
+            if not (isinstance(value, int | float) and low < value < high):
+                expected = f"a number between {low:g} and {high:g} [arcsec]; or {flag}"
+                raise DataError(where, f"card {card} = {value!r}", expected)
             return float(value), f"card {card}"
-    raise DataError(where, "no WCS", flag)
+    raise DataError(where, "no WCS", f"one in the header; or {flag}")

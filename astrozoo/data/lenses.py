@@ -251,7 +251,7 @@ def _assembled(
     assert kernel is not None
     pixels, shape = plane.data, (plane.data.shape[0], plane.data.shape[1])
     origin = {"image": plane.address, "PSF": kernel.address}
-    unit = unit_of(plane, unit)
+    unit, origin["unit"] = unit_of(plane, unit)
     scale, origin["pixel scale"] = pixel_scale_of(plane, pixel_scale)
     sigma, origin["noise"] = _noise(roles, shape, unit, exposure, path)
     used = np.isfinite(pixels) & np.isfinite(sigma) & (sigma > 0)
@@ -265,7 +265,11 @@ def _assembled(
             origin[role] = f"{marked.address}: {meaning}"
     factor = 1.0
     if "MAGZERO" in plane.header:
-        factor, unit = 10 ** (0.4 * (_MAGZERO_OF_MICROJANSKY - float(plane.header["MAGZERO"]))), "uJy"
+        zero_point = plane.header["MAGZERO"]
+        if not isinstance(zero_point, int | float):
+            raise DataError(f"card MAGZERO of {plane.address}", repr(zero_point), "a magnitude")
+        factor, unit = 10 ** (0.4 * (_MAGZERO_OF_MICROJANSKY - zero_point)), "uJy"
+        origin["unit"] = f"uJy, by MAGZERO {zero_point:g}"
     return LensImage(
         image=pixels * factor,
         noise=np.where(used, sigma, 1.0) * factor,
@@ -292,7 +296,7 @@ def _noise(
         return np.sqrt(np.where(values > 0, values, np.nan)), f"{variance.address}: variances"
     if weight is not None:
         sigma, meaning = noise_from_weight(
-            checked_shape(weight, shape, "weight"), image.data, unit, weight.address
+            checked_shape(weight, shape, "weight"), image.data, unit, weight.address, _exposure_time(image)
         )
         return sigma, f"{weight.address}: {meaning}"
     if exposure is not None:
@@ -304,6 +308,12 @@ def _noise(
         "no noise, variance or weight map",
         "one; name it with --noise or --weight FILE[HDU], or give --exposure",
     )
+
+
+def _exposure_time(plane: Plane) -> float | None:
+    """[s] That of the header; None if it has none."""
+    cards = (plane.header.get(card) for card in ("EXPTIME", "TEXPTIME", "EXPOSURE"))
+    return next((float(value) for value in cards if isinstance(value, int | float) and value > 0), None)
 
 
 def _used(
