@@ -6,7 +6,7 @@ so the derivatives by it are exact, and :func:`regularised` can choose the field
 evidence.
 
 The source can be negative. The posterior has a thousand dimensions or more: start HMC at a mode, with the
-curvature there as the mass matrix (``experiments/lens_real.py`` is an example).
+curvature there as the mass matrix (:mod:`astrozoo.lens.pixelated`).
 
 References:
     Warren & Dye 2003, ApJ 590, 673 (the linear inversion); Suyu et al. 2006, MNRAS 371, 983 (its evidence).

@@ -114,7 +114,8 @@ def _stages(
                 return task, replace(normal, goodness=goodness_of(task, normal))
             kept = folder / "pixelated.npz"
             return task, pixelated_posterior(task, normal, seed=seed, checkpoint=kept, **sampling)
-    return problem, infer(problem, "auto", start=mode, seed=seed, checkpoint=folder / "auto.npz", **sampling)
+    kept = folder / "auto.npz"
+    return problem, infer(problem, "auto", None, start=mode, seed=seed, checkpoint=kept, **sampling)
 
 
 def _read(

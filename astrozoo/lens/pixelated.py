@@ -77,8 +77,8 @@ def pixelated_posterior(
     problem: Problem, mode: Result, *, draws: int = _DRAWS, chains: int = _CHAINS, **options: Any
 ) -> Result:
     """HMC over mass, light and pixels together; its mass matrix is the curvature at the mode."""
-    shape = {"draws": draws, "chains": chains, "warmup": _WARMUP}
-    return infer(problem, method="hmc", precondition=mode, least_length=_LENGTH, **shape, **options)
+    settings = {"draws": draws, "chains": chains, "warmup": _WARMUP, "least_length": _LENGTH, **options}
+    return infer(problem, "hmc", None, precondition=mode, **settings)
 
 
 def _mode(
