@@ -319,23 +319,41 @@ def problem(
 
 
 def read(
-    path: str | Path, *, crop: float | None = None, core: float | None = None, **files: Any
+    path: str | Path,
+    *,
+    band: str | None = None,
+    image: str | None = None,
+    noise: str | None = None,
+    weight: str | None = None,
+    psf: str | None = None,
+    mask: str | None = None,
+    good: int | None = None,
+    pixel_scale: float | None = None,
+    unit: str | None = None,
+    exposure: float | None = None,
+    crop: float | None = None,
+    core: float | None = None,
 ) -> LensImage:
     """A lens from a file or folder, cut to the part that a model explains.
 
     Args:
         path: the file or folder.
+        band, image, noise, weight, psf, mask, good, pixel_scale, unit, exposure: what the names and headers
+            of the files do not tell (:func:`astrozoo.data.lenses.read`).
         crop: side of the square around the lens that is kept [arcsec]; 0 keeps all. By default the arcs
             decide (:func:`~.lens_cut.cut_out`).
         core: radius around the lens's centre in which pixels are masked [arcsec]. By default it is the
             radius within which no Sersic profile follows the light of the lens; often 0.
-        files: as :func:`astrozoo.data.lenses.read` takes them: the band, planes, pixel scale, unit, exposure.
 
     Raises:
         DataError: the path does not exist, or is not a lens.
         InputError: the square is smaller than the PSF.
     """
-    return cut_out(read_lens(path, **files), crop, core)
+    whole = read_lens(
+        path, band=band, image=image, noise=noise, weight=weight, psf=psf, mask=mask, good=good,
+        pixel_scale=pixel_scale, unit=unit, exposure=exposure,
+    )  # fmt: skip
+    return cut_out(whole, crop, core)
 
 
 def simulate(
