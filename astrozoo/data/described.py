@@ -42,6 +42,8 @@ _EXPOSURE_CARDS = ("EXPTIME", "EXPOSURE", "TEXPTIME")
 """Cards with the exposure time [s], for units per second."""
 _DISAGREE = 0.02
 """Greatest relative difference of a unit of flux and a zero point that are both given."""
+_OFF_SKY = 3.0
+"""[sigma] Greatest distance of the median pixel from the sky that noise and crowded sources explain."""
 _NEGATIVE = 5.0
 """[sigma] Pixels with fewer counts than this below zero are broken. Others count as zero."""
 
@@ -159,6 +161,7 @@ def read_image(about: ImageDescription) -> tuple[Image, list[tuple[str, str]]]:
     scale = _pixel_scale(raw, wcs)
     flux = _flux_of_unit(raw, scale)
     gain, excess, empty = _electrons(raw, scale)
+    _check_sky(raw, float(np.median((gain * excess / np.sqrt(empty))[raw.usable])))
     correlation = about.noise_correlation
     if correlation is None:
         correlation = noise_correlation(gain * excess / np.sqrt(empty), raw.usable)
@@ -309,6 +312,16 @@ def _electrons(
             f"{seen:.4g}, {stated:.4g}",
         )
     return gain, excess, empty
+
+
+def _check_sky(raw: _Raw, median: float) -> None:
+    """Raise if most pixels are far below the sky, and note if they are far above it [sigma]."""
+    if median < -_OFF_SKY:
+        got = f"most pixels {-median:.3g} sigma below the sky"
+        expected = "a lower sky, or sky_subtracted: true if the image does not contain the sky"
+        raise DataError(f"{raw.about.where}: sky", got, expected)
+    if median > _OFF_SKY and (raw.about.sky_subtracted or raw.about.sky is not None):
+        raw.note("check the sky: most pixels are above it by (sigma)", median)
 
 
 def _gain(raw: _Raw, scale: PixelScale) -> float | np.ndarray | None:
