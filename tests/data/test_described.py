@@ -243,7 +243,7 @@ BAD = {
     "no such HDU": ({"hdu": 3}, r"a.fits: got no HDU 3"),
     "no PSF": ({"psf": None}, r"images\[0\]: psf: got nothing, expected one of stamp, psfex, gaussians"),
     "two PSFs": ({"psf": {"moffat": {"fwhm": 1}, "stamp": "a.fits"}}, "psf: got keys moffat, stamp"),
-    "a width of zero": ({"psf": {"moffat": {"fwhm": 0}}}, "moffat: fwhm: got 0, expected a finite number above"),
+    "a width of zero": ({"psf": {"moffat": {"fwhm": 0}}}, "moffat: fwhm: got 0, expected a finite number"),
     "a zero gain": ({"gain": 0}, "gain: got 0, expected a finite number above 0"),
     "a negative calibration": ({"zero_point": None, "calibration": -1.0}, "calibration: got -1.0"),
     "a calibration of text": ({"zero_point": [1, 2]}, "zero_point: got"),
@@ -258,7 +258,7 @@ BAD = {
     "a sky of text": ({"sky": True}, "sky: got True"),
     "a sky above all pixels": ({"sky": 1e6}, "most pixels .* below the sky, expected .*sky_subtracted: true"),
     "a negative sky": ({"sky": -50.0, "read_noise": 0}, "electrons, expected above zero"),
-    "flags that are words": ({"sky_subtracted": "perhaps"}, "sky_subtracted: got 'perhaps', expected true or"),
+    "flags that are words": ({"sky_subtracted": "perhaps"}, "sky_subtracted: got 'perhaps', expected true"),
 }  # fmt: skip
 
 
