@@ -6,16 +6,24 @@ from pathlib import Path
 
 import numpy as np
 from astropy import units
+from astropy.coordinates import Angle
 from astropy.io import fits
 from astropy.io.registry import IORegistryError
-from astropy.table import Table
+from astropy.table import Column, Table
 from jaxtyping import Bool, Float
 
 from astrozoo._files import replacing
 from astrozoo.data.images import Field, Image, reference_image
 from astrozoo.errors import DataError, InputError, OutputError
 
-__all__ = ["read_sources", "write_catalogue"]
+__all__ = ["read_sources", "sky_positions", "write_catalogue"]
+
+_RA = ("ra", "ra_deg", "ra_hours", "ra_rad", "raj2000", "ra_icrs", "_raj2000", "alpha_j2000", "coord_ra")
+"""Names of a column with the right ascension, in lower case; the first that is present is used."""
+_DEC = ("dec", "dec_deg", "dec_rad", "dej2000", "de_icrs", "_dej2000", "delta_j2000", "coord_dec")
+"""Names of a column with the declination, likewise."""
+_SUFFIXES = {"hours": units.hourangle, "rad": units.rad}
+"""Units that a name ends in. A unit of the column comes first."""
 
 
 def read_sources(path: Path, images: Field) -> Table:
@@ -25,7 +33,7 @@ def read_sources(path: Path, images: Field) -> Table:
         ``id`` (the file's own if it has one of integers, else its row number from 1), ``ra``, ``dec`` [deg].
 
     Raises:
-        DataError: no such file, or no table with ra and dec.
+        DataError: no such file, or no table with positions (:func:`sky_positions`).
         InputError: none of its sources is on the field.
     """
     try:
@@ -34,29 +42,94 @@ def read_sources(path: Path, images: Field) -> Table:
         raise DataError(
             str(path), f"{type(error).__name__}: {error}", "a table that astropy can read"
         ) from error
+    ra, dec = sky_positions(table, str(path))
     names = {name.lower(): name for name in table.colnames}
-    if not {"ra", "dec"} <= names.keys():
-        raise DataError(str(path), f"columns {', '.join(table.colnames[:8])}", "ra and dec [deg] among them")
-    ra, dec = (_numbers(table, names[name]) for name in ("ra", "dec"))
     file_ids = np.asarray(table[names["id"]]) if "id" in names else np.zeros(0)
     ids = file_ids if file_ids.dtype.kind in "iu" and len(file_ids) == len(ra) else np.arange(1, len(ra) + 1)
     reference = reference_image(images)
-    known = np.isfinite(ra) & np.isfinite(dec) & (np.abs(dec) <= 90)
-    inside = np.zeros(len(ra), bool)
-    inside[known] = _contains(reference, ra[known], dec[known])
+    inside = _contains(reference, ra, dec)
     if not inside.any():
-        raise InputError(
-            str(path), f"{len(ra)} sources, none on field {images.name!r}", "sources on the field"
+        in_hours, in_radians = (
+            _contains(reference, 15 * ra, dec),
+            _contains(reference, *np.rad2deg([ra, dec])),
         )
+        hint = "sources on the field"
+        for found, name in ((in_hours, "ra_hours"), (in_radians, "ra_rad and dec_rad")):
+            if found.any():
+                hint += (
+                    f"; {found.sum()} would be in other units: name the columns {name}, or give them units"
+                )
+        raise InputError(str(path), f"{len(ra)} sources, none on field {images.name!r} as degrees", hint)
     return Table({"id": ids[inside], "ra": ra[inside], "dec": dec[inside]})
 
 
-def _numbers(table: Table, name: str) -> Float[np.ndarray, "s"]:
-    return np.asarray(np.ma.filled(np.ma.asarray(table[name], float), np.nan))
+def sky_positions(table: Table, what: str) -> tuple[Float[np.ndarray, "s"], Float[np.ndarray, "s"]]:
+    """Right ascension and declination [deg] of a table; NaN where one is missing or beyond a pole.
+
+    Columns are ``ra`` and ``dec``, or the names of VizieR, SExtractor and LSST, in any case. The unit is
+    that of the column, or that of the name (``ra_hours``, ``ra_deg``, ``ra_rad``), or degrees. Texts such as
+    ``00:20:13.7`` or ``0h20m13.7s`` are sexagesimal, with right ascension in hours.
+
+    Args:
+        table: with or without units.
+        what: its name in messages.
+
+    Raises:
+        DataError: no such columns, a text that is no angle, or a unit that is not one of angle.
+    """
+    names = {name.lower(): name for name in table.colnames}
+    chosen = [next((names[key] for key in keys if key in names), None) for keys in (_RA, _DEC)]
+    if None in chosen:
+        got = f"columns {', '.join(table.colnames[:8])}"
+        raise DataError(what, got, "ra and dec [deg] among them")
+    ra, dec = (
+        _degrees(table[name], sexagesimal, f"{what}: {name}")
+        for name, sexagesimal in zip(chosen, (units.hourangle, units.deg), strict=True)
+    )
+    dec = np.where(np.abs(dec) <= 90, dec, np.nan)
+    return np.where(np.isfinite(dec), ra, np.nan), np.where(np.isfinite(ra), dec, np.nan)
+
+
+def _degrees(column: Column, sexagesimal: units.UnitBase, what: str) -> Float[np.ndarray, "s"]:
+    """The angles of a column [deg]."""
+    values = np.ma.asarray(column)
+    if values.dtype.kind in "SUO":
+        return np.array([_angle(text, sexagesimal, what) for text in values.astype(str).filled("")])
+    if values.dtype.kind not in "fiu":
+        raise DataError(what, f"type {values.dtype}", "numbers [deg], or sexagesimal texts")
+    suffix = what.rpartition("_")[2].lower()
+    unit = column.unit or _SUFFIXES.get(suffix, units.deg)
+    if not isinstance(unit, units.UnitBase) or not unit.is_equivalent(units.deg):
+        raise DataError(what, f"the unit {unit}", "deg, hourangle or rad")
+    degrees = np.asarray(np.ma.filled(values.astype(float), np.nan)) * unit.to(units.deg)
+    return np.where(np.isfinite(degrees), degrees, np.nan)
+
+
+def _angle(text: str, sexagesimal: units.UnitBase, what: str) -> float:
+    """One angle [deg]: a decimal number is in degrees; an empty text is NaN."""
+    text = text.strip()
+    if text.lower() in ("", "nan", "--"):
+        return np.nan
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        return float(Angle(text, sexagesimal).deg)
+    except (ValueError, units.UnitsError) as error:
+        raise DataError(what, repr(text), "an angle such as 150.1, 10:00:24.3 or 10h00m24.3s") from error
 
 
 def _contains(image: Image, ra: Float[np.ndarray, "s"], dec: Float[np.ndarray, "s"]) -> Bool[np.ndarray, "s"]:
-    """Whether sky positions [deg] lie on an image."""
+    """Whether sky positions [deg] lie on an image; not where they are NaN or beyond a pole."""
+    known = np.isfinite(ra) & (np.abs(dec) <= 90)
+    inside = np.zeros(len(ra), bool)
+    inside[known] = _on(image, ra[known], dec[known])
+    return inside
+
+
+def _on(image: Image, ra: Float[np.ndarray, "s"], dec: Float[np.ndarray, "s"]) -> Bool[np.ndarray, "s"]:
+    """Whether finite sky positions [deg] lie on an image."""
     ny, nx = image.shape
     ra_0, dec_0 = image.wcs.all_pix2world((nx - 1) / 2, (ny - 1) / 2, 0)
     # near only: a projection onto a plane shows the far side of the sky too

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import sep
@@ -22,6 +22,7 @@ from scipy.ndimage import affine_transform, binary_dilation
 
 from astrozoo.data.images import Field, Image, pixel_map, reference_image
 from astrozoo.errors import InputError
+from astrozoo.survey.fields import with_finite_noise
 
 __all__ = ["detect"]
 
@@ -83,6 +84,7 @@ def detect(field: Field, *, threshold: float = 4.0, minimum_area: int = 4, contr
         raise InputError("detection threshold", threshold, "a positive signal to noise")
     if not any(image.valid.any() for image in field):
         raise InputError(f"field {field.name!r}", "every pixel masked", "an image with valid pixels")
+    field = replace(field, images=tuple(with_finite_noise(image) for image in field))
     reference = reference_image(field)
     maps = [_affine(reference, image) for image in field]
     bands = {

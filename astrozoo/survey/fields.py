@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 
 import numpy as np
 
-from astrozoo.data.images import Field
+from astrozoo.data.images import Field, Image
 from astrozoo.errors import InputError
 
-__all__ = ["check_pixels", "fingerprint", "read_box"]
+__all__ = ["check_pixels", "fingerprint", "read_box", "usable_field", "with_finite_noise"]
 
 _BOX = re.compile(r"(\d+):(\d+),(\d+):(\d+)")
 
@@ -38,6 +39,27 @@ def check_pixels(images: Field) -> None:
                     f"{bad} valid pixels with {name} {wrong}",
                     "a mask over them",
                 )
+
+
+def usable_field(images: Field) -> Field:
+    """The images that have valid pixels, with a finite sky and calibration in masked pixels too.
+
+    Raises:
+        InputError: as :func:`check_pixels`.
+    """
+    check_pixels(images)
+    return replace(images, images=tuple(with_finite_noise(image) for image in images if image.valid.any()))
+
+
+def with_finite_noise(image: Image) -> Image:
+    """An image whose masked pixels have the median sky and calibration where theirs are not usable."""
+    changed = {}
+    for name in ("sky", "calibration"):
+        values = getattr(image, name)
+        wrong = ~(np.isfinite(values) & (values > 0))
+        if wrong.any() and image.valid.any():
+            changed[name] = np.where(wrong, np.median(values[image.valid]), values)
+    return replace(image, **changed) if changed else image
 
 
 def read_box(text: str) -> tuple[slice, slice]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy import units
+from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from astropy.table import Column, Table
 
@@ -86,6 +87,49 @@ def test_given_sources_are_those_on_the_field(scene: Scene, tmp_path: Path) -> N
     rows[::-1].write(tmp_path / "given.fits")
     assert found["id"][0] == 1
     assert list(read_sources(tmp_path / "given.fits", images)["id"]) == list(range(99 + len(truth), 99, -1))
+
+
+def test_positions_in_every_unit_and_name(scene: Scene, tmp_path: Path) -> None:
+    images, truth = scene
+    ra, dec = (np.asarray(truth[name], float) for name in ("ra", "dec"))
+    sky = SkyCoord(ra, dec, unit="deg")
+    hours = sky.ra.hour * units.hourangle
+    letters = [text.split() for text in sky.to_string("hmsdms", precision=6)]
+    colons = [text.split() for text in sky.to_string("hmsdms", sep=":", precision=6)]
+    tables = {
+        "hours.ecsv": Table({"ra": hours, "dec": dec * units.deg}),
+        "hours.csv": Table({"ra_hours": hours.value, "dec_deg": dec}),
+        "radians.fits": Table({f"coord_{k}": np.deg2rad(v) * units.rad for k, v in (("ra", ra), ("dec", dec))}),
+        "radians.csv": Table({"ra_rad": np.deg2rad(ra), "dec_rad": np.deg2rad(dec)}),
+        "names.fits": Table({"RAJ2000": ra * units.deg, "DEJ2000": dec * units.deg}),
+        "sextractor.csv": Table({"ALPHA_J2000": ra, "DELTA_J2000": dec}),
+        "letters.csv": Table({"ra": [t[0] for t in letters], "dec": [t[1] for t in letters]}),
+        "colons.csv": Table({"ra": [t[0] for t in colons], "dec": [t[1] for t in colons]}),
+        "texts.fits": Table({"ra": [t[0] for t in colons], "dec": [f"{d:.9f}" for d in dec]}),
+        "arcsec.ecsv": Table({"ra": ra * 3600 * units.arcsec, "dec": dec * 60 * units.arcmin}),
+    }  # fmt: skip
+    for name, table in tables.items():
+        table.write(tmp_path / name)
+        found = read_sources(tmp_path / name, images)
+        np.testing.assert_allclose(found["ra"], ra, rtol=0, atol=1e-7, err_msg=name)
+        np.testing.assert_allclose(found["dec"], dec, rtol=0, atol=1e-7, err_msg=name)
+
+
+def test_positions_that_are_not_in_degrees_are_named(scene: Scene, tmp_path: Path) -> None:
+    images, truth = scene
+    ra, dec = (np.asarray(truth[name], float) for name in ("ra", "dec"))
+    Table({"ra": ra / 15, "dec": dec}).write(tmp_path / "hours.csv")
+    with pytest.raises(InputError, match=f"{len(ra)} would be in other units: name the columns ra_hours"):
+        read_sources(tmp_path / "hours.csv", images)
+    Table({"ra": np.deg2rad(ra), "dec": np.deg2rad(dec)}).write(tmp_path / "radians.csv")
+    with pytest.raises(InputError, match="name the columns ra_rad and dec_rad"):
+        read_sources(tmp_path / "radians.csv", images)
+    Table({"ra": ["10:61:00"], "dec": [2.0]}).write(tmp_path / "minutes.csv")
+    with pytest.raises(DataError, match=r"ra: got '10:61:00', expected an angle such as"):
+        read_sources(tmp_path / "minutes.csv", images)
+    Table({"ra": ra * units.s, "dec": dec}).write(tmp_path / "seconds.ecsv")
+    with pytest.raises(DataError, match="the unit s, expected deg, hourangle or rad"):
+        read_sources(tmp_path / "seconds.ecsv", images)
 
 
 def test_given_sources_that_cannot_be_used(scene: Scene, tmp_path: Path) -> None:

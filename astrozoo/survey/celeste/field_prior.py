@@ -37,7 +37,7 @@ def prior_of_field(images: Field) -> Prior:
     fluxes, equal for stars and galaxies, and broad radii. The prior of positions is one pixel wide.
     """
     prior = prior_of_bands(images.bands, wavelengths=_wavelengths(images))
-    reference = _depth_image(images, prior.bands[prior.reference])
+    reference = reference_image(images, prior.bands[prior.reference])
     limit = _limit(reference)
     scale = _pixel(reference) / _SDSS_PIXEL
     if _as_deep(limit) and abs(scale - 1) < 0.1:
@@ -79,7 +79,7 @@ def field_notes(images: Field) -> list[str]:
             "(the key wavelength of a description)"
         )
     prior = prior_of_bands(images.bands, wavelengths=_wavelengths(images))
-    reference = _depth_image(images, prior.bands[prior.reference])
+    reference = reference_image(images, prior.bands[prior.reference])
     limit = _limit(reference)
     if not _as_deep(limit):
         notes.append(
@@ -103,12 +103,6 @@ def _as_deep(limit: float) -> bool:
 def _pixel(image: Image) -> float:
     """Side of a pixel [arcsec]."""
     return float(np.sqrt(np.prod(proj_plane_pixel_scales(image.wcs)))) * 3600
-
-
-def _depth_image(images: Field, band: str) -> Image:
-    """The image whose depth is that of the field: the reference image, or the first with valid pixels."""
-    reference = reference_image(images, band)
-    return reference if reference.valid.any() else next(i for i in images if i.valid.any())
 
 
 def _limit(image: Image) -> float:

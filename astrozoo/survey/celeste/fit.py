@@ -27,13 +27,14 @@ from astrozoo.errors import InputError
 from astrozoo.infer.progress import progress_bar
 from astrozoo.infer.randomness import generator_for
 from astrozoo.models.celeste import Patch, Prior
+from astrozoo.survey.catalogue import sky_positions
 from astrozoo.survey.celeste.field_prior import prior_of_field
 from astrozoo.survey.celeste.modes import KINDS
 from astrozoo.survey.celeste.posterior import draw_type, mix_types
 from astrozoo.survey.celeste.response import respond
 from astrozoo.survey.celeste.sweeps import Sweeps
 from astrozoo.survey.detect import detect
-from astrozoo.survey.fields import check_pixels, fingerprint
+from astrozoo.survey.fields import fingerprint, usable_field
 
 __all__ = ["FieldFit", "fit_field"]
 
@@ -96,7 +97,8 @@ def fit_field(
         images: the field.
         prior: by default that of the field's bands, depth and pixels
             (:func:`astrozoo.survey.celeste.field_prior.prior_of_field`).
-        catalog: sources to fit, with ``ra`` and ``dec`` [deg]; detected where not given. Columns that
+        catalog: sources to fit, with ``ra`` and ``dec`` [deg] or in a unit that they have
+            (:func:`astrozoo.survey.catalogue.sky_positions`); detected where not given. Columns that
             :func:`astrozoo.survey.detect.detect` makes (fluxes, sizes) are used as starts if present.
         draws: equal-weight draws per source.
         max_sweeps: at most this many passes; after the second, only over sources whose neighbours changed.
@@ -106,25 +108,23 @@ def fit_field(
             The caller removes the folder when the result is saved.
 
     Raises:
-        DataError: an image shows none of the sky of the reference image.
-        InputError: for no draws or sweeps, a field without valid pixels, a catalogue without positions, bands
-            that ``prior`` does not have, unusable pixels, or a checkpoint of other work.
+        DataError: an image shows none of the sky of the reference image, or a catalogue without positions.
+        InputError: for no draws or sweeps, a field without valid pixels, bands that ``prior`` does not have,
+            unusable pixels, a catalogue whose sources are in no image, or a checkpoint of other work.
     """
     for what, got in (("draws", draws), ("max_sweeps", max_sweeps)):
         if got < 1:
             raise InputError(what, got, "1 or more")
-    check_pixels(images)
+    images = usable_field(images)
     check_overlap(images)
     prior = prior or prior_of_field(images)
     unknown = [b for b in images.bands if b not in prior.bands]
     if unknown:
         raise InputError("bands", unknown, f"bands with a prior, {', '.join(prior.bands)}")
-    if catalog is not None and not {"ra", "dec"} <= set(catalog.colnames):
-        raise InputError("catalogue", f"columns {catalog.colnames}", "at least ra and dec [deg]")
     if catalog is not None:
-        for name in ("ra", "dec"):
-            if catalog[name].dtype.kind not in "fiu":
-                raise InputError(f"catalogue's {name}", f"type {catalog[name].dtype}", "numbers [deg]")
+        ra, dec = sky_positions(catalog, "catalogue")
+        catalog = Table(catalog, copy=True)
+        catalog["ra"], catalog["dec"] = ra, dec
     clock = {"detect": time.perf_counter()}
     table = detect(images) if catalog is None else catalog
     clock["detect"] = time.perf_counter() - clock["detect"]

@@ -26,7 +26,7 @@ from astrozoo.survey.celeste.field_prior import field_notes
 from astrozoo.survey.celeste.fit import FieldFit, fit_field
 from astrozoo.survey.celeste.goodness import chi2_by_band
 from astrozoo.survey.celeste.pictures import cutouts, overview
-from astrozoo.survey.fields import check_pixels, read_box
+from astrozoo.survey.fields import read_box, usable_field
 from astrozoo.types import Outcome, Page, Result, Status
 
 __all__ = ["report_pages", "run", "to_result"]
@@ -101,8 +101,11 @@ def run(
     seconds: dict[str, float] = {}
     with _timed(seconds, "read"):
         images, origin = _field(path, survey, box, seed, say)
-        check_pixels(images)
+        masked = [image.name or image.band for image in images if not image.valid.any()]
+        images = usable_field(images)
         notes = field_notes(images)
+        if masked:
+            notes.append(f"every pixel masked, so not used: {', '.join(masked)}")
     ny, nx = reference_image(images).shape
     say(f"field: {origin}; {len(images.images)} images ({', '.join(images.bands)}) of about {ny}x{nx} pixels")
     for note in notes:

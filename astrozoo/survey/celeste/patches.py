@@ -13,7 +13,7 @@ from astrozoo.errors import InputError
 from astrozoo.models.celeste import Patch, load_prior
 from astrozoo.survey.celeste.canvas import Canvas
 from astrozoo.survey.detect import detect
-from astrozoo.survey.fields import check_pixels, read_box
+from astrozoo.survey.fields import read_box, usable_field
 from astrozoo.survey.partition import HALF_SIZES, Sources
 
 __all__ = ["MAX_SOURCES", "patch_of", "read"]
@@ -58,7 +58,7 @@ def patch_of(images: Field) -> Patch:
     Raises:
         InputError: no source is detected, or more than :data:`MAX_SOURCES`; or pixels that cannot be used.
     """
-    check_pixels(images)
+    images = usable_field(images)
     detections = detect(images)
     if not 0 < len(detections) <= MAX_SOURCES:
         raise InputError(

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from astropy import units
 from astropy.table import Table
 
 from astrozoo.checkpoint import Checkpoint
@@ -161,7 +162,8 @@ def test_a_catalogue_of_positions_is_enough(scene):
         (Table({"x": [1.0], "y": [2.0]}), "ra and dec"),
         (Table({"ra": [np.nan], "dec": [0.0]}), "no sky coordinates"),
         (Table({"ra": [100.0], "dec": [50.0]}), "in no image"),
-        (Table({"ra": ["00:20:13.7"], "dec": [0.5]}), "numbers"),
+        (Table({"ra": ["north"], "dec": [0.5]}), "an angle such as"),
+        (Table({"ra": [3.0] * units.m, "dec": [0.5]}), "the unit m, expected deg"),
     ],
 )
 def test_a_bad_catalogue_is_named(scene, catalog, message):
@@ -261,3 +263,32 @@ def test_a_fully_masked_field_is_refused_with_a_catalogue_too(scene):
     masked = tuple(replace(image, valid=np.zeros_like(image.valid)) for image in images)
     with pytest.raises(InputError, match="every pixel masked"):
         fit_field(Field(masked), truth[["ra", "dec"]], **SETTINGS)
+
+
+def test_masked_pixels_and_images_without_any_value_leave_the_others_as_they_are(scene):
+    images, truth = scene
+    table = truth[["ra", "dec"]][:1]
+    alone = fit_field(Field(tuple(i for i in images if i.band != "r")), table, **SETTINGS)
+    spoilt = []
+    for image in images:
+        empty = np.zeros(image.shape, bool)
+        if image.band == "r":  # the reference image
+            spoilt.append(replace(image, valid=empty, sky=np.nan * image.sky, calibration=0 * image.sky))
+        else:
+            empty[60:63, 60:63] = True
+            sky, calibration = np.where(empty, 0.0, image.sky), np.where(empty, -1.0, image.calibration)
+            spoilt.append(replace(image, valid=~empty, sky=sky, calibration=calibration))
+    fit = fit_field(Field(tuple(spoilt)), table, **SETTINGS)
+    assert fit.field.bands == ("g", "i")
+    names = ("flux_g", "flux_i", "ra", "dec")
+    for name in names:
+        assert catalogue(fit)[name][0] == pytest.approx(catalogue(alone)[name][0], rel=0.02)
+    assert len(detect(Field(tuple(spoilt)))) > 0
+
+
+def test_positions_in_other_units_are_the_same_fit(scene):
+    images, truth = scene
+    plain = fit_field(images, truth[["ra", "dec"]][:1], **SETTINGS)
+    table = Table({k: np.deg2rad(np.asarray(truth[k][:1])) * units.rad for k in ("ra", "dec")})
+    radians = fit_field(images, table, **SETTINGS)
+    np.testing.assert_allclose(catalogue(radians)["flux_r"], catalogue(plain)["flux_r"], rtol=1e-3)
