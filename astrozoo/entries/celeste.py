@@ -26,7 +26,7 @@ _RUN_OPTIONS = (
     _BOX,
     Option(
         "catalog",
-        "A table with ra and dec [deg] (or in a unit that it states) of the sources to fit, not detected ones.",
+        "A table with ra and dec [deg] (or in a unit that it states) of the sources, in place of detection.",
         type=Path,
         metavar="FILE",
     ),

@@ -5,7 +5,7 @@ from astropy.io import fits
 
 from astrozoo.data.eigen_psf import EigenPsf, wing_of_profile
 from astrozoo.data.images import GaussianMixture
-from astrozoo.data.psf import MixturePsf, PixelPsf, fit_mixture, mixture_stamp
+from astrozoo.data.psf import GOOD_FIT, MixturePsf, PixelPsf, fit_mixture, mixture_stamp
 from astrozoo.data.sdss import read_field
 from astrozoo.errors import InputError
 
@@ -31,6 +31,34 @@ def test_more_components_fit_a_moffat_better(components):
     assert found.weights.sum() == pytest.approx(1)
     assert (found.weights > 0).all()
     assert found.residual < {1: 0.02, 2: 0.003, 3: 0.0005}[components]
+
+
+def test_exact_gaussians_are_fitted_by_as_many_as_they_are():
+    rng = np.random.default_rng(0)
+    for size in (21, 31, 41, 51) * 5:
+        width, ratio, angle = rng.uniform(0.8, 4), rng.uniform(0.6, 1), rng.uniform(0, np.pi)
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        covariance = turn @ np.diag([width**2, (ratio * width) ** 2]) @ turn.T
+        exact = GaussianMixture(np.ones(1), rng.uniform(-0.2, 0.2, (1, 2)), covariance[None])
+        fitted = fit_mixture(mixture_stamp(exact, size))
+        assert fitted.worst < 0.005
+        share, wide = rng.uniform(0.5, 0.95), (rng.uniform(1.5, 3) * width) ** 2
+        covariances = np.array([width**2 * np.eye(2), wide * np.eye(2)])
+        double = GaussianMixture(np.array([share, 1 - share]), np.zeros((2, 2)), covariances)
+        assert fit_mixture(mixture_stamp(double, 51)).worst < 0.02
+
+
+def test_rings_of_an_obscured_pupil_have_a_stated_misfit():
+    airy = galsim.Convolve(galsim.Airy(lam_over_diam=3.0, obscuration=0.33), galsim.Pixel(1.0))
+    stamp = airy.drawImage(nx=61, ny=61, scale=1.0, method="no_pixel", dtype=float).array
+    stamp /= stamp.sum()
+    fitted = fit_mixture(stamp)
+    error = np.abs(mixture_stamp(fitted, 61) - stamp).max() / stamp.max()
+    assert fitted.worst == pytest.approx(error, rel=1e-6)
+    assert GOOD_FIT < fitted.worst < 0.1  # 0.33 by the weights of bright stars alone
+    assert fitted.residual < fitted.worst
+    psf = PixelPsf(stamp)
+    assert psf.mixture(3, 4).worst == fitted.worst
 
 
 @pytest.mark.parametrize(

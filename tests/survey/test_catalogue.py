@@ -99,7 +99,9 @@ def test_positions_in_every_unit_and_name(scene: Scene, tmp_path: Path) -> None:
     tables = {
         "hours.ecsv": Table({"ra": hours, "dec": dec * units.deg}),
         "hours.csv": Table({"ra_hours": hours.value, "dec_deg": dec}),
-        "radians.fits": Table({f"coord_{k}": np.deg2rad(v) * units.rad for k, v in (("ra", ra), ("dec", dec))}),
+        "radians.fits": Table(
+            {"coord_ra": np.deg2rad(ra) * units.rad, "coord_dec": np.deg2rad(dec) * units.rad}
+        ),
         "radians.csv": Table({"ra_rad": np.deg2rad(ra), "dec_rad": np.deg2rad(dec)}),
         "names.fits": Table({"RAJ2000": ra * units.deg, "DEJ2000": dec * units.deg}),
         "sextractor.csv": Table({"ALPHA_J2000": ra, "DELTA_J2000": dec}),
