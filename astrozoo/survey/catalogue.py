@@ -94,7 +94,7 @@ def _degrees(column: Column, sexagesimal: units.UnitBase, what: str) -> Float[np
     """The angles of a column [deg]."""
     values = np.ma.asarray(column)
     if values.dtype.kind in "SUO":
-        return np.array([_angle(text, sexagesimal, what) for text in values.astype(str).filled("")])
+        return np.array([_angle(text, sexagesimal, what) for text in np.ma.filled(values.astype(str), "")])
     if values.dtype.kind not in "fiu":
         raise DataError(what, f"type {values.dtype}", "numbers [deg], or sexagesimal texts")
     suffix = what.rpartition("_")[2].lower()
