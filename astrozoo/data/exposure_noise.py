@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import sep
 from jaxtyping import Bool, Float
-from scipy.ndimage import binary_dilation
+from scipy.ndimage import binary_dilation, gaussian_filter
 
 __all__ = ["effective_gain", "empty_scatter", "noise_correlation", "sky_level", "without_sources"]
 
@@ -19,8 +19,12 @@ _BRIGHT = 5.0
 _LAG = 4
 """[px] Largest distance, along an axis, of pixels whose noise is correlated: kernels of drizzling and of
 resampling are narrower."""
+_WINGS = 3.0
+"""[px] Width of the Gaussian that makes faint wings of sources visible. Light that is missed counts as
+correlation: with a mask of bright pixels alone, wings of HST's PSF doubled it."""
 _SOURCE = 3.5
-"""[sigma] Pixels above this, and those within 2 px of them, are left out when correlations are measured."""
+"""[sigma] Pixels above this, smoothed or not, and those within two widths of the smoothing are left out when
+correlations are measured."""
 _ENOUGH = 20
 """[1] Least number of bright pixels from which the gain is measured."""
 
@@ -53,9 +57,7 @@ def noise_correlation(z: Float[np.ndarray, "y x"], usable: Bool[np.ndarray, "y x
         usable: pixels that may be used.
     """
     z = z - sky_level(z, usable)
-    empty = usable & ~binary_dilation(
-        usable & (np.abs(z) > _SOURCE * empty_scatter(z, usable)), np.ones((3, 3)), iterations=2
-    )
+    empty = usable & ~_light(z, usable)
     if empty.sum() < 20 * (2 * _LAG + 1) ** 2:
         return 1.0  # too few empty pixels to tell
     z = np.where(empty, z - z[empty].mean(), 0.0)
@@ -68,6 +70,17 @@ def noise_correlation(z: Float[np.ndarray, "y x"], usable: Bool[np.ndarray, "y x
             pairs = int((empty[here] & empty[there]).sum())
             total += float((z[here] * z[there]).sum()) / max(pairs, 1)
     return max(total, 1.0)
+
+
+def _light(z: Float[np.ndarray, "y x"], usable: Bool[np.ndarray, "y x"]) -> Bool[np.ndarray, "y x"]:
+    """Pixels of sources and of their faint wings, which stand out where the image is smoothed."""
+    share = gaussian_filter(usable.astype(float), _WINGS)
+    smooth = gaussian_filter(np.where(usable, z, 0.0), _WINGS) / np.maximum(share, 1e-3)
+    middle = np.median(smooth[usable])
+    spread = 1.4826 * np.median(np.abs(smooth[usable] - middle))
+    peaks = np.abs(z) > _SOURCE * empty_scatter(z, usable)
+    bright = usable & (peaks | (np.abs(smooth - middle) > _SOURCE * spread))
+    return binary_dilation(bright, iterations=int(2 * _WINGS))
 
 
 def _background(value: Float[np.ndarray, "y x"], usable: Bool[np.ndarray, "y x"]) -> sep.Background:
