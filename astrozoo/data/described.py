@@ -165,10 +165,8 @@ def read_image(about: ImageDescription) -> tuple[Image, list[tuple[str, str]]]:
     correlation = about.noise_correlation
     if correlation is None:
         correlation = noise_correlation(gain * excess / np.sqrt(empty), raw.usable)
-        raw.note(
-            "measured variance of sums of empty pixels, over that of independent ones (chi2 per pixel is 1 over it)",
-            correlation,
-        )
+        text = "measured variance of sums of empty pixels, over that of independent ones"
+        raw.note(f"{text} (chi2 per pixel is then about 1 over it)", correlation)
     gain, empty = gain / correlation, empty / correlation
     counts = gain * excess + empty
     broken = ~np.isfinite(counts) | (counts < -_NEGATIVE * np.sqrt(empty))

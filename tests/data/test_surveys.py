@@ -50,9 +50,11 @@ def psfex(path: Path, sigma: float, *, slope: float = 0.0, sampling: float = 0.7
     column = fits.Column("PSF_MASK", f"{basis.size}E", dim="(41,41,3)", array=basis[None])
     table = fits.BinTableHDU.from_columns([column], name="PSF_DATA")
     table.header.update(
-        {"POLNAXIS": 2, "POLGRP1": 1, "POLNAME1": "X_IMAGE", "POLNAME2": "Y_IMAGE", "POLNGRP": 1,
+        {"POLNAXIS": 2, "POLGRP1": 1, "POLGRP2": 1, "POLNAME1": "X_IMAGE", "POLNAME2": "Y_IMAGE",
+         "POLNGRP": 1,
          "POLZERO1": 50.0, "POLZERO2": 45.0, "POLSCAL1": 100.0, "POLSCAL2": 90.0, "POLDEG1": 1,
-         "PSF_SAMP": sampling, **cards}
+         "PSF_SAMP": sampling, "PSF_FWHM": 4.0, "PSFNAXIS": 3, "PSFAXIS1": 41, "PSFAXIS2": 41, "PSFAXIS3": 3,
+         **cards}
     )  # fmt: skip
     table.writeto(path, overwrite=True)
 
@@ -234,7 +236,8 @@ def test_a_psfex_stamp_is_that_of_galsim(tmp_path):
     psfex(path, 2.0, slope=3.0)
     psf = read_images(tmp_path).images[0].psf
     stamp = psf.stamp(70.0, 20.0)
-    model = galsim.des.DES_PSFEx(str(path)).getPSF(galsim.PositionD(71.0, 21.0))
+    with fits.open(path) as hdus:
+        model = galsim.des.DES_PSFEx(hdus[1]).getPSF(galsim.PositionD(71.0, 21.0))
     drawn = model.drawImage(nx=len(stamp), ny=len(stamp), scale=1.0, method="no_pixel", dtype=float).array
     np.testing.assert_allclose(stamp, drawn / drawn.sum(), atol=2e-3 * stamp.max())
 
