@@ -26,7 +26,7 @@ from astrozoo.data.description import (
 )
 from astrozoo.errors import DataError
 
-__all__ = ["load_description", "parse_images", "stem_of"]
+__all__ = ["IMAGE_KEYS", "load_description", "parse_images", "stem_of"]
 
 _NOISE_KINDS = ("sigma", "variance", "inverse_variance", "weight")
 _PSF_KINDS = ("stamp", "psfex", "gaussians", "moffat")
@@ -266,16 +266,17 @@ class _Keys:
         return path
 
 
-_IMAGE_KEYS = (
+IMAGE_KEYS = (
     "file", "hdu", "array", "plane", "band", "bands", "name", "unit", "zero_point", "zero_point_per_second",
     "calibration", "wavelength", "exposure", "gain", "sky", "sky_subtracted", "read_noise", "noise",
     "noise_correlation", "mask", "saturation", "psf", "wcs",
 )  # fmt: skip
+"""Keys of an image; docs/images_of_any_survey.md explains them."""
 
 
 def _image(keys: _Keys) -> Iterator[ImageDescription]:
     """The images of one entry: several if it names ``bands``, the planes of cubes."""
-    keys.known(_IMAGE_KEYS)
+    keys.known(IMAGE_KEYS)
     if ("band" in keys.values) == ("bands" in keys.values):
         got = "both" if "band" in keys.values else "neither"
         raise keys.error("band or bands", got, "one of them")

@@ -16,7 +16,7 @@ NANOMAGGY = 3.631e-6
 """[Jy] Flux density of one nanomaggy: that of AB magnitude 22.5."""
 _NAMES = {
     "electron": ("e", "el", "elec", "electron", "electrons", "photoelectron", "photoelectrons"),
-    "adu": ("adu", "adus", "dn", "ct", "cts", "count", "counts", "datanumber"),
+    "adu": ("adu", "adus", "dn", "dns", "ct", "cts", "count", "counts", "datanumber"),
     "nmgy": ("nmgy", "nanomaggy", "nanomaggie", "nanomaggies"),
     "mgy": ("mgy", "maggy", "maggie", "maggies"),
     "s": ("s", "sec", "secs", "second", "seconds"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from astropy.io import fits
 from astropy.wcs import WCS
 
+from astrozoo.data.description_file import IMAGE_KEYS, parse_images
 from astrozoo.data.psf import mixture_stamp
 from astrozoo.data.sdss import read_field
 from astrozoo.data.surveys import check_survey, read_images, surveys
@@ -266,3 +268,25 @@ def test_a_described_sdss_frame_is_the_native_reader_s_image(sdss_folder, tmp_pa
         described.wcs.all_pix2world(*corners, 0), image.wcs.all_pix2world(*corners, 0), atol=1e-9
     )
     np.testing.assert_allclose(described.psf.stamp(1024, 744), image.psf.stamp(1024, 744), atol=1e-9)
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "images_of_any_survey.md"
+
+
+@pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.S))
+def test_descriptions_of_the_documentation_are_valid(block, tmp_path):
+    for name in re.findall(r"[\w-]+\.(?:fits\.fz|fits|psf|npy)\b", block):
+        if not (tmp_path / name).exists():
+            fits.PrimaryHDU(np.zeros((2, 3, 3)), fits.Header({"BANDS": "gr"})).writeto(tmp_path / name)
+    content = yaml.safe_load(block)
+    ready = surveys()[content["survey"]]["image"] if "survey" in content else {}
+    for name in ("c4d_160101_ood_g_v1.fits.fz",):  # the masks of ready descriptions
+        (tmp_path / name).touch()
+    images = parse_images(content, tmp_path, "images.yaml", ready)
+    assert len(images) == (2 if content.get("survey") == "legacy" else len(content["images"]))
+
+
+def test_the_documentation_has_every_survey_and_key():
+    page = PAGE.read_text()
+    assert all(re.search(name, page, re.IGNORECASE) for name in surveys())
+    assert all(f"`{key}`" in page for key in IMAGE_KEYS if key != "name")

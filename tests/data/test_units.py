@@ -17,6 +17,7 @@ from astrozoo.errors import InputError
         ("COUNTS/S", "adu", True),
         ("cps", "adu", True),
         ("DN", "adu", False),
+        ("DNs", "adu", False),
         ("DN s^-1", "adu", True),
         ("counts per second", "adu", True),
         ("[ADU]", "adu", False),
