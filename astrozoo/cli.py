@@ -230,7 +230,7 @@ def compare(
 
 @app.command(
     cls=ModelCommand,
-    epilog="Example: [bold]astrozoo sbc celeste --method laplace --simulations 100 --out sbc[/]",
+    epilog="Example: [bold]astrozoo sbc strong_lens --method laplace --out sbc[/]",
 )
 def sbc(
     context: typer.Context,
@@ -321,6 +321,9 @@ def report_command(
 def _method(entry: registry.Entry, name: str | None) -> str:
     if name is None:
         return entry.default_method
+    if name in entry.unsuited:
+        got = f"{name!r}, which does not suit {entry.name} ({entry.unsuited[name]})"
+        raise InputError("method", got, f"one of {', '.join(entry.methods)}")
     if name not in entry.methods:
         raise UnknownNameError(f"method of {entry.name}", name, entry.methods)
     return name

@@ -134,6 +134,7 @@ class Entry:
         guides: names that ``infer(..., guide=)`` takes for it; its own, and general ones of
             :data:`astrozoo.registry.GUIDES`.
         methods: names that ``infer(..., method=)`` takes for it.
+        unsuited: all other methods -> why they do not suit this model. Commands refuse them with this reason.
         default_guide, default_method: what commands use by default.
         options: method -> options of ``infer`` that suit this model.
         dimensions: what the latent dimension is, in words.
@@ -155,6 +156,7 @@ class Entry:
     keywords: tuple[str, ...] = ()
     guides: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
+    unsuited: Mapping[str, str] = field(default_factory=dict)
     default_guide: str = ""
     default_method: str = ""
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -192,6 +192,25 @@ def test_compare_refuses_options_of_reading_without_data(tmp_path, capsys):
     assert "--box: got 0:9,0:9, expected --box with --data only" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["compare", "sbc"])
+def test_a_method_that_does_not_suit_a_model_is_refused_with_the_reason(command, tmp_path, capsys):
+    option = "--methods" if command == "compare" else "--method"
+    assert call(command, "celeste", option, "laplace", "--out", tmp_path / "o") == 2
+    shown = capsys.readouterr().err
+    assert "method: got 'laplace', which does not suit celeste (the posterior of a source has a mode" in shown
+    assert "expected one of trust_region, svi, hmc, nuts, nutpie" in shown
+    assert not (tmp_path / "o").exists()
+
+
+def test_examples_of_commands_name_methods_that_suit_the_model():
+    commands = [command.epilog or "" for command in cli.app.registered_commands]
+    commands += [line for entry in registry.list_models() for x in entry.examples.values() for line in x]
+    named = re.findall(r"astrozoo \w+ (\w+)[^\[;]* --methods? ([\w,]+)", "\n".join(commands))
+    assert len(named) >= 3
+    for model, methods in named:
+        assert set(methods.split(",")) <= set(registry.get(model).methods)
+
+
 def test_help_on_a_model_shows_its_own_options_and_only_what_it_takes(capsys):
     assert call("run", "celeste", "--help") == 0
     shown = capsys.readouterr().out
@@ -217,6 +236,7 @@ def test_show_lists_only_what_run_takes(capsys):
     assert call("show", "strong_lens") == 0
     shown = capsys.readouterr().out
     assert "run --method auto" in shown
+    assert "run --method nutpie" in shown
     assert "run --subhalos N" in shown
 
 

@@ -47,7 +47,10 @@ def test_a_missing_dependency_is_not_taken_for_a_wrong_address(tmp_path, monkeyp
 def test_every_entry_is_whole(entry):
     assert entry.default_method in entry.methods
     assert entry.default_guide in entry.guides
-    assert set(entry.methods) <= set(registry.METHODS)
+    # A method is listed, or refused with a reason; a new one has to be decided on.
+    assert sorted([*entry.methods, *entry.unsuited]) == sorted(registry.METHODS)
+    assert all(entry.unsuited.values())
+    assert set(entry.options) <= set(entry.methods)
     assert entry.summary
     assert entry.citation
     assert entry.module == f"astrozoo.models.{entry.name}"

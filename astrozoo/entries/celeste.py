@@ -48,6 +48,8 @@ _RUN_OPTIONS = (
     ),
 )
 
+_TWO_MODES = "the posterior of a source has a mode as a star and one as a galaxy"
+
 ENTRY = Entry(
     name="celeste",
     summary="Stars and galaxies from multi-band survey images: type, flux, colours, position, shape, "
@@ -56,7 +58,12 @@ ENTRY = Entry(
     keywords=("catalogue", "photometry", "star-galaxy separation", "SDSS", "Poisson"),
     model="astrozoo.models.celeste:Celeste",
     guides=("structured", "mean_field", "point"),
-    methods=("trust_region", "svi", "hmc"),
+    methods=("trust_region", "svi", "hmc", "nuts", "nutpie"),
+    unsuited={
+        "laplace": f"{_TWO_MODES}; a normal covers one of them",
+        "el2o": f"{_TWO_MODES}; a normal covers one of them",
+        "auto": f"{_TWO_MODES}; it samples the highest only",
+    },
     default_guide="structured",
     default_method="trust_region",
     options={"trust_region": {"objective": "delta"}, "svi": {"objective": "delta", "tolerance": 0.01}},

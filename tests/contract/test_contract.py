@@ -25,9 +25,11 @@ _SMALL = {
     "laplace": {"budget": 3, "draws": 20},
     "auto": {"draws": 4, "chains": 2, "warmup": 6, "starts": 2, "steps": 3},
     "hmc": {"draws": 4, "chains": 2, "warmup": 6, "max_steps": 4},
-    "el2o": {"budget": 2, "draws": 20},
+    "el2o": {"guide": "full_rank", "budget": 1, "draws": 20, "particles": 2},
     "nuts": {"draws": 4, "chains": 1, "warmup": 4, "max_tree_depth": 2},
+    "nutpie": {"draws": 4, "chains": 1, "warmup": 4, "max_tree_depth": 2},
 }
+"""Settings of a few steps. The guide is the smallest of the entry, where none is given."""
 
 
 @cache
@@ -55,8 +57,9 @@ def run(name: str, method: str, guide: str, **settings):
 
 def small_run(name: str, method: str):
     """A few steps from the model's own start, with the smallest guide: a Hessian costs as its square."""
-    guide = min(astrozoo.get(name).guides, key=lambda guide: evidence(name, guide).dim)
-    return run(name, method, guide, seed=0, compile="never", start=None, **_SMALL[method])
+    smallest = min(astrozoo.get(name).guides, key=lambda guide: evidence(name, guide).dim)
+    settings = {"guide": smallest, **_SMALL[method]}
+    return run(name, method, seed=0, compile="never", start=None, **settings)
 
 
 first_run = cache(small_run)
