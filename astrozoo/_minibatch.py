@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset
 
 from astrozoo._capture import Model
+from astrozoo._parameters import Parameters
 from astrozoo._plates import Cut
 from astrozoo._pure_function import rows_of
 from astrozoo._scope import Scope
@@ -59,11 +60,13 @@ class CheckedCut:
         cut: of the problem's arguments.
         local: latent sites inside the plates, whose values are cut with the data.
         discrete: discrete latent sites, inside the plates or not.
+        parameters: of the model.
     """
 
     cut: Cut
     local: tuple[str, ...]
     discrete: tuple[str, ...]
+    parameters: Parameters
 
 
 def checked_cut(problem: Problem, plates: Sequence[str]) -> CheckedCut:
@@ -104,7 +107,8 @@ def checked_cut(problem: Problem, plates: Sequence[str]) -> CheckedCut:
             halves = [cut.take(row, few | {plate: rows}) for rows in few[plate].chunk(2)]
             _try(plate, model, values, whole, halves, few[plate].chunk(2))
             local += [n for n, s in whole.nodes.items() if n in values and _in_plate(s, plate)]
-    return CheckedCut(cut, tuple(dict.fromkeys(local)), tuple(d.name for d in model.discrete))
+    names = tuple(d.name for d in model.discrete)
+    return CheckedCut(cut, tuple(dict.fromkeys(local)), names, model.parameters)
 
 
 def _reads(cut: Cut, plate: str, args: tuple[Any, ...]) -> bool:

@@ -25,7 +25,16 @@ from torch.overrides import TorchFunctionMode
 
 from astrozoo.errors import CaptureError, InputError
 
-__all__ = ["Fixed", "Parameter", "Parameters", "Watch", "empty_store", "module_parameters", "sharing"]
+__all__ = [
+    "Fixed",
+    "Parameter",
+    "Parameters",
+    "Watch",
+    "empty_store",
+    "module_buffers",
+    "module_parameters",
+    "sharing",
+]
 
 _DEPTH = 6
 """Steps from the program to an object in which parameters are looked up to name them."""
@@ -139,16 +148,28 @@ class Parameters:
 
     @contextmanager
     def given(self, flat: Float[Tensor, "dim"]) -> Iterator[None]:
-        """While it lasts, programs read these values."""
+        """Inside this context programs read the values of a flat vector."""
+        with self.read_from([p.take(flat) for p in self.items]):
+            yield
+
+    @contextmanager
+    def read_from(self, unconstrained: Sequence[Tensor]) -> Iterator[None]:
+        """Inside this context programs read these values.
+
+        Args:
+            unconstrained: the value of each parameter, in order. It may be the parameter's own ``leaf``.
+        """
         stated: dict[str, Tensor] = {}
         leaves: dict[int, Tensor] = {}
-        for p in self.items:
-            value = p.take(flat)
+        replaced: dict[int, Tensor] = {}
+        for p, value in zip(self.items, unconstrained, strict=True):
             if p.leaf is not None:
                 leaves[id(p.leaf)] = value.to(p.leaf.dtype)
+                if leaves[id(p.leaf)] is not p.leaf:
+                    replaced[id(p.leaf)] = leaves[id(p.leaf)]
             if p.stated:
                 stated[p.name] = _with_unconstrained(p.transform, leaves.get(id(p.leaf), value))
-        with _Answers(stated, leaves), _Replaces(leaves) if leaves else nullcontext():
+        with _Answers(stated, leaves), _Replaces(replaced) if replaced else nullcontext():
             yield
 
 
@@ -261,10 +282,13 @@ class Watch:
     Args:
         program: the model or guide, in which parameters are looked up to name them.
         known: parameters that are known already.
+        changing: True if the program may change the buffers of its modules, as batch normalisation does in
+            training mode.
     """
 
-    def __init__(self, program: Any, known: Parameters | None = None) -> None:
-        self.names, self.buffers = _named(program)
+    def __init__(self, program: Any, known: Parameters | None = None, *, changing: bool = False) -> None:
+        self.names, protected = _named(program)
+        self.protected = {} if changing else protected
         self.known = known or Parameters()
         self.statements: dict[str, tuple[Any, Tensor, Tensor | None]] = {}
         self.read: dict[int, Tensor] = {}
@@ -377,7 +401,7 @@ class _Reads(_Replaces):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         if name.endswith("_") and not name.endswith("__") and args:
-            changed = self.watch.buffers.get(id(args[0]))
+            changed = self.watch.protected.get(id(args[0]))
             if changed is not None:
                 raise CaptureError(
                     f"the program changes {changed!r}, a buffer or parameter of a module, by {name}(): call "
@@ -410,10 +434,34 @@ def _plain(name: str) -> str:
     return name.replace("$$$", ".")
 
 
+def module_buffers(program: Any) -> dict[str, Tensor]:
+    """Buffers of the modules that a program can reach, by name."""
+    buffers: dict[str, Tensor] = {}
+    for prefix, thing in _reachable(program):
+        if isinstance(thing, nn.Module):
+            for name, tensor in thing.named_buffers():
+                if not any(tensor is known for known in buffers.values()):
+                    buffers[_joined(prefix, name)] = tensor
+    return buffers
+
+
 def _named(program: Any) -> tuple[dict[int, str], dict[int, str]]:
     """Names of the tensors that a program can reach, and of the buffers and parameters of its modules."""
     names: dict[int, str] = {}
     protected: dict[int, str] = {}
+    for prefix, thing in _reachable(program):
+        if isinstance(thing, Tensor):
+            names.setdefault(id(thing), prefix or "parameter")
+        elif isinstance(thing, nn.Module):
+            for name, tensor in thing.named_parameters():
+                names.setdefault(id(tensor), _joined(prefix, name))
+                protected.setdefault(id(tensor), _joined(prefix, name))
+            protected |= {id(t): _joined(prefix, name) for name, t in thing.named_buffers()}
+    return names, protected
+
+
+def _reachable(program: Any) -> Iterator[tuple[str, Any]]:
+    """Objects that a program refers to, directly or not, with their names; the nearest come first."""
     seen: set[int] = set()
     keep: list[Any] = []  # so that no address is used twice
     queue: list[tuple[Any, str, int]] = [(program, "", 0)]
@@ -423,15 +471,8 @@ def _named(program: Any) -> tuple[dict[int, str], dict[int, str]]:
             continue
         seen.add(id(thing))
         keep.append(thing)
-        if isinstance(thing, Tensor):
-            names.setdefault(id(thing), prefix or "parameter")
-        elif isinstance(thing, nn.Module):
-            for name, tensor in thing.named_parameters():
-                names.setdefault(id(tensor), _joined(prefix, name))
-                protected.setdefault(id(tensor), _joined(prefix, name))
-            protected |= {id(t): _joined(prefix, name) for name, t in thing.named_buffers()}
+        yield prefix, thing
         queue += [(child, _joined(prefix, name), depth + 1) for name, child in _children(thing)]
-    return names, protected
 
 
 def _joined(prefix: str, name: str) -> str:

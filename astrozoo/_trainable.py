@@ -6,63 +6,31 @@ off, so that mixed precision and distributed data parallelism apply to them as t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
-from torch.distributions import constraints, transform_to
 
-from astrozoo._capture import Scope, is_discrete, latent_sites
+from astrozoo._capture import is_discrete, latent_sites
 from astrozoo._enumerate import total
 from astrozoo._minibatch import check_amortised, checked_cut, sizes_of
+from astrozoo._parameters import Parameters, Watch, module_buffers, module_parameters, sharing
+from astrozoo._scope import Scope
 from astrozoo.errors import CaptureError, InputError
 from astrozoo.types import Problem
 
 __all__ = ["Trainable"]
 
-_DEPTH = 3
-"""How deep fields and closures of a model are searched for modules."""
-
-
-class _Parameters(Messenger):
-    """Answers parameter statements from a table, into which it enters those that it meets first."""
-
-    def __init__(self, table: nn.ParameterDict, constrained: dict[str, Any], *, fixed: bool = False) -> None:
-        super().__init__()
-        self.table, self.constrained, self.fixed = table, constrained, fixed
-
-    def _pyro_param(self, msg: Any) -> None:
-        name = msg["name"].replace("$$$", ".")
-        key = name.replace(".", "/")  # a ParameterDict takes no dots
-        constraint = msg["kwargs"].get("constraint", constraints.real)
-        if key not in self.table:
-            if self.fixed:
-                raise CaptureError(
-                    f"parameter {name!r} appears in some runs of the program and not in others"
-                )
-            if len(msg["args"]) < 2:
-                raise CaptureError(f"pyro.param({name!r}) has no initial value, and Pyro's store is not read")
-            value = msg["args"][1]
-            value = value() if callable(value) else value
-            with torch.no_grad():
-                leaf = isinstance(value, nn.Parameter) and constraint is constraints.real
-                unconstrained = transform_to(constraint).inv(value.detach()).clone()
-                self.table[key] = value if leaf else nn.Parameter(unconstrained)
-            self.constrained[key] = transform_to(constraint)
-        value = self.constrained[key](self.table[key])
-        msg["value"], msg["done"] = value, True
-
 
 class Trainable(nn.Module):
     """Minus the ELBO per element of the data, estimated from a minibatch and one draw of the guide.
 
-    Its parameters are those of the model (statements ``pyro.param`` and ``pyro.module``, and modules that the
-    model holds) and of the guide. Those of modules are shared with the problem: see :meth:`restored`.
+    Its parameters are those of the model and of the guide (:mod:`astrozoo._parameters`). Those of modules are
+    shared with the problem: see :meth:`restored`.
 
     Args:
         problem: with data plates.
@@ -87,9 +55,7 @@ class Trainable(nn.Module):
                 "problem", f"a batch of {problem.batch} problems", "one problem: training shares parameters"
             )
         self.problem, self.sizes = problem, sizes_of(problem, size, "batch")
-        self.table = nn.ParameterDict()
-        self._constrained: dict[str, Any] = {}
-        self._handler = _Parameters(self.table, self._constrained)
+        self._program = (problem.model,)  # in a tuple: a module would be registered with all its weights
         checked = checked_cut(problem, tuple(self.sizes))
         self.cut = checked.cut
         for plate, n in self.sizes.items():
@@ -113,13 +79,38 @@ class Trainable(nn.Module):
                 raise InputError(
                     "guide", type(self.guide).__name__, "a factory of guides that are torch modules"
                 )
-            self._program = (problem.model,)  # in a tuple: modules of the model are registered below
-            loss = self(*example)
+            self._of_model = checked.parameters
+            self._of_guide = self._parameters_of_guide(example)
+            self._all = Parameters.of(self._of_model.items + self._of_guide.items)
+            self._in_guide = set() if guide is None else {id(p) for p in self.guide.parameters()}
+            rooms = (("model", self._of_model), ("guide", self._of_guide))
+            self._keyed = [  # a ParameterDict takes no dots in its keys
+                (f"{room}/{p.name.replace('.', '/')}", p) for room, found in rooms for p in found.items
+            ]
+            self.table = nn.ParameterDict()  # those that are not registered as the guide's already
+            for key, p in self._keyed:
+                if id(p.leaf) not in self._in_guide:
+                    leaf = p.leaf if isinstance(p.leaf, nn.Parameter) else None
+                    self.table[key] = p.unconstrained.detach().clone() if leaf is None else leaf
             self._check_sites(example)
-            self._register(loss)
-            self._handler.fixed = True
         if not list(self.parameters()):
             raise CaptureError(f"{problem.name}: neither the model nor the guide has parameters to train")
+
+    def _parameters_of_guide(self, example: tuple[Any, ...]) -> Parameters:
+        """Those of its modules, and those of the statements of a run."""
+        if self.guide is None:
+            return Parameters()
+        with _unchanged(self.guide.buffers()), sharing(self._of_model):
+            self.guide(*example)  # a guide may make its modules in its first run
+        own = module_parameters(self.guide, self._of_model)
+        watch = Watch(self.guide, Parameters.of(own.items + self._of_model.items), changing=True)
+        with _unchanged(self.guide.buffers()), watch():
+            self._trace(self.guide, example)
+        return Parameters.of(own.items + watch.found().items)
+
+    def _values(self) -> list[Tensor]:
+        """The unconstrained value of each parameter, in order."""
+        return [p.leaf if id(p.leaf) in self._in_guide else self.table[key] for key, p in self._keyed]  # type: ignore[misc]
 
     def forward(self, *args: Any, sizes: Mapping[str, int] | None = None) -> Tensor:
         """The loss [nat per element] of the elements ``args``.
@@ -129,8 +120,8 @@ class Trainable(nn.Module):
         """
         lengths, sizes = self.cut.lengths, sizes or self.sizes
         weights = {plate: lengths[plate] / n for plate, n in sizes.items()}
-        device = next(iter(self.parameters())).device if self.table else self.problem.device
-        with Scope(self.problem.dtype, device, weights)(), self._handler:
+        device = next(iter(self.parameters())).device
+        with Scope(self.problem.dtype, device, weights)(), self._all.read_from(self._values()):
             if self.guide is None:
                 return -total(self._trace(self._program[0], args)) / self.elements
             guide = self._trace(self.guide, args)
@@ -139,12 +130,13 @@ class Trainable(nn.Module):
 
     @staticmethod
     def _trace(program: Any, args: tuple[Any, ...]) -> poutine.Trace:
-        found = poutine.trace(program).get_trace(*args)
-        found.compute_log_prob()
-        return found
+        run = poutine.trace(program).get_trace(*args)
+        run.compute_log_prob()
+        return run
 
     def _check_sites(self, args: tuple[Any, ...]) -> None:
-        with self._handler, torch.no_grad():
+        buffers = () if self.guide is None else self.guide.buffers()
+        with _unchanged(buffers), self._all.read_from(self._values()), torch.no_grad():
             model = latent_sites(self._trace(self._program[0], args))
             guide = {} if self.guide is None else latent_sites(self._trace(self.guide, args))
         guide = {n: s for n, s in guide.items() if not s["infer"].get("is_auxiliary")}
@@ -162,87 +154,40 @@ class Trainable(nn.Module):
                 got, expected = tuple(site["value"].shape), tuple(model[name]["value"].shape)
                 raise CaptureError(f"guide site {name!r}: got shape {got}, the model's is {expected}")
 
-    def _register(self, loss: Tensor) -> None:
-        """Enter the parameters of modules that the model holds; the loss must depend on no others."""
-        known = {id(p) for p in self.parameters()}
-        names = {id(p): n for n, p in _held(self._program[0], "named_parameters")}
-        for leaf in _leaves(loss):
-            if id(leaf) in known:
-                continue
-            if id(leaf) not in names:
-                raise CaptureError(
-                    f"the model reads a tensor of shape {tuple(leaf.shape)} that requires gradients and that "
-                    "no module of it holds: state it as a pyro.param, or its module by pyro.module"
-                )
-            self.table[names[id(leaf)].replace(".", "/")] = leaf
-
     def weights(self) -> dict[str, Tensor]:
-        """Copies of the constrained values of all parameters, with the buffers of the guide."""
+        """Copies of the constrained values of all parameters, with the buffers of model and guide."""
+        copies = {f"model.{n}": _copied(b) for n, b in module_buffers(self._program[0]).items()}
         with torch.no_grad():
-            own = {
-                f"model.{key.replace('/', '.')}": self._constrained.get(key, _same)(value)
-                .detach()
-                .cpu()
-                .clone()
-                for key, value in self.table.items()
-            }
-        own |= {f"model.{n}": b.detach().cpu().clone() for n, b in _held(self._program[0], "named_buffers")}
+            for (key, p), value in zip(self._keyed, self._values(), strict=True):
+                room = key.partition("/")[0]
+                if room == "model" or id(p.leaf) not in self._in_guide:
+                    copies[f"{room}.{p.name}"] = _copied(p.transform(value))
         state = {} if self.guide is None else self.guide.state_dict()
-        return own | {f"guide.{n}": w.detach().cpu().clone() for n, w in state.items()}
+        return copies | {f"guide.{name}": _copied(weight) for name, weight in state.items()}
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """Give the modules of the problem their values back when the context ends."""
+        """Give the modules of the problem and of the guide their values back when the context ends."""
         before = [(p, p.data, p.data.clone()) for p in self.parameters()]
         try:
-            yield
+            with _unchanged(self.buffers()):
+                yield
         finally:
             for p, data, values in before:
                 data.copy_(values)
                 p.data, p.grad = data, None
 
 
-def _same(value: Tensor) -> Tensor:
-    return value
+@contextmanager
+def _unchanged(buffers: Iterable[Tensor]) -> Iterator[None]:
+    """Give buffers their values back when the context ends."""
+    before = [(buffer, buffer.clone()) for buffer in buffers]
+    try:
+        yield
+    finally:
+        for buffer, values in before:
+            buffer.copy_(values)
 
 
-def _leaves(loss: Tensor) -> list[Tensor]:
-    """The tensors that require gradients and that a loss depends on."""
-    queue, seen, leaves = [loss.grad_fn], set(), []
-    while queue:
-        node = queue.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            leaves.append(node.variable)
-        queue += [following for following, _ in node.next_functions]
-    return leaves
-
-
-def _held(program: Any, kind: str, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """What modules that a program holds (itself, its fields, its closure) have, with names.
-
-    Args:
-        kind: "named_parameters" or "named_buffers".
-    """
-    dot = f"{prefix}." if prefix else ""
-    if isinstance(program, nn.Module):
-        yield from ((dot + name, tensor) for name, tensor in getattr(program, kind)())
-    elif isinstance(program, Tensor):
-        if kind == "named_parameters":
-            yield prefix, program
-    elif depth > _DEPTH:
-        return
-    elif is_dataclass(program):
-        for field in fields(program):
-            yield from _held(getattr(program, field.name), kind, dot + field.name, depth + 1)
-    elif hasattr(program, "__code__"):
-        for name, cell in zip(program.__code__.co_freevars, program.__closure__ or (), strict=True):
-            yield from _held(cell.cell_contents, kind, dot + name, depth + 1)
-        for name in program.__code__.co_names:
-            value = program.__globals__.get(name)
-            if isinstance(value, nn.Module | Tensor):
-                yield from _held(value, kind, dot + name, depth + 1)
-    elif hasattr(program, "__self__"):
-        yield from _held(program.__self__, kind, prefix, depth + 1)
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone()
