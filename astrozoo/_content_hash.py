@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 from torch.distributions.transforms import _InverseTransform
 from torch.distributions.utils import lazy_property
+from torch.utils.data import Dataset
 
 from astrozoo._user_code import is_library, library_name, named_by, package
 from astrozoo.errors import InputError
@@ -339,6 +340,13 @@ class _Hasher:
 
     # Objects
 
+    def _dataset(self, value: Dataset[Any]) -> None:
+        """By its version, if it has one."""
+        if getattr(value, "version", None) is None:
+            self._instance(value)
+            return
+        self.tag("dataset", type(value).__qualname__, len(value), value.version)  # type: ignore[arg-type, attr-defined]
+
     def _instance(self, value: Any) -> None:
         """The class, then the content: of a base that is a container, of ``__dict__`` and of slots."""
         kind = type(value)
@@ -435,6 +443,7 @@ _WRITERS: tuple[tuple[Any, Callable[[_Hasher, Any], None]], ...] = (
     (functools._lru_cache_wrapper, lambda h, x: h.at("cached", x.__wrapped__)),
     (torch.jit.ScriptModule | torch.jit.ScriptFunction, _Hasher._script),
     (torch.fx.GraphModule, _Hasher._graph_module),
+    (Dataset, _Hasher._dataset),
 )
 """How values of a kind are written; the first kind that fits decides. Any other value is an instance."""
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset
 
 from astrozoo._content_hash import content_hash
 from astrozoo._labels import checked_coords, checked_dims, checked_start
-from astrozoo._plates import Cut, Declaration, check_dataset, first_item, make_cut, sample
+from astrozoo._plates import Cut, Declaration, check_dataset, dataset_content, first_item, make_cut
 from astrozoo.errors import InputError, UnknownNameError
 
 __all__ = ["Problem", "stack"]
@@ -28,7 +28,7 @@ class Problem:
         model: a Pyro model, called as ``model(*args)``. Data come in as arguments, never by closure.
         args: its arguments; tensors, or (named) tuples, lists and dicts of them. In place of data a
             ``torch.utils.data.Dataset`` may stand, whose items are stacked along axis 0 as they are read:
-            for training, and for ``svi`` with minibatches.
+            for training, and for ``svi`` with minibatches. For its ``version`` see :attr:`digest`.
         name: shown in reports.
         batch: None, or the number of independent problems that every tensor of ``args`` holds along
             its leading axis. The model is written for one of them.
@@ -169,11 +169,14 @@ class Problem:
         astrozoo, and with the versions of installed packages. It does not depend on ``name``, ``dims``,
         ``coords``, ``start``, ``guides``, ``objectives``, ``preconditioner``, ``images`` and ``proposals``,
         because they do not change the posterior. It is computed at its first use, and again after torch has
-        changed a tensor of ``args`` in place. Of a Dataset its class, its length and its first, middle and
-        last items are hashed; of a TensorDataset all tensors.
+        changed a tensor of ``args`` in place. A Dataset is hashed by its ``version``, a string, if it has one;
+        otherwise by its code, its attributes and a sample of its items
+        (:func:`astrozoo._plates.dataset_content`). A Dataset of files that may change under the same names
+        needs a version.
 
         Raises:
-            InputError: if the model or its data have content that cannot be hashed.
+            InputError: if the model or its data have content that cannot be hashed, or a Dataset without a
+                version changes as it is read.
         """
         versions = tuple(0 if t.is_inference() else t._version for t in self.tensors)
         known = self.__dict__.get("_digest")
@@ -314,10 +317,8 @@ def _check_preconditioner(value: Any) -> None:
 
 
 def _readable(leaf: Any) -> Any:
-    """A Dataset by its tensors, or by a few of its items; anything else as it is."""
-    if isinstance(leaf, TensorDataset):
-        return type(leaf), leaf.tensors
-    return (type(leaf), sample(leaf)) if isinstance(leaf, Dataset) else leaf
+    """What the digest has of an argument: of a Dataset its content, anything else itself."""
+    return dataset_content(leaf) if isinstance(leaf, Dataset) else leaf
 
 
 def _comparable(preconditioner: Any) -> Any:
