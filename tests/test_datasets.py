@@ -133,7 +133,7 @@ def test_a_version_stands_for_the_content(tmp_path):
     [
         (lambda: Augmented(values()), "items that change as they are read"),
         (lambda: Caching(values()), "attributes that change as they are read"),
-        (lambda: Values(values(), scale=(i for i in range(3))), "generator"),
+        (lambda: Values(values(), counter=(i for i in range(3))), "generator"),
     ],
 )
 def test_what_has_no_lasting_content_asks_for_a_version(make, message):

@@ -15,10 +15,11 @@ from astrozoo.density import log_density
 from astrozoo.infer._metric import Metric, of_result
 from astrozoo.infer._moments import Moments
 from astrozoo.infer.convergence import ensemble_status
+from astrozoo.infer.identity import run_checkpoint
 from astrozoo.infer.options import RunOptions
 from astrozoo.infer.progress import Report, progress_bar
 from astrozoo.infer.randomness import generator_for
-from astrozoo.infer.results import constrained, finish, run_checkpoint
+from astrozoo.infer.results import constrained, finish
 from astrozoo.infer.starts import chain_starts, start_points
 from astrozoo.objective import Density, Objective
 from astrozoo.types import Problem, Result, Status
@@ -62,7 +63,10 @@ def one_by_one(
     else:
         start = precondition if run.start is None else run.start
         z0 = start_points(start, target, problems * chains, target.dim).view(problems, chains, -1)
-    checkpoint = run_checkpoint(run, problem, method, warmup=warmup, draws=run.draws, **sampler)
+    content = {"precondition": precondition}
+    checkpoint = run_checkpoint(
+        run, problem, method, content=content, warmup=warmup, draws=run.draws, **sampler
+    )
     done: dict[str, Any] = checkpoint.load() or {}
     early_end: Status | None = None
     iterations = warmup + run.draws

@@ -20,14 +20,14 @@ from astrozoo import registry
 from astrozoo._prior import prior_draws
 from astrozoo.density import log_density
 from astrozoo.infer.guide_factory import AroundMode
+from astrozoo.infer.identity import StagedRun, run_checkpoint
 from astrozoo.infer.laplace import laplace
 from astrozoo.infer.options import AutoSettings, LaplaceSettings, RunOptions, Settings
 from astrozoo.infer.progress import Report, progress_bar
 from astrozoo.infer.randomness import generator_for
-from astrozoo.infer.results import run_checkpoint
 from astrozoo.infer.starts import chain_starts, start_points
 from astrozoo.objective import Density
-from astrozoo.types import Problem, Result
+from astrozoo.types import Problem, Result, Status
 
 __all__ = ["beside", "infer_from_search", "search"]
 
@@ -62,6 +62,8 @@ def infer_from_search(
             progress=False,
         )
         normal = laplace(problem, laplace_run, LaplaceSettings())
+        if normal.status is Status.INTERRUPTED:
+            raise KeyboardInterrupt  # there is nothing to keep yet
         counts = {name: n + normal.stats["counts"][name] for name, n in counts.items()}
         modes["laplace"] = normal.status.value
         if normal.status.ok:
@@ -69,7 +71,7 @@ def infer_from_search(
     search_seconds = {"run_seconds": time.monotonic() - began - target.compile_seconds}
     search_seconds["compile_seconds"] = target.compile_seconds
     arguments = (problem, guide) if registry.METHODS[method].takes_guide else (problem,)
-    result = registry.METHODS[method].backend(*arguments, replace(run, start=start), settings)
+    result = registry.METHODS[method].backend(*arguments, StagedRun.of(run, start=start), settings)
     stats = {name: result.stats[name] + seconds for name, seconds in search_seconds.items()}
     stats["counts"] = {name: n + counts[name] for name, n in result.stats["counts"].items()}
     return replace(result, stats={**result.stats, **stats, "modes": modes})

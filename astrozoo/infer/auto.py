@@ -11,6 +11,7 @@ import time
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,6 +20,7 @@ from astrozoo import registry
 from astrozoo.density import log_density
 from astrozoo.infer._search import beside, search
 from astrozoo.infer.hmc import hmc
+from astrozoo.infer.identity import StagedRun
 from astrozoo.infer.laplace import laplace
 from astrozoo.infer.options import AutoSettings, HMCSettings, LaplaceSettings, RecordSettings, RunOptions
 from astrozoo.objective import Density
@@ -31,6 +33,13 @@ GRADIENTS_PER_TRAJECTORY = 4
 of a posterior that its mass matrix whitens well."""
 
 
+_UNUSABLE = (
+    "the Laplace approximation ({}) has no covariance, because the point that it reached is no maximum. The "
+    "chains start there, and estimate their mass matrix from nothing"
+)
+"""Note of a run whose chains have no normal to start from."""
+
+
 def auto(problem: Problem, run: RunOptions, settings: AutoSettings) -> Result:
     """Search from many draws of the prior, then Laplace at the best mode, then HMC from there.
 
@@ -38,7 +47,8 @@ def auto(problem: Problem, run: RunOptions, settings: AutoSettings) -> Result:
     2. The highest point continues by a trust region on exact Hessians to its mode
        (:func:`~astrozoo.infer.laplace`).
     3. Chains start from the Gaussian there, which is their first mass matrix (:func:`~astrozoo.infer.hmc`);
-       above ``DENSE_COVARIANCE`` latents they start from its draws, and estimate their mass matrix.
+       above ``DENSE_COVARIANCE`` latents they start from its draws, and estimate their mass matrix. Where the
+       second stage ends at no maximum, they start at the point that it reached, and a note says so.
 
     Chains see only the best mode: others are counted in ``stats["modes"]``, not sampled.
 
@@ -68,19 +78,23 @@ def auto(problem: Problem, run: RunOptions, settings: AutoSettings) -> Result:
         iterations = settings.warmup + run.draws
         later = math.ceil(run.chains / settings.starts * GRADIENTS_PER_TRAJECTORY * iterations)
         start, stats["modes"] = search(sampled, density, run, settings, later)
-        run = replace(run, start=start)
+        run = StagedRun.of(run, start=start)
         seconds["search"] = running() - began
     began = running()
     large = density.layout.dim > DENSE_COVARIANCE
     mode_run = _laplace_options(run, draws=run.chains if large else 1)
     mode = laplace(problem, mode_run, LaplaceSettings(metric=settings.metric))
+    if Status.INTERRUPTED in (mode.statuses or (mode.status,)):
+        raise KeyboardInterrupt  # there are no draws yet; checkpoints have the work so far
     seconds["laplace"] = running() - began - mode.stats["compile_seconds"]
     began = running()
-    usable = Status.DIVERGED not in (mode.statuses or (mode.status,))
+    usable = mode.variance is not None and bool(np.isfinite(mode.variance).all())
+    notes = [] if usable else [_UNUSABLE.format(mode.status.value)]
     hmc_start: Any = None if usable else mode.location
     if usable and large:
         hmc_start = _unconstrained(density, mode)
-    hmc_run = replace(run, start=hmc_start, checkpoint=beside(run.checkpoint, "hmc"))
+    determined = ("start", "precondition")
+    hmc_run = StagedRun.of(run, determined, start=hmc_start, checkpoint=beside(run.checkpoint, "hmc"))
     precondition = mode if usable and not large else None
     record = {option.name: getattr(settings, option.name) for option in fields(RecordSettings)}
     hmc_settings = HMCSettings(
@@ -97,7 +111,11 @@ def auto(problem: Problem, run: RunOptions, settings: AutoSettings) -> Result:
         "counts": counts,
         "compile_seconds": density.compile_seconds + mode.stats["compile_seconds"],
         "compiled": {k: v + mode.stats["compiled"][k] for k, v in result.stats["compiled"].items()},
-        "notes": [*mode.stats["notes"], *(n for n in result.stats["notes"] if n not in mode.stats["notes"])],
+        "notes": [
+            *notes,
+            *mode.stats["notes"],
+            *(n for n in result.stats["notes"] if n not in mode.stats["notes"]),
+        ],
         "run_seconds": sum(seconds.values()),
     }
     return replace(result, method="auto", digest=problem.digest, stats={**result.stats, **stats})

@@ -18,11 +18,12 @@ from astrozoo.density import log_density
 from astrozoo.errors import InputError
 from astrozoo.infer.approximation import elbo_of_draws, normal_draws
 from astrozoo.infer.guide_factory import guide_name, unwrapped
+from astrozoo.infer.identity import run_checkpoint
 from astrozoo.infer.maximise import maximise
 from astrozoo.infer.options import El2oSettings, RunOptions
 from astrozoo.infer.progress import progress_bar
 from astrozoo.infer.randomness import generator_for
-from astrozoo.infer.results import finish, run_checkpoint
+from astrozoo.infer.results import finish
 from astrozoo.infer.starts import density_starts
 from astrozoo.objective import Density
 from astrozoo.types import DENSE_COVARIANCE, Problem, Result, Status
@@ -172,6 +173,8 @@ def _improve(
 def _first(density: Density, z0: Tensor, diagonal: bool, seed: int) -> Gaussian:
     """At the mode, with the curvature there; where it curves up, by its magnitude."""
     found = maximise(density, z0, seed=seed, max_iterations=MODE, tolerance=1e-2)
+    if Status.INTERRUPTED in found.statuses:
+        raise KeyboardInterrupt  # there is nothing to keep yet
     hessian = density.value_grad_hessian(found.w)[2] if found.hessian is None else found.hessian
     hessian = hessian.nan_to_num(0, 0, 0)
     if diagonal:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from astrozoo import registry
-from astrozoo._content_hash import content_hash
 from astrozoo.errors import InputError, UnknownNameError
+from astrozoo.infer.identity import content_of
 from astrozoo.infer.options import RunOptions
 from astrozoo.types import Problem, Result
 
-__all__ = ["AroundMode", "checkpoint_header", "content_of", "find_factory", "guide_name", "unwrapped"]
+__all__ = ["AroundMode", "checkpoint_header", "find_factory", "guide_name", "unwrapped"]
 
 
 @dataclass(frozen=True)
 class AroundMode:
     """A guide factory whose parameter ``around`` is the Laplace result at the best point of a search.
 
-    The problem and the seed determine the result, so it is no part of the identity of a checkpoint.
+    The problem and the seed determine the result, so it is no part of the identity of a checkpoint:
+    ``checkpoint_identity`` is all that counts (:mod:`astrozoo.infer.identity`).
     """
 
     factory: Callable[..., Any]
@@ -28,6 +28,11 @@ class AroundMode:
 
     def __call__(self, problem: Problem) -> Any:
         return self.factory(problem, around=self.around)
+
+    @property
+    def checkpoint_identity(self) -> Any:
+        """What tells this factory from another."""
+        return "around the mode of a search", self.factory
 
 
 def find_factory(problem: Problem, guide: Any) -> Callable[[Problem], Any]:
@@ -79,40 +84,3 @@ def checkpoint_header(run: RunOptions, problem: Problem, guide: Any, objective: 
         factory = problem.factory("objectives", objective)
         header["content of the objective"] = content_of("objective", factory)
     return header
-
-
-def content_of(what: str, factory: Any) -> str:
-    """A hash of a factory's code and settings.
-
-    Args:
-        what: "guide" or "objective", for messages.
-
-    Raises:
-        InputError: if it has content that cannot be hashed.
-    """
-    try:
-        return content_hash(_content(factory))[:16]
-    except InputError as error:
-        expected = f"content that can be hashed, by which the checkpoint recognises the {what}"
-        raise InputError(what, error.got, f"{expected}; or a run without checkpoint=") from error
-
-
-def _content(value: Any) -> Any:
-    """The parts of a factory that determine the guide.
-
-    A Result counts by its numbers: the seconds that its run took differ from one process to the next.
-    """
-    if isinstance(value, AroundMode):
-        return "around the mode of a search", _content(value.factory)
-    if isinstance(value, partial):
-        keywords = {name: _content(item) for name, item in value.keywords.items()}
-        return _content(value.func), tuple(_content(item) for item in value.args), keywords
-    if isinstance(value, Result):
-        return {name: getattr(value, name) for name in _NUMBERS}
-    if isinstance(value, Mapping):
-        return {name: _content(item) for name, item in value.items()}
-    return value
-
-
-_NUMBERS = ("draws", "location", "covariance", "variance", "guide_parameters")
-"""Fields of a Result that a guide can be built from."""

@@ -36,10 +36,11 @@ from astrozoo.infer._metric import Metric, Preconditioner, Structure
 from astrozoo.infer._structure import structure_for
 from astrozoo.infer._trajectory import Chains, gibbs, normals, transition, uniforms
 from astrozoo.infer.convergence import e_bfmi, ensemble_status
+from astrozoo.infer.identity import run_checkpoint
 from astrozoo.infer.options import HMCSettings, RunOptions
 from astrozoo.infer.progress import Report, progress_bar
 from astrozoo.infer.recorder import DrawsOnDisk, Recorder
-from astrozoo.infer.results import by_chain, constrained, finish, run_checkpoint
+from astrozoo.infer.results import by_chain, constrained, finish
 from astrozoo.infer.starts import chain_starts, start_points
 from astrozoo.objective import Density
 from astrozoo.types import Problem, Result, Status
@@ -334,8 +335,9 @@ def hmc(
     header: dict[str, Any] = {"chains": run.chains, "warmup": settings.warmup}
     header |= {"target": settings.target_acceptance, "max_steps": settings.max_steps}
     header |= {"thin": settings.thin, "keep": run.keep, "summaries": settings.summaries}
-    header |= {"metric": structure.blocks} if structure.blocks else {}
-    checkpoint = run_checkpoint(run, problem, "hmc", **header, least_length=settings.least_length)
+    header |= {"metric": structure.blocks, "least_length": settings.least_length}
+    content = {"precondition": settings.precondition, "metric": structure.outer}
+    checkpoint = run_checkpoint(run, problem, "hmc", content=content, **header)
     saved = checkpoint.load()
     chains = Chains(target, problem.batch or 1, run.chains)
     recorder = _recorder(problem, target, run, settings)

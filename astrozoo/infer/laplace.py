@@ -16,11 +16,12 @@ from astrozoo.infer._curvature import draws_by_products
 from astrozoo.infer._metric import Structure
 from astrozoo.infer._structure import structure_for
 from astrozoo.infer.approximation import normal_draws, rows_at_once
+from astrozoo.infer.identity import run_checkpoint
 from astrozoo.infer.maximise import TrustRegionState, maximise
 from astrozoo.infer.options import LaplaceSettings, RunOptions
 from astrozoo.infer.progress import progress_bar
 from astrozoo.infer.randomness import generator_for
-from astrozoo.infer.results import by_chain, constrained, finish, kept_sites, run_checkpoint
+from astrozoo.infer.results import by_chain, constrained, finish, kept_sites
 from astrozoo.infer.starts import density_starts
 from astrozoo.objective import Density
 from astrozoo.types import DENSE_COVARIANCE, Problem, Result, Status

@@ -1,4 +1,4 @@
-"""What every backend begins and ends with: the checkpoint of its run, and the making of the Result."""
+"""What every backend ends with: the making of the Result."""
 
 from __future__ import annotations
 
@@ -10,31 +10,16 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from astrozoo.checkpoint import Checkpoint
 from astrozoo.errors import InferenceError
 from astrozoo.infer.options import RunOptions
 from astrozoo.infer.randomness import generator_for
 from astrozoo.objective import Captured
 from astrozoo.types import Problem, Result, Status
 
-__all__ = ["DISCRETE_STREAM", "by_chain", "constrained", "finish", "kept_sites", "run_checkpoint", "worst"]
+__all__ = ["DISCRETE_STREAM", "by_chain", "constrained", "finish", "kept_sites", "worst"]
 
 DISCRETE_STREAM = 101
 """The random stream from which discrete sites are drawn."""
-
-
-def run_checkpoint(run: RunOptions, problem: Problem, method: str, **settings: Any) -> Checkpoint:
-    """The checkpoint of a run, tied to its problem, method, seed and settings.
-
-    Raises:
-        InputError: if the file belongs to another run.
-        DataError: if it cannot be read.
-        OutputError: if it cannot be written.
-    """
-    if run.checkpoint is None:
-        return Checkpoint(None, {})
-    header = {"digest": problem.digest, "method": method, "seed": str(run.seed)}
-    return Checkpoint(run.checkpoint, header | {name: repr(value) for name, value in settings.items()})
 
 
 def worst(statuses: Sequence[Status]) -> Status:

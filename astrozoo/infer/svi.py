@@ -17,10 +17,11 @@ from astrozoo.density import elbo
 from astrozoo.errors import InputError
 from astrozoo.infer.approximation import elbo_of_draws, guide_draws, rows_at_once
 from astrozoo.infer.guide_factory import checkpoint_header, guide_name
+from astrozoo.infer.identity import run_checkpoint
 from astrozoo.infer.options import RunOptions, SVISettings
 from astrozoo.infer.progress import Clock, progress_bar
 from astrozoo.infer.randomness import generator_for, noise_for
-from astrozoo.infer.results import finish, run_checkpoint
+from astrozoo.infer.results import finish
 from astrozoo.infer.starts import variational_start
 from astrozoo.objective import Objective
 from astrozoo.types import DENSE_COVARIANCE, Problem, Result, Status

@@ -22,13 +22,14 @@ from astrozoo.infer.approximation import (
     second_moments,
 )
 from astrozoo.infer.guide_factory import checkpoint_header, guide_name
+from astrozoo.infer.identity import run_checkpoint
 from astrozoo.infer.linear_response import Response
 from astrozoo.infer.maximise import SPENT, TrustRegionState, maximise
 from astrozoo.infer.mode_start import mode_start
 from astrozoo.infer.options import RunOptions, TrustRegionSettings
 from astrozoo.infer.progress import progress_bar
 from astrozoo.infer.randomness import generator_for, noise_for
-from astrozoo.infer.results import finish, run_checkpoint
+from astrozoo.infer.results import finish
 from astrozoo.infer.starts import variational_start
 from astrozoo.types import DENSE_COVARIANCE, Problem, Result
 

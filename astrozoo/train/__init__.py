@@ -79,7 +79,8 @@ def train(
     """
     began = time.monotonic()
     from astrozoo._trainable import Trainable
-    from astrozoo.infer.guide_factory import content_of, find_factory, guide_name
+    from astrozoo.infer.guide_factory import find_factory, guide_name
+    from astrozoo.infer.identity import content_of
 
     if (steps is None) == (epochs is None):
         raise InputError("steps and epochs", "both" if steps is not None else "neither", "one of them")

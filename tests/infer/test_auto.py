@@ -63,6 +63,7 @@ def test_a_search_that_ends_at_a_saddle_has_diverged_although_its_budget_was_spe
     monkeypatch.setitem(registry.METHODS["laplace"].defaults, "budget", 1)
     result = astrozoo.infer(problem, "auto", **SMALL | {"start": start})
     assert result.stats["laplace"] == "diverged"
+    assert any("(diverged) has no covariance" in note for note in result.stats["notes"])
     assert np.isfinite(result.draws["z"]).all()
 
 
