@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from astrozoo.infer._sampled import antithetic_parts, mean_of_parts
@@ -43,11 +45,34 @@ class FreshDraws:
         mean_error: SD, over choices of the fixed draws, of a latent's mean, in posterior SDs.
             As ``width_error``, that of the worst site (:data:`QUANTILE`).
         width_error: SD, over choices of the fixed draws, of the logarithm of a latent's SD.
+        settled: True for a row whose fit is over, so that no later round evaluates it.
     """
 
     elbo: Float[Tensor, "b"]
     mean_error: Float[Tensor, "b"]
     width_error: Float[Tensor, "b"]
+    settled: Bool[Tensor, "b"]
+
+    @classmethod
+    def unknown(cls, w: Float[Tensor, "b p"]) -> FreshDraws:
+        """NaN for every row."""
+        nan = torch.full_like(w[:, 0], torch.nan)
+        return cls(nan, nan.clone(), nan.clone(), torch.zeros_like(nan, dtype=torch.bool))
+
+    def update(self, rows: Int[Tensor, "n"], latest: FreshDraws, settled: Bool[Tensor, "n"]) -> None:
+        """Take over the latest values of some rows."""
+        for name in ("elbo", "mean_error", "width_error"):
+            getattr(self, name)[rows] = getattr(latest, name)
+        self.settled[rows] = settled
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """For a checkpoint."""
+        return {f"fresh_{field.name}": getattr(self, field.name).cpu().numpy() for field in fields(self)}
+
+    @classmethod
+    def restored(cls, arrays: Mapping[str, np.ndarray], device: torch.device) -> FreshDraws:
+        """From a checkpoint."""
+        return cls(*(torch.as_tensor(arrays[f"fresh_{field.name}"], device=device) for field in fields(cls)))
 
 
 def on_fresh_draws(
@@ -107,7 +132,9 @@ def on_fresh_draws(
         sites = [site for site in target.layout.sites if site.stop > site.start]
         return torch.stack([error_of_site(errors[:, site.start : site.stop]) for site in sites]).amax(0)
 
-    return FreshDraws(torch.stack(values).mean(0), worst_site(mean_shifts), worst_site(log_ratios))
+    elbo = torch.stack(values).mean(0)
+    settled = torch.zeros_like(elbo, dtype=torch.bool)
+    return FreshDraws(elbo, worst_site(mean_shifts), worst_site(log_ratios), settled)
 
 
 def error_of_site(errors: Float[Tensor, "b k"]) -> Float[Tensor, "b"]:

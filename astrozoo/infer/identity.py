@@ -19,6 +19,10 @@ _NUMBERS = ("draws", "location", "covariance", "variance", "guide_parameters", "
 """Fields of a Result that a later run can depend on. The seconds that it took differ between processes."""
 
 
+_DETERMINED = "of an earlier stage"
+"""What is recorded of values that an earlier stage determined."""
+
+
 def _any(name: str, value: Any) -> None:
     """The check of a field that users do not set."""
 
@@ -68,8 +72,7 @@ def run_checkpoint(
     header |= {name: repr(value) for name, value in settings.items()}
     determined = run.determined if isinstance(run, StagedRun) else ()
     for name, value in {"start": (run.start, dict(problem.start)), **(content or {})}.items():
-        if name not in determined:
-            header[f"content of {name}"] = content_of(name, value)
+        header[f"content of {name}"] = _DETERMINED if name in determined else content_of(name, value)
     return Checkpoint(run.checkpoint, header)
 
 

@@ -27,7 +27,7 @@ from astrozoo.infer.progress import Clock
 from astrozoo.objective import Objective
 from astrozoo.types import Status
 
-__all__ = ["SPENT", "Solution", "TrustRegionState", "maximise"]
+__all__ = ["Solution", "TrustRegionState", "maximise"]
 
 ETA = 0.1
 """Least ratio of observed to predicted gain of an accepted step."""

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from astrozoo.density import elbo, log_density
+from astrozoo.density import Elbo, elbo, log_density
 from astrozoo.errors import InferenceError, InputError
-from astrozoo.infer._fresh_draws import on_fresh_draws
+from astrozoo.infer._fresh_draws import FreshDraws, on_fresh_draws
 from astrozoo.infer._sampled import part_size
+from astrozoo.infer._trust_region_state import CONVERGED, DIVERGED, SPENT
 from astrozoo.infer.approximation import (
     elbo_of_draws,
     guide_draws,
@@ -24,7 +25,7 @@ from astrozoo.infer.approximation import (
 from astrozoo.infer.guide_factory import checkpoint_header, guide_name
 from astrozoo.infer.identity import run_checkpoint
 from astrozoo.infer.linear_response import Response
-from astrozoo.infer.maximise import SPENT, TrustRegionState, maximise
+from astrozoo.infer.maximise import Solution, TrustRegionState, maximise
 from astrozoo.infer.mode_start import mode_start
 from astrozoo.infer.options import RunOptions, TrustRegionSettings
 from astrozoo.infer.progress import progress_bar
@@ -123,6 +124,7 @@ def trust_region(
         w0, curvature = mode_start(target, searched, w0, seed=seed, draws=coarse)
         for name, n in searched.counts.items():  # a gradient of log p costs what one draw of the ELBO's does
             target.counts[name] += n
+    fresh = FreshDraws.unknown(w0) if saved is None else FreshDraws.restored(saved, target.device)
     fresh_elbos: dict[int, Tensor] = {}
     with progress_bar("trust region", run.iterations, run.progress) as report:
         while True:
@@ -130,7 +132,7 @@ def trust_region(
             def after_each(state: TrustRegionState, used: int = used) -> None:
                 report(state.iteration, f"{len(state.active)} running, objective {state.value.mean():.6g}")
                 if checkpoint.due:
-                    checkpoint.save(state.arrays() | {"particles": np.asarray(used)})
+                    checkpoint.save(state.arrays() | fresh.arrays() | {"particles": np.asarray(used)})
 
             found = maximise(
                 target,
@@ -149,48 +151,48 @@ def trust_region(
                 state=state,
             )
             state = found.state
-            response, fresh = None, None
             noise = noise_for(seed, 0, draws=used, like=target, matched=True)
-            if (fixed and shared) or linear_response:
-                hessian = found.hessian
-                if hessian is None and target.dim <= DENSE:
-                    hessian = target.value_grad_hessian(found.w, noise)[2]
-                if hessian is not None or linear_response:
-                    response = Response(target, found.w, hessian, noise)
-            if fixed and noise is not None:
-                fresh = on_fresh_draws(
-                    target,
-                    found.w,
-                    noise,
-                    seed=seed,
-                    part=part_size(used, coarse or used, target),
-                    inverse=None if response is None else response.inverse,
-                    posterior_sd=None if response is None else response.posterior_sd(),
-                )
-                fresh_elbos[state.iteration] = fresh.elbo
-            enough = fresh is None or (fresh.mean_error <= MEAN_ERROR) & (fresh.width_error <= WIDTH_ERROR)
-            again = (state.end == 1) & ~torch.as_tensor(enough)  # of those that have converged
+            rows = torch.nonzero(~fresh.settled)[:, 0]
+            if not fixed or noise is None or not len(rows):
+                break
+            response = _response(target, found, noise, rows) if shared else None
+            latest = on_fresh_draws(
+                target.take(rows),
+                found.w[rows],
+                noise,
+                seed=seed,
+                part=part_size(used, coarse or used, target),
+                inverse=None if response is None else response.inverse,
+                posterior_sd=None if response is None else response.posterior_sd(),
+            )
+            enough = (latest.mean_error <= MEAN_ERROR) & (latest.width_error <= WIDTH_ERROR)
+            converged = state.end[rows] == CONVERGED
+            again = converged & ~enough
+            fresh.update(rows, latest, settled=(converged & enough) | (state.end[rows] == DIVERGED))
+            fresh_elbos[state.iteration] = fresh.elbo.clone()
             if not again.any():
                 break
             if used * 2 > TOP or state.iteration >= run.iterations:
-                state.end[again] = SPENT
+                state.end[rows[again]] = SPENT
                 break
             used *= 2
-            state.end[again], state.radius[again] = 0, radius
-    checkpoint.save(found.state.arrays() | {"particles": np.asarray(used)})
+            state.end[rows[again]], state.radius[rows[again]] = 0, radius
+    checkpoint.save(found.state.arrays() | fresh.arrays() | {"particles": np.asarray(used)})
     fitted = guide_draws(target, found.w, run)
     stats: dict[str, Any] = {"iterations": found.iterations} | elbo_of_draws(fitted)
     stats |= {maximised: found.value.tolist()} if maximised != "elbo_fresh_draws" else {}
     stats |= {"particles": used, "mode": mode}
-    if fresh is not None:
+    if fixed and target.noise_dim:
         stats["error of means by choice of draws [sd]"] = fresh.mean_error.tolist()
         stats["relative error of sds by choice of draws"] = fresh.width_error.tolist()
     trace = {(maximised if name == "value" else name): array for name, array in found.trace.items()}
-    if fresh_elbos:
+    if fixed and target.noise_dim:
+        fresh_elbos.setdefault(state.iteration, fresh.elbo)
         trace["elbo_fresh_draws"] = np.full_like(trace[maximised], np.nan)
         for iteration, value in fresh_elbos.items():
             trace["elbo_fresh_draws"][iteration - 1] = value.cpu().numpy()
     if linear_response:
+        response = _response(target, found, noise, torch.arange(len(w0), device=w0.device), products=True)
         assert response is not None
         if response.inverse is not None:
             stats["linear-response sd"] = {name: sd.tolist() for name, sd in response.sd().items()}
@@ -208,6 +210,25 @@ def trust_region(
         stats=stats,
         **fitted,
     )
+
+
+def _response(
+    target: Elbo, found: Solution, noise: Tensor | None, rows: Tensor, *, products: bool = False
+) -> Response | None:
+    """The linear response of some rows at the end of a round.
+
+    Args:
+        products: use Hessian-vector products where there are too many parameters for a Hessian; else there is
+            no response of these.
+    """
+    hessian, part = None, target.take(rows)
+    if found.hessian is not None:
+        hessian = found.hessian[rows]
+    elif target.dim <= DENSE:
+        hessian = part.value_grad_hessian(found.w[rows], noise)[2]
+    if hessian is None and not products:
+        return None
+    return Response(part, found.w[rows], hessian, noise)
 
 
 def _corrected(problem: Problem, response: Response, mean: Tensor, run: RunOptions) -> dict[str, Any]:

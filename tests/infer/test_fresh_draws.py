@@ -99,6 +99,50 @@ def test_a_problem_for_which_the_draws_never_suffice_has_not_converged(monkeypat
     assert run.status is Status.BUDGET_SPENT
 
 
+def powers(power):
+    """The problems ``log p = -|z|^power / power`` as one batch."""
+
+    def model(power):
+        z = pyro.sample("z", dist.ImproperUniform(dist.constraints.real, (), ()))
+        pyro.factor("density", -(z.square() ** (power / 2)) / power)
+
+    return Problem(model, (torch.tensor(power, dtype=torch.float64),), batch=len(power))
+
+
+def test_rows_of_a_batch_that_have_ended_are_not_evaluated_again(monkeypatch):
+    """A normal needs no more draws than four, the others do."""
+    rounds, evaluate = [], backend.on_fresh_draws
+
+    def watched(target, w, *arguments, **options):
+        rounds.append(w)
+        return evaluate(target, w, *arguments, **options)
+
+    monkeypatch.setattr(backend, "on_fresh_draws", watched)
+    options = {"particles": 4, "mode": "fixed", "draws": 5, **QUIET}
+    together = trust_region(powers([2.0, 4.0, 2.0]), mean_field, **options)
+    assert together.status is Status.CONVERGED
+    assert len(rounds) > 1
+    assert [len(w) for w in rounds] == [3] + [1] * (len(rounds) - 1)
+    alone = trust_region(powers([4.0]), mean_field, **options)
+    for name in ("error of means by choice of draws [sd]", "relative error of sds by choice of draws"):
+        assert together.stats[name][1] == pytest.approx(alone.stats[name][0], rel=1e-6)
+        assert together.stats[name][0] < 1e-3
+    np.testing.assert_allclose(together.guide_parameters[1], alone.guide_parameters[0], rtol=1e-9)
+
+
+def test_a_batch_that_was_stopped_between_rounds_goes_on_to_the_same_errors(tmp_path):
+    options = {"particles": 4, "mode": "fixed", "draws": 5, **QUIET}
+    problems = powers([2.0, 4.0])
+    whole = trust_region(problems, mean_field, **options)
+    spent = trust_region(problems, mean_field, checkpoint=tmp_path / "c.npz", budget=3, **options)
+    assert Status.BUDGET_SPENT in spent.statuses
+    for _ in range(2):  # the second time it has ended already
+        rest = trust_region(problems, mean_field, checkpoint=tmp_path / "c.npz", **options)
+        np.testing.assert_array_equal(rest.guide_parameters, whole.guide_parameters)
+        for name in ("error of means by choice of draws [sd]", "relative error of sds by choice of draws"):
+            assert rest.stats[name] == whole.stats[name]
+
+
 def test_the_error_of_a_site_does_not_grow_with_its_size_by_chance():
     generator = torch.Generator().manual_seed(0)
 
