@@ -23,6 +23,7 @@ from astrozoo._compile import Compiled, compare
 from astrozoo._compile import cached as is_cached
 from astrozoo._compile import compiled as compile_graph
 from astrozoo._scope import computing
+from astrozoo._time_limit import time_limit
 from astrozoo.errors import CaptureError
 
 __all__ = ["Graph", "batched", "graph_size", "trace_graph"]
@@ -34,6 +35,11 @@ takes 1 to 2 s, most of them to import inductor."""
 UNCAPTURED, SMALL = 0.25, 100_000
 """Seconds that a function runs as it is before a graph is made of it (which takes about as long, and a short
 run needs none), up to this product of rows and elements of other inputs: larger ones take more memory."""
+
+COMPILE_LIMIT = 300.0
+"""[s] The longest that one graph may take to be compiled, or to wait for another process that compiles it.
+Beyond it the uncompiled graph is used, and a note says so. The largest graph of the zoo takes 40 s on two
+idle cores, and five times as long on busy ones."""
 
 MAX_UNCHECKED_CALLS = 128
 """Calls of a graph after which compiled code is discarded if no row of any could be compared. A call is
@@ -201,7 +207,8 @@ class Graph:
         graph: Any = self.run
         start = time.perf_counter()
         try:
-            candidate = compile_graph(graph, inputs, fresh)
+            with time_limit(COMPILE_LIMIT):
+                candidate = compile_graph(graph, inputs, fresh)
         except Exception as error:  # whatever a compiler may raise: the graph itself still runs
             seconds = time.perf_counter() - start
             self._reject(f"{type(error).__name__}: {str(error)[:200]} (after {seconds:.1f} s)", seconds)

@@ -38,8 +38,8 @@ from rich.table import Table
 from torch import Tensor
 
 from astrozoo.density import Elbo, elbo, log_density
+from astrozoo.infer.adam import AdamState, adam_step
 from astrozoo.infer.maximise import maximise
-from astrozoo.infer.svi import AdamState, _step
 from astrozoo.models.celeste import Celeste, Patch, load_prior, problem, simulate
 from astrozoo.models.celeste_density import TypedDensity
 from astrozoo.objective import Objective
@@ -96,7 +96,7 @@ def by_captured_adam(target: Elbo, w: Tensor, rate: float, budget: int, goal: fl
     course: Course = []
     began = time.perf_counter()
     while len(course) < budget and not (course and course[-1][1] >= goal):
-        _step(target, state, rows, None)
+        adam_step(target, state, rows, None)
         now = float(state.total[0])
         course.append((time.perf_counter() - began, now - before))
         before = now

@@ -33,11 +33,11 @@ from astrozoo.density import Elbo, LogDensity, elbo, log_density
 from astrozoo.diagnostics.metrics import diagnose
 from astrozoo.diagnostics.runs import gradient_equivalents
 from astrozoo.guides.auto import mean_field
+from astrozoo.infer.adam import AdamState, adam_step
 from astrozoo.infer.linear_response import Response
 from astrozoo.infer.maximise import TrustRegionState, maximise
 from astrozoo.infer.mode_start import mode_start
 from astrozoo.infer.randomness import noise_for
-from astrozoo.infer.svi import AdamState, _step
 from astrozoo.infer.trust_region import FEW
 from astrozoo.types import Problem, Status
 from experiments.reference_problems import SAMPLED, Reference, sampled
@@ -242,9 +242,9 @@ def step(seeds: int, names: str = "") -> Iterator[Row]:
         state = AdamState.at(target.initial(None), 0.01)
         rows = torch.zeros(1, dtype=torch.int64)
         e = torch.randn(1, target.noise_dim, dtype=problem.dtype)
-        ours = _timed(lambda: _step(target, state, rows, e))  # noqa: B023
+        ours = _timed(lambda: adam_step(target, state, rows, e))  # noqa: B023
         drawn = _timed(
-            lambda: _step(target, state, rows, noise_for(0, state.iteration, draws=1, like=target))  # noqa: B023
+            lambda: adam_step(target, state, rows, noise_for(0, state.iteration, draws=1, like=target))  # noqa: B023
         )
         pyro.clear_param_store()  # the next guide's parameters have the same names
         before = torch.get_default_dtype()

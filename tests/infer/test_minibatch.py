@@ -15,7 +15,7 @@ from astrozoo._minibatch import Minibatches, checked_cut
 from astrozoo.density import elbo
 from astrozoo.errors import CaptureError, InputError
 from astrozoo.guides.auto import mean_field
-from astrozoo.infer.svi import TEST_SHARE, VALUE_COST
+from astrozoo.infer.adam import TEST_SHARE, VALUE_COST
 from astrozoo.types import Problem
 
 F64 = torch.float64
