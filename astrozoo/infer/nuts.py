@@ -56,18 +56,25 @@ def nuts(problem: Problem, run: RunOptions, settings: NutsSettings) -> Result:
     def sample(
         density: Whitened, dim: int, seed: int, step_done: Callable[[str], None]
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        divergent: list[int] = []
+
+        def hook(kernel: NUTS, params: Any, stage: str, i: int) -> None:
+            if stage == "Sample":  # the diagnostics of MCMC itself need four draws
+                divergent[:] = kernel.diagnostics()["divergences"]
+            step_done(stage.lower())
+
         with computing(torch.float64, seed):  # Pyro's sampler draws from torch's global generator
             mcmc = MCMC(
                 NUTS(potential_fn=lambda params: _Potential.apply(params["u"], density), **kernel),
                 num_samples=run.draws,
                 warmup_steps=settings.warmup,
                 initial_params={"u": torch.zeros(dim, dtype=torch.float64)},
-                hook_fn=lambda kernel, params, stage, i: step_done(stage.lower()),
+                hook_fn=hook,
                 disable_progbar=True,
             )
             mcmc.run()
         diverging = np.zeros(run.draws, dtype=bool)
-        diverging[list(mcmc.diagnostics()["divergences"]["chain 0"])] = True
+        diverging[divergent] = True
         return mcmc.get_samples()["u"].numpy(), {"diverging": diverging}
 
     return one_by_one(problem, sample, "nuts", run, settings.warmup, settings.precondition, kernel)

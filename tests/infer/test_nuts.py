@@ -55,6 +55,14 @@ def test_a_mass_matrix_that_is_not_positive_definite_is_refused(method):
         method(gaussian(2)[0], precondition=bad, **QUIET)
 
 
+@both
+def test_a_run_of_one_draw_has_one_draw(method):
+    """Pyro's diagnostics of a chain failed with fewer than four."""
+    result = method(gaussian(2)[0], chains=1, draws=1, warmup=2, **QUIET)
+    assert result.draws["z"].shape == (1, 1, 2)
+    assert not result.status.ok
+
+
 def test_nutpie_tells_what_its_trees_were():
     stats = nutpie(gaussian(2)[0], chains=2, draws=30, warmup=50, **QUIET).sample_stats
     assert {"diverging", "energy", "acceptance_rate", "n_steps", "tree_depth"} == stats.keys()
