@@ -48,7 +48,7 @@ _EPS = 1e-8
 """Added to the root of that mean, against division by zero (Kingma & Ba 2015)."""
 _STATUSES = {1: Status.CONVERGED, 2: Status.DIVERGED, 3: Status.BUDGET_SPENT, 4: Status.INTERRUPTED}
 """Meaning of the values of ``AdamState.end``, besides 0."""
-_VECTORS = ("w", "m", "v", "block", "tail", "average", "reference", "early", "late")
+_VECTORS = ("w", "m", "v", "block", "whole", "tail", "average", "reference", "early", "late")
 """Fields of :class:`AdamState` with a vector of parameters for each row."""
 _SCALARS = ("rate", "value", "total", "early_weight", "late_weight")
 """Fields with a real number for each row."""
@@ -64,12 +64,12 @@ class AdamState:
 
     Args:
         block, total: sums of the iterates and of the objective in this block.
-        tail: sum of the blocks' means in the second half of this window.
+        whole, tail: sums of the blocks' means in this window, and in its second half.
         average: of the iterates in the second half of the last window; of a row that has converged, the
             average over all windows since the last gain. It is what is returned.
         reference: the average at the last gain; later ones are compared with it.
-        early, late: sums of the averages of the earlier and the later windows since the last gain, each times
-            the length of its window; ``early_weight`` and ``late_weight`` are the sums of these lengths.
+        early, late: sums of the blocks' means in the earlier and the later windows since the last gain;
+            ``early_weight`` and ``late_weight`` are the numbers of these blocks.
         value: estimate of the objective at ``average`` (of ``w`` before there is one).
         window, age: length of this window, and how much of it is done [blocks].
         stale: windows in a row without a gain.
@@ -80,6 +80,7 @@ class AdamState:
     m: Float[Tensor, "b p"]
     v: Float[Tensor, "b p"]
     block: Float[Tensor, "b p"]
+    whole: Float[Tensor, "b p"]
     tail: Float[Tensor, "b p"]
     average: Float[Tensor, "b p"]
     reference: Float[Tensor, "b p"]
@@ -172,7 +173,8 @@ def ascend(
     this cost. It is estimated by the difference between the objective at the average and the mean of the
     objectives at the averages of the earlier and of the later windows: if these two are independent and their
     errors small, the difference is the expected cost. The row has converged if the cost is at most
-    ``noise_tolerance``. Otherwise it goes on at the last learning rate until it has averaged twice as long.
+    ``noise_tolerance``. Otherwise it continues at the last learning rate until it has averaged 1.5 times as
+    long.
 
     Noise depends on seed and iteration alone, so rows do not influence one another. With minibatches, tests
     compare averages on fresh minibatches, those of gain on as many as cost ``TEST_SHARE`` of the window's
@@ -246,6 +248,7 @@ def _end_block(tests: _Tests, state: AdamState, rows: Tensor, clock: Clock) -> N
     for name, column in point.items():
         state.trace[name].append(column.cpu().numpy())
     state.age[rows] += 1
+    state.whole[rows] += state.block[rows] / BLOCK
     late = rows[state.age[rows] > state.window[rows] // 2]
     state.tail[late] += state.block[late] / BLOCK
     ended = rows[state.age[rows] >= state.window[rows]]
@@ -259,8 +262,7 @@ def _end_block(tests: _Tests, state: AdamState, rows: Tensor, clock: Clock) -> N
 
 def _end_window(tests: _Tests, state: AdamState, rows: Tensor) -> None:
     length = state.window[rows]
-    blocks = (length - length // 2).to(state.tail)
-    average = state.tail[rows] / blocks[:, None]
+    average = state.tail[rows] / (length - length // 2)[:, None]
     first = state.reference[rows].isnan().any(1)
     before = torch.where(first[:, None], average, state.reference[rows])
     value, rises, error = _compared(tests, state, rows, average, before, int(length.min()))
@@ -272,19 +274,19 @@ def _end_window(tests: _Tests, state: AdamState, rows: Tensor) -> None:
     state.reference[rows] = torch.where(gain[:, None], average, before)
     state.average[rows], state.value[rows], state.stale[rows] = average, value, stale
     for name, part in (("early", stale <= last // 2), ("late", stale > last // 2)):
-        added = torch.where(part & ~gain, blocks, 0.0)
+        here = (part & ~gain).to(average)
         sums, weights = getattr(state, name), getattr(state, f"{name}_weight")
-        sums[rows] = torch.where(gain[:, None], 0.0, sums[rows]) + added[:, None] * average
-        weights[rows] = torch.where(gain, 0.0, weights[rows]) + added
-    due = rows[(stale >= last) & (state.late_weight[rows] >= state.early_weight[rows])]
+        sums[rows] = torch.where(gain[:, None], 0.0, sums[rows]) + here[:, None] * state.whole[rows]
+        weights[rows] = torch.where(gain, 0.0, weights[rows]) + here * length
+    due = rows[(stale >= last) & (state.late_weight[rows] >= state.early_weight[rows] / 2)]
     if len(due):
         _end_row(tests, state, due)
     state.window[rows] = max(2, state.iteration // (GROWTH * BLOCK))
-    state.age[rows], state.tail[rows] = 0, 0.0
+    state.age[rows], state.tail[rows], state.whole[rows] = 0, 0.0, 0.0
 
 
 def _end_row(tests: _Tests, state: AdamState, rows: Tensor) -> None:
-    """End the rows whose answer is precise enough; the others average until they have twice the length."""
+    """End the rows whose answer is precise enough; the others average over half as many blocks again."""
     early, late = state.early[rows], state.late[rows]
     share = state.early_weight[rows] / (state.early_weight[rows] + state.late_weight[rows])
     whole = (early + late) / (state.early_weight[rows] + state.late_weight[rows])[:, None]

@@ -32,7 +32,8 @@ latents would gain more than that in every window.
 
 def _tolerances(settings: SVISettings, latents: int) -> dict[str, float]:
     """The tolerances of :func:`astrozoo.infer.adam.ascend`."""
-    noise = max(settings.tolerance / 4, LATENT_TOLERANCE * latents)
+    share = 4 if settings.minibatch is None else 1
+    noise = max(settings.tolerance / share, LATENT_TOLERANCE * latents)
     if latents <= DENSE_COVARIANCE:
         return {"tolerance": settings.tolerance, "noise_tolerance": noise}
     return {"tolerance": max(settings.tolerance, LATENT_TOLERANCE * latents), "noise_tolerance": noise}
@@ -42,8 +43,9 @@ def svi(problem: Problem, guide: Callable[[Problem], Any], run: RunOptions, sett
     """Fit ``guide`` to the posterior by stochastic gradients; see :func:`astrozoo.infer.adam.ascend`.
 
     An iteration takes ``particles`` gradients per problem. The noise of the gradients may cost a quarter of
-    the tolerance, or ``LATENT_TOLERANCE`` for each latent where that is more. With more than
-    ``DENSE_COVARIANCE`` latents the tolerance is at least ``LATENT_TOLERANCE`` for each.
+    the tolerance (with minibatches, whose choice adds most of the noise, the tolerance), or
+    ``LATENT_TOLERANCE`` for each latent where that is more. With more than ``DENSE_COVARIANCE`` latents the
+    tolerance is at least ``LATENT_TOLERANCE`` for each.
 
     Returns:
         a Result. ``stats["elbo"]`` and ``stats["elbo_se"]`` are the ELBO of the fitted guide and its standard
