@@ -169,8 +169,8 @@ class Problem:
         astrozoo, and with the versions of installed packages. It does not depend on ``name``, ``dims``,
         ``coords``, ``start``, ``guides``, ``objectives``, ``preconditioner``, ``images`` and ``proposals``,
         because they do not change the posterior. It is computed at its first use, and again after torch has
-        changed a tensor of ``args`` in place. A Dataset is hashed by its ``version``, a string, if it has one;
-        otherwise by its code, its attributes and a sample of its items
+        changed a tensor of ``args`` in place. A Dataset is hashed by its ``version``, a string, if it has
+        one; otherwise by its code, its attributes and a sample of its items
         (:func:`astrozoo._plates.dataset_content`). A Dataset of files that may change under the same names
         needs a version.
 
