@@ -82,7 +82,8 @@ class Trainable(nn.Module):
             self._of_model = checked.parameters
             self._of_guide = self._parameters_of_guide(example)
             self._all = Parameters.of(self._of_model.items + self._of_guide.items)
-            self._in_guide = set() if guide is None else {id(p) for p in self.guide.parameters()}
+            weights = () if self.guide is None else self.guide.parameters()
+            self._in_guide = {id(p) for p in weights}
             rooms = (("model", self._of_model), ("guide", self._of_guide))
             self._keyed = [  # a ParameterDict takes no dots in its keys
                 (f"{room}/{p.name.replace('.', '/')}", p) for room, found in rooms for p in found.items
