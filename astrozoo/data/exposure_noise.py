@@ -37,14 +37,30 @@ def sky_level(value: Float[np.ndarray, "y x"], usable: Bool[np.ndarray, "y x"]) 
 def empty_scatter(
     excess: Float[np.ndarray, "y x"], usable: Bool[np.ndarray, "y x"]
 ) -> Float[np.ndarray, "y x"]:
-    """Standard deviation of empty pixels, measured on a coarse mesh [unit of the image]."""
+    """Standard deviation of empty pixels, measured on a coarse mesh [unit of the image].
+
+    In a cut-out of less than two cells, light may fill the mesh. The scatter is then at most that of the
+    differences of adjacent pixels, which light changes little.
+    """
     rms = _background(excess, usable).rms()
     positive = rms > 0
-    if positive.any():
-        return np.where(positive, rms, np.median(rms[positive]))
-    values = excess[usable]  # too few pixels for a mesh
-    spread = 1.4826 * float(np.median(np.abs(values - np.median(values))))
-    return np.full(excess.shape, spread or float(values.std()) or 1.0)
+    rms = (
+        np.where(positive, rms, np.median(rms[positive])) if positive.any() else np.full(excess.shape, np.inf)
+    )
+    if min(excess.shape) < 2 * _CELL or not positive.any():
+        steps = [np.diff(excess, axis=k)[_both(usable, k)] for k in (0, 1)]
+        absolute = np.abs(np.concatenate(steps))
+        difference = 1.4826 / np.sqrt(2) * float(np.median(absolute)) if absolute.size else 0.0
+        if difference > 0:
+            rms = np.minimum(rms, difference)
+    values = excess[usable]
+    return np.where(np.isfinite(rms), rms, float(values.std()) or 1.0)
+
+
+def _both(usable: Bool[np.ndarray, "y x"], axis: int) -> Bool[np.ndarray, "y x"]:
+    """Pairs of pixels that are adjacent along an axis, and both usable."""
+    low, high = (slice(None, -1), slice(1, None))
+    return usable[low] & usable[high] if axis == 0 else usable[:, low] & usable[:, high]
 
 
 def noise_correlation(z: Float[np.ndarray, "y x"], usable: Bool[np.ndarray, "y x"]) -> float:

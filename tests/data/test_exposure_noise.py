@@ -48,3 +48,13 @@ def test_the_gain_of_a_noise_map_is_the_slope_of_its_variance():
     assert effective_gain(light, 25 + light / 4.0, usable) == pytest.approx(4, rel=0.02)
     neglected = effective_gain(light, np.full(light.shape, 25.0), usable)
     assert neglected**2 * 25 == pytest.approx(1e7)
+
+
+def test_the_scatter_of_a_cut_out_full_of_light_is_that_of_its_noise():
+    y, x = np.indices((58, 48))
+    light = 20 * np.exp(-np.hypot(x - 20, y - 25) / 9) + 10 * np.exp(-np.hypot(x - 40, y - 45) / 7)
+    noise = np.random.default_rng(3).normal(0, 0.5, light.shape)
+    usable = np.ones(light.shape, bool)
+    usable[:3] = False
+    scatter = empty_scatter(np.where(usable, light + noise, 1e4), usable)
+    assert np.median(scatter) == pytest.approx(0.5, rel=0.15)  # 2.1 by the mesh
