@@ -5,7 +5,8 @@ Profiles are GalSim's and the PSF is not a sum of Gaussians: the images do not d
 Shapes follow :mod:`astrozoo.physics.profiles`: ``radius`` is the half-light radius of the circle of equal
 area (semi-axes ``radius / sqrt(axis_ratio)`` and ``radius * sqrt(axis_ratio)``), ``angle`` the position angle
 of the major axis, from north through east. A galaxy's flux is ``dev_fraction`` de Vaucouleurs and the rest
-exponential. Both have the same shape, and neither is truncated.
+exponential. Both have the same shape, and neither is truncated. A table with a column ``sersic`` replaces
+them by one Sersic profile of that index, where it is not NaN.
 """
 
 from __future__ import annotations
@@ -305,10 +306,13 @@ def _profile(row: Table.Row, local: galsim.JacobianWCS) -> galsim.GSObject:
     if row["is_star"]:
         return galsim.DeltaFunction()
     radius, ratio, dev = float(row["radius"]), float(row["axis_ratio"]), float(row["dev_fraction"])
-    bulge = galsim.DeVaucouleurs(half_light_radius=radius, flux=dev)
-    disk = galsim.Exponential(half_light_radius=radius, flux=1 - dev)
     turn = galsim.Shear(q=ratio, beta=(90.0 - float(row["angle"])) * galsim.degrees)
-    return local.profileToImage((bulge + disk).shear(turn)).withFlux(1.0)
+    if "sersic" in row.colnames and np.isfinite(row["sersic"]):
+        whole = galsim.Sersic(n=float(row["sersic"]), half_light_radius=radius)
+    else:
+        bulge = galsim.DeVaucouleurs(half_light_radius=radius, flux=dev)
+        whole = bulge + galsim.Exponential(half_light_radius=radius, flux=1 - dev)
+    return local.profileToImage(whole.shear(turn)).withFlux(1.0)
 
 
 def _render(band: str, truth: Table, shape: tuple[int, int], psf: str, rng: np.random.Generator) -> Image:

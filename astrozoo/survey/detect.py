@@ -22,6 +22,7 @@ from scipy.ndimage import affine_transform, binary_dilation
 
 from astrozoo.data.images import Field, Image, pixel_map, reference_image
 from astrozoo.errors import InputError
+from astrozoo.survey.cores import fill_cores
 from astrozoo.survey.fields import with_finite_noise
 
 __all__ = ["detect"]
@@ -58,7 +59,8 @@ def detect(field: Field, *, threshold: float = 4.0, minimum_area: int = 4, contr
     """Find and measure the sources of a field.
 
     Saturated pixels are used in detection, with the value that the survey's pipeline left there, because a
-    masked core would break a bright star into pieces. Their sources are flagged.
+    masked core would break a bright star into pieces. Cores without any value are filled from their rims
+    (:func:`astrozoo.survey.cores.fill_cores`). Their sources are flagged as saturated.
 
     Args:
         field: images that overlap on the sky.
@@ -84,7 +86,7 @@ def detect(field: Field, *, threshold: float = 4.0, minimum_area: int = 4, contr
         raise InputError("detection threshold", threshold, "a positive signal to noise")
     if not any(image.valid.any() for image in field):
         raise InputError(f"field {field.name!r}", "every pixel masked", "an image with valid pixels")
-    field = replace(field, images=tuple(with_finite_noise(image) for image in field))
+    field = replace(field, images=tuple(fill_cores(with_finite_noise(image)) for image in field))
     reference = reference_image(field)
     maps = [_affine(reference, image) for image in field]
     bands = {

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from astropy.table import Table
 from jaxtyping import Bool, Float
+from scipy.ndimage import maximum_filter
 from scipy.spatial import cKDTree
 
 from astrozoo.data.images import Field, Image
@@ -17,6 +18,7 @@ POSITION_FLAGS = {
     "saturated": "a saturated pixel within 3 px, or in the detected footprint",
     "edge": "at the edge of the images or of a hole in them",
     "blended": "detected in one piece with another source, or less than 4 arcsec from one",
+    "no_core": "no valid pixel within 1 px in one of the images: what is known comes from the wings",
 }
 """Name and meaning of each flag of :func:`position_flags`."""
 
@@ -24,6 +26,8 @@ _MARGIN = 3
 """Half size of the square around a source that is searched for saturated or missing pixels [px].
 
 Two or three pixels are the radius of a typical PSF's core, which decides a source's flux and size."""
+_CORE = 1
+"""Half size of the square at a source's centre that is its core [px]: about the radius of half its light."""
 _BLEND_DISTANCE = 4.0
 """Distance to the nearest source below which a source is flagged as blended [arcsec].
 
@@ -36,7 +40,7 @@ def position_flags(images: Field, sources: Table) -> dict[str, Bool[np.ndarray, 
     Args:
         images: the field.
         sources: ``ra`` and ``dec`` [deg]. A column with a flag's name (detection makes such columns) is
-            returned unchanged.
+            returned unchanged; to ``blended``, sources near another one are added.
 
     Returns:
         an array for each of :data:`POSITION_FLAGS`.
@@ -45,11 +49,13 @@ def position_flags(images: Field, sources: Table) -> dict[str, Bool[np.ndarray, 
         "saturated": _near_saturated,
         "edge": _near_edge,
         "blended": _near_another,
+        "no_core": _without_core,
     }
-    return {
+    flags = {
         name: np.asarray(sources[name], bool) if name in sources.colnames else flag(images, sources)
         for name, flag in compute.items()
     }
+    return flags | {"blended": flags["blended"] | _near_another(images, sources)}
 
 
 def _near_saturated(images: Field, sources: Table) -> Bool[np.ndarray, "s"]:
@@ -83,6 +89,19 @@ def _any_near(
         square = padded[row - _MARGIN : row + _MARGIN + 1, column - _MARGIN : column + _MARGIN + 1]
         near[i] = square.any()
     return near
+
+
+def _without_core(images: Field, sources: Table) -> Bool[np.ndarray, "s"]:
+    """Whether an image that contains a source has no valid pixel at its centre."""
+    missing = []
+    for image in images:
+        xy = np.nan_to_num(np.rint(_pixels(image, sources)), nan=-9).astype(int)
+        ny, nx = image.shape
+        inside = ((xy >= 0) & (xy < (nx, ny))).all(-1)
+        x, y = xy.clip(0, (nx - 1, ny - 1)).T
+        seen = maximum_filter(image.valid, size=2 * _CORE + 1)[y, x]
+        missing.append(inside & ~seen)
+    return np.any(missing, axis=0)
 
 
 def _near_another(images: Field, sources: Table) -> Bool[np.ndarray, "s"]:

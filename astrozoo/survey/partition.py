@@ -16,11 +16,25 @@ from scipy.spatial import cKDTree
 from astrozoo.data.images import Field, Image
 from astrozoo.errors import InputError
 
-__all__ = ["HALF_SIZES", "Sources", "colouring", "half_sizes", "neighbours", "reach"]
+__all__ = [
+    "HALF_SIZES",
+    "LARGE_HALF_SIZES",
+    "NEGLIGIBLE_LIGHT",
+    "Sources",
+    "colouring",
+    "half_sizes",
+    "neighbours",
+    "reach",
+]
 
 HALF_SIZES = (8, 12, 18, 27, 40)
 """Half sizes of patches [px]: few, so that sources of many sizes go through in few batches."""
-_NEGLIGIBLE_LIGHT = 0.3
+LARGE_HALF_SIZES = (67, 112, 202)
+"""Half sizes of patches whose outer pixels are combined (:mod:`astrozoo.survey.celeste.cells`) [px].
+
+The largest contains a de Vaucouleurs galaxy of r = 14 and a half-light radius of 15 arcsec down to a
+twentieth of the noise of a pixel of SDSS."""
+NEGLIGIBLE_LIGHT = 0.3
 """A patch ends where a point source is fainter than this in every image [sigma of a pixel's noise]."""
 _WCS_STEP = 1.0
 """Step for the derivatives of a WCS [arcsec]: a few pixels, over which SDSS's distortion is linear."""
@@ -53,10 +67,11 @@ class Sources:
         return len(self.ra)
 
     def batches(self, rows: Int[np.ndarray, "n"], most: int) -> Iterator[Int[np.ndarray, "b"]]:
-        """The rows, ``most`` at a time, each time of one patch size."""
+        """The rows, ``most`` at a time (fewer of large patches), each time of one patch size."""
         for half in np.unique(self.half[rows]):
             of_size = rows[self.half[rows] == half]
-            yield from (of_size[i : i + most] for i in range(0, len(of_size), most))
+            size = max(1, int(most * min(1.0, (HALF_SIZES[-1] / half) ** 2)))
+            yield from (of_size[i : i + size] for i in range(0, len(of_size), size))
 
     @classmethod
     def locate(cls, field: Field, ra: np.ndarray, dec: np.ndarray, half: Int[np.ndarray, "s"]) -> Sources:
@@ -107,7 +122,7 @@ def half_sizes(extent: Float[np.ndarray, "s"], *, factor: float = 4.0) -> Int[np
 def reach(
     sources: Sources, electrons: Float[np.ndarray, "image s"], noise: Float[np.ndarray, "image"]
 ) -> Int[np.ndarray, "s"]:
-    """The patch size beyond which a point source is negligible (``_NEGLIGIBLE_LIGHT``) in every image.
+    """The patch size beyond which a point source is negligible (``NEGLIGIBLE_LIGHT``) in every image.
 
     Args:
         electrons: of each source in each image; NaN where not known.
@@ -118,7 +133,7 @@ def reach(
     half = np.full(len(sources), HALF_SIZES[-1])
     for h in reversed(HALF_SIZES):
         profile = (sources.psf_weights * np.exp(-(h**2) / (2 * area)) / (2 * np.pi * area)).sum(-1)
-        seen = np.nan_to_num(electrons * profile) > _NEGLIGIBLE_LIGHT * noise[:, None]
+        seen = np.nan_to_num(electrons * profile) > NEGLIGIBLE_LIGHT * noise[:, None]
         half[~seen.any(0)] = h
     return half
 

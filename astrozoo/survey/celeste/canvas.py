@@ -13,7 +13,8 @@ from torch import Tensor
 from astrozoo.data.images import Field
 from astrozoo.errors import InputError
 from astrozoo.models.celeste import Patch
-from astrozoo.survey.partition import HALF_SIZES, Sources
+from astrozoo.survey.celeste.cells import cell_means, cell_sums, cells, offsets
+from astrozoo.survey.partition import Sources
 
 __all__ = ["PSF_ERROR", "Canvas", "dispersion", "least_radius"]
 
@@ -29,18 +30,25 @@ _PSF_ERROR_MARGIN = 20.0
 In run 2583, stars of r = 15 look like galaxies of 0.1 arcsec, which is five times the scatter."""
 
 
+_PAD = 1
+"""Width of the frame of masked pixels around an image [px]. It stands for all pixels outside the image."""
+
+
 class Canvas:
     """The pixels of all images, and the light of the sources that have been painted.
 
-    Images are padded with masked pixels, so that every patch is a full square. ``model`` contains the
-    expected electrons from sources, ``sky`` those from everything else.
+    Images have a frame of masked pixels, in which all pixels of a patch that lie outside the image are put,
+    so that every patch is a full square. ``model`` contains the expected electrons from sources, ``sky``
+    those from everything else.
+
+    Light of a patch has one value per cell (:mod:`astrozoo.survey.celeste.cells`), the mean of its pixels;
+    only :meth:`paint` takes one per pixel.
     """
 
     def __init__(self, field: Field, sources: Sources, bands: tuple[str, ...]) -> None:
         self.field, self.sources = field, sources
-        self.pad = 2 * HALF_SIZES[-1] + 2
         self._band = [bands.index(image.band) for image in field]
-        self.shape = [(i.shape[0] + 2 * self.pad, i.shape[1] + 2 * self.pad) for i in field]
+        self.shape = [(i.shape[0] + 2 * _PAD, i.shape[1] + 2 * _PAD) for i in field]
         self.counts = [self._padded(i.counts, 0.0) for i in field]
         self.sky = [self._padded(i.sky, 1.0) for i in field]
         self.mask = [self._padded(i.valid, 0.0) for i in field]
@@ -68,31 +76,36 @@ class Canvas:
         return other
 
     def _padded(self, array: np.ndarray, fill: float) -> Tensor:
-        return torch.from_numpy(np.pad(array.astype(np.float64), self.pad, constant_values=fill)).flatten()
+        return torch.from_numpy(np.pad(array.astype(np.float64), _PAD, constant_values=fill)).flatten()
+
+    def framed(self, array: Float[np.ndarray, "y x"]) -> Tensor:
+        """An image's array with the frame, as ``sky`` and ``model`` have it. The frame repeats the edge."""
+        return torch.from_numpy(np.pad(array, _PAD, mode="edge")).flatten()
 
     def unpadded(self, flat: Tensor, image: int) -> Float[np.ndarray, "y x"]:
-        """One image's array without its padding."""
+        """One image's array without its frame."""
         ny, nx = self.shape[image]
-        return flat.reshape(ny, nx)[self.pad : ny - self.pad, self.pad : nx - self.pad].numpy().copy()
+        return flat.reshape(ny, nx)[_PAD : ny - _PAD, _PAD : nx - _PAD].numpy().copy()
+
+    def _cells(self, rows: Int[np.ndarray, "b"]) -> Int[Tensor, "p"] | None:
+        """The cell of each pixel in the patches of sources of one patch size."""
+        return cells(int(self.sources.half[rows[0]]))
 
     def _squares(self, rows: Int[np.ndarray, "b"], image: int) -> tuple[Tensor, Tensor]:
         """The central pixel ``(x, y)`` of each patch [b, 2], and the offsets of its pixels from it [2, p]."""
-        half = int(self.sources.half[rows[0]])
-        grid = torch.arange(-half, half + 1)
-        dy, dx = (g.flatten() for g in torch.meshgrid(grid, grid, indexing="ij"))
-        ny, nx = self.shape[image]
-        # a source may lie outside one of the images: its square is then moved to the padding, all masked
-        most = torch.tensor([nx, ny]) - 2 * self.pad + half
-        middle = torch.from_numpy(self.sources.xy[image, rows]).round().long().clamp(min=-half - 1)
-        return middle.minimum(most), torch.stack((dx, dy))
+        middle = torch.from_numpy(self.sources.xy[image, rows]).round().long()
+        return middle, offsets(int(self.sources.half[rows[0]]))
 
     def _index(self, rows: Int[np.ndarray, "b"], image: int) -> Int[Tensor, "b p"]:
         """Flat indices of the patches' pixels."""
         return self._flat(*self._squares(rows, image), image)
 
     def _flat(self, middle: Tensor, around: Tensor, image: int) -> Int[Tensor, "b p"]:
-        place = torch.tensor([1, self.shape[image][1]])
-        return ((middle + self.pad) @ place)[:, None] + place @ around
+        ny, nx = self.shape[image]
+        column, row = (
+            (middle[:, k, None] + around[k] + _PAD).clamp_(0, most - 1) for k, most in ((0, nx), (1, ny))
+        )
+        return row.mul_(nx).add_(column)
 
     def patches(
         self,
@@ -112,51 +125,104 @@ class Canvas:
                 one patch size.
         """
         at = rows if at is None else at
-        s, b, n = self.sources, len(rows), len(self.counts)
+        n, cell = len(self.counts), self._cells(at)
         squares = [self._squares(at, k) for k in range(n)]
         cut = [self._flat(*square, k) for k, square in enumerate(squares)]
+        weight = _at_indices(self.weight, cut)
+        light = cell_means(_at_indices(self.model, cut), weight, cell)
+        pixels = torch.stack([self._from_sources(rows, k, *squares[k]) for k in range(n)], 1)
+        return self._patch(
+            rows,
+            counts=cell_means(_at_indices(self.counts, cut), weight, cell),
+            background=cell_means(_at_indices(self.sky, cut), weight, cell)
+            + (light if own_light is None else light - own_light).clamp(min=0),
+            mask=cell_sums(weight, cell),
+            pixels=cell_means(pixels, weight[:, :, None].expand_as(pixels), cell).float(),
+        )
 
-        def taken(flats: list[Tensor]) -> Tensor:
-            return _at_indices(flats, cut)
+    def signal_to_noise(
+        self,
+        rows: Int[np.ndarray, "b"],
+        around: Int[Tensor, "2 p"],
+        light: Float[Tensor, "b image p"],
+    ) -> Float[Tensor, "b"]:
+        """The largest ratio of light to the sky's noise, over valid pixels of all images.
 
-        light = taken(self.model)
+        Args:
+            around: the pixels, relative to each source's central pixel.
+        """
+        best = torch.zeros(len(rows), dtype=torch.float64)
+        for k, (sky, weight) in enumerate(zip(self.sky, self.weight, strict=True)):
+            at = self._flat(self._squares(rows, k)[0], around, k)
+            ratio = torch.where(weight[at] > 0, light[:, k] / sky[at].sqrt(), 0.0)
+            best = torch.maximum(best, ratio.amax(-1))
+        return best
+
+    def around(self, rows: Int[np.ndarray, "b"], around: Int[Tensor, "2 p"]) -> Patch:
+        """Patches of sources without data, of pixels relative to each source's central pixel."""
+        pixels = [
+            self._from_sources(rows, k, self._squares(rows, k)[0], around) for k in range(len(self.counts))
+        ]
+        none = torch.zeros(len(rows), len(self.counts), around.shape[-1], dtype=torch.float64)
+        coordinates = torch.stack(pixels, 1).float()
+        return self._patch(rows, counts=none, background=none + 1, mask=none, pixels=coordinates)
+
+    def _from_sources(
+        self, rows: Int[np.ndarray, "b"], image: int, middle: Tensor, around: Tensor
+    ) -> Float[Tensor, "b 2 p"]:
+        return (middle - torch.from_numpy(self.sources.xy[image, rows]))[..., None] + around
+
+    def _patch(self, rows: Int[np.ndarray, "b"], **data: Tensor) -> Patch:
+        """Patches with the calibration, WCS and PSF of their sources."""
+        s = self.sources
 
         def per_source(a: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(np.moveaxis(a[:, rows], 1, 0)))
 
-        def from_source(image: int) -> Float[Tensor, "b 2 p"]:
-            middle, around = squares[image]
-            return (middle - torch.from_numpy(s.xy[image, rows]))[..., None] + around
-
-        pixels = torch.stack([from_source(k) for k in range(n)], 1)
         return Patch(
-            counts=taken(self.counts),
-            background=taken(self.sky) + (light if own_light is None else light - own_light).clamp(min=0),
-            mask=taken(self.weight),
-            pixels=pixels.float(),
             calibration=per_source(s.calibration),
-            band=torch.tensor(self._band).expand(b, n),
+            band=torch.tensor(self._band).expand(len(rows), len(self.counts)),
             jacobian=per_source(s.jacobian),
             psf_weights=per_source(s.psf_weights),
             psf_means=per_source(s.psf_means),
             psf_covariances=per_source(s.psf_covariances),
-            anchor=torch.zeros(b, 1, 2, dtype=torch.float64),
+            anchor=torch.zeros(len(rows), 1, 2, dtype=torch.float64),
+            **data,
         )
 
-    def paint(self, rows: Int[np.ndarray, "b"], light: Float[Tensor, "b image p"]) -> None:
-        """Add light to the model."""
-        self.spread(self.model, rows, light)
-
-    def spread(
-        self, flats: list[Tensor], rows: Int[np.ndarray, "b"], light: Float[Tensor, "b image p"]
+    def paint(
+        self,
+        rows: Int[np.ndarray, "b"],
+        light: Float[Tensor, "b image p"],
+        flats: list[Tensor] | None = None,
     ) -> None:
-        """Add the patches of sources of one patch size to arrays like ``model``."""
-        for k, flat in enumerate(flats):
+        """Add light, with a value for every pixel, to the model, or to arrays like it."""
+        for k, flat in enumerate(self.model if flats is None else flats):
             flat.index_add_(0, self._index(rows, k).flatten(), light[:, k].flatten().to(flat))
 
-    def gather(self, flats: list[Tensor], rows: Int[np.ndarray, "b"]) -> Float[Tensor, "b image p"]:
+    def spread(
+        self, flats: list[Tensor], rows: Int[np.ndarray, "b"], light: Float[Tensor, "b image cell"]
+    ) -> None:
+        """Add the patches of sources of one patch size to arrays like ``model``."""
+        cell = self._cells(rows)
+        self.paint(rows, light if cell is None else light[..., cell], flats)
+
+    def gather(self, flats: list[Tensor], rows: Int[np.ndarray, "b"]) -> Float[Tensor, "b image cell"]:
         """The patches of sources of one patch size, taken from arrays like ``model``."""
-        return _at_indices(flats, [self._index(rows, k) for k in range(len(flats))])
+        cut = [self._index(rows, k) for k in range(len(flats))]
+        cell = self._cells(rows)
+        values = _at_indices(flats, cut)
+        return values if cell is None else cell_means(values, _at_indices(self.weight, cut), cell)
+
+    def in_cells(
+        self, rows: Int[np.ndarray, "b"], light: Float[Tensor, "b image p"]
+    ) -> Float[Tensor, "b image cell"]:
+        """Light with a value for every pixel, as the patches of its sources see it."""
+        cell = self._cells(rows)
+        if cell is None:
+            return light
+        cut = [self._index(rows, k) for k in range(len(self.counts))]
+        return cell_means(light, _at_indices(self.weight, cut), cell)
 
     def felt(
         self,

@@ -38,6 +38,8 @@ FLAGS = {
     **POSITION_FLAGS,
     "not_converged": "the fit spent its budget before it met its stopping rule",
     "poor_posterior": "k-hat above 0.7: means and errors are not to be trusted",
+    "outgrows_patch": "its light goes on beyond the largest patch: flux and size are not to be trusted",
+    "maybe_double": "two stars explain its pixels better than one source, but too close or too faint to tell",
 }
 """Meaning of each flag; the k-th, from 0, is bit 2**k of the column ``flags``."""
 
@@ -195,6 +197,7 @@ def _axial(twice: Float[np.ndarray, "s d"]) -> tuple[Float[np.ndarray, "s"], Flo
 
 def _add_flags(table: Table, fit: FieldFit) -> None:
     values = position_flags(fit.field, fit.detections)
+    values |= {name: np.asarray(flag, bool) for name, flag in fit.flags.items()}
     values["not_converged"] = ~np.asarray(fit.converged, bool)
     # a source without any k-hat is flagged too
     values["poor_posterior"] = ~(np.asarray(fit.k_hat, float) <= POOR_K_HAT)

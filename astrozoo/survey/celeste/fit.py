@@ -28,8 +28,10 @@ from astrozoo.infer.progress import progress_bar
 from astrozoo.infer.randomness import generator_for
 from astrozoo.models.celeste import Patch, Prior
 from astrozoo.survey.catalogue import sky_positions
+from astrozoo.survey.celeste.companions import companions
 from astrozoo.survey.celeste.field_prior import prior_of_field
 from astrozoo.survey.celeste.modes import KINDS
+from astrozoo.survey.celeste.pairs import examine_pairs, split_pairs
 from astrozoo.survey.celeste.posterior import draw_type, mix_types
 from astrozoo.survey.celeste.response import respond
 from astrozoo.survey.celeste.sweeps import Sweeps
@@ -61,6 +63,7 @@ class FieldFit:
         chi2: of the pixels of each source's patch, per pixel and band (NaN: no pixels), with the error of the
             PSF of :data:`astrozoo.survey.celeste.canvas.PSF_ERROR`.
         half: half size of each source's patch [px].
+        flags: the catalogue's flags ``outgrows_patch`` and ``maybe_double``.
         stats: sweeps, counts of evaluations, and seconds by stage: of all processes that worked on the fit
             and on the draws.
     """
@@ -76,6 +79,7 @@ class FieldFit:
     chi2: Float[np.ndarray, "s band"]
     n_pixels: Int[np.ndarray, "s"]
     half: Int[np.ndarray, "s"]
+    flags: dict[str, np.ndarray]
     stats: dict[str, Any]
 
 
@@ -136,13 +140,16 @@ def fit_field(
     while catalog is None and job.state.searches < len([at for at in _SEARCHES if at < max_sweeps]):
         # before what is blended settles: a source that stands for two goes astray between them
         job.run(_SEARCHES[job.state.searches], fit_sky)
-        more = job.companions()
+        more = companions(job)
+        if job.state.sweep > _SEARCHES[0]:  # with a corrected PSF
+            more = vstack([more, split_pairs(job)], metadata_conflicts="silent")
         if len(more):
             table = vstack([job.table, more], metadata_conflicts="silent")
             job = Sweeps(images, table, prior, seed, progress, store, earlier=job)
         else:
-            job.state.searches = len(_SEARCHES)
+            job.state.searches = len(_SEARCHES) if job.state.searches else 1
     job.run(max_sweeps, fit_sky)
+    job.state.double[examine_pairs(job)[0]] = True
     clock["fit"] = job.seconds()
     fit, clock["draw"] = _finish(job, draws)
     fit.stats["seconds"] = {k: round(v, 3) for k, v in clock.items()}
@@ -195,6 +202,7 @@ def _finish(job: Sweeps, draws: int) -> tuple[FieldFit, float]:
         chi2=arrays["chi2"],
         n_pixels=arrays["n_pixels"],
         half=job.sources.half,
+        flags={"outgrows_patch": job.state.outgrown, "maybe_double": job.state.double},
         stats={"sources": n, "sweeps": job.state.sweep, "evaluations": dict(job.state.counts)},
     )
     return fit, float(arrays["seconds"].sum())

@@ -18,10 +18,11 @@ from astrozoo.errors import DataError
 from astrozoo.models.celeste import Patch, Prior
 from astrozoo.models.celeste_density import TypedDensity
 from astrozoo.survey.celeste.canvas import Canvas, least_radius
+from astrozoo.survey.celeste.cells import count_cells, offsets
 from astrozoo.survey.celeste.planes import Planes
-from astrozoo.survey.partition import Sources, colouring, half_sizes, neighbours, reach
+from astrozoo.survey.partition import HALF_SIZES, Sources, colouring, half_sizes, neighbours, reach
 
-__all__ = ["BATCH", "KINDS", "Modes"]
+__all__ = ["BATCH", "KINDS", "Modes", "inverse_curvature"]
 
 KINDS = (("galaxy", False, 6), ("star", True, 2))
 """Name of each type, whether it is the star, and how many parameters move or bend its image."""
@@ -44,6 +45,12 @@ _COMPANION = "companion_"
 _PSF = "psf_"
 """Prefix of the correction of the PSF in a checkpoint."""
 _COUNTS = ("sweep", "colour", "searches", "skies", "sweep_in_progress")
+_MIN_SHARE = 1e-9
+"""Probability below which the light of a type is not computed: a billionth of the source's light."""
+_PIXELS_AT_ONCE = 20_000
+"""Pixels of a large patch that are rendered at once, so that the work stays in the cache."""
+_MARKS = ("grown", "outgrown", "double", "examined")
+"""Marks of sources in :class:`_State` that a checkpoint saves."""
 _START_COLOUR_SNR = 10.0
 """Smallest signal to noise of two fluxes whose ratio is used as a starting colour.
 
@@ -59,6 +66,11 @@ class _State:
         skies: how often the sky has been corrected.
         sweep_in_progress: True between the first fit of a sweep and the end of its bookkeeping (joint steps,
             sky, PSF), so that a resumed run finishes the bookkeeping first.
+        grown: True for sources that have not been fitted since their patch grew.
+        outgrown: True for sources whose light goes on beyond the largest patch.
+        double: True for sources that two stars explain better, but not clearly so.
+        examined: True for sources that have been fitted as two stars.
+        whole: light, for every pixel, of sources with large patches; ``light`` has one value per cell.
         seconds: spent on the fit, by all processes that worked on it.
     """
 
@@ -68,6 +80,11 @@ class _State:
     converged: Tensor
     light: list[Tensor | None]
     waiting: np.ndarray
+    grown: np.ndarray
+    outgrown: np.ndarray
+    double: np.ndarray
+    examined: np.ndarray
+    whole: dict[int, Tensor] = field(default_factory=dict)
     sweep: int = 0
     colour: int = 0
     searches: int = 0
@@ -112,8 +129,7 @@ class Modes:
         else:
             self.canvas = earlier.canvas.of(self.sources)
         self.log_least_radius = torch.full((len(self.sources),), -torch.inf, dtype=torch.float64)
-        self.adjacent = neighbours(self.sources)
-        self.colour = colouring(self.adjacent)
+        self._resize(self.sources.half)
         self.state = self._start()
         self.psf_planes: Planes | None = None
         if earlier is None:
@@ -133,6 +149,26 @@ class Modes:
             sources, half=np.maximum(sources.half, reach(sources, flux * sources.calibration, noise))
         )
 
+    def _resize(self, half: Int[np.ndarray, "s"]) -> None:
+        """Set patch sizes before any light is painted."""
+        self.sources = self.canvas.sources = replace(self.sources, half=half)
+        self.adjacent = neighbours(self.sources)
+        self.colour = colouring(self.adjacent)
+
+    def enlarge(self, half: Int[np.ndarray, "s"]) -> None:
+        """Give sources larger patches. They, and all sources whose patches they overlap, wait for a fit."""
+        state = self.state
+        rows = np.flatnonzero(half > self.sources.half)
+        for members in self.sources.batches(rows, BATCH):
+            self.canvas.paint(members, -self._painted(members))
+        self._resize(half)
+        for row in rows.tolist():
+            state.light[row] = None
+            state.whole.pop(row, None)
+            state.waiting[self.adjacent[row]] = True
+        state.waiting[rows] = state.grown[rows] = True
+        self.repaint(rows)
+
     def _inherit(self, earlier: Modes) -> None:
         """Continue an earlier fit. Sources that waited still wait, and so do neighbours of new sources."""
         n, state, before = len(earlier.sources), self.state, earlier.state
@@ -140,6 +176,10 @@ class Modes:
             for part in ("mode", "covariance", "evidence"):
                 getattr(state, part)[name][:n] = getattr(before, part)[name]
         state.converged[:n], state.waiting[:n] = before.converged, before.waiting
+        for mark in _MARKS:
+            getattr(state, mark)[:n] = getattr(before, mark)
+        state.whole = before.whole
+        self._resize(np.concatenate((earlier.sources.half, self.sources.half[n:])))
         state.counts, state.sweep, state.searches = before.counts, before.sweep, before.searches + 1
         state.light[:n], state.skies = before.light, before.skies
         state.seconds = earlier.seconds()
@@ -176,6 +216,9 @@ class Modes:
             for part in ("mode", "covariance", "evidence"):
                 getattr(state, part)[name] = torch.from_numpy(saved[f"{part}_{name}"])
         state.converged, state.waiting = torch.from_numpy(saved["converged"]), saved["waiting"]
+        for mark in _MARKS:
+            setattr(state, mark, saved[mark])
+        self._resize(saved["half"])
         self.repaint(np.flatnonzero(saved["fitted"]))
 
     def repaint(self, fitted: Int[np.ndarray, "n"]) -> None:
@@ -185,10 +228,31 @@ class Modes:
 
     def _show(self, rows: np.ndarray, patch: Patch, own_light: Float[Tensor, "b image p"]) -> None:
         """Paint sources of one patch size, whose light was ``own_light``, as they now are."""
-        light = self._light(patch, rows)
-        self.canvas.paint(rows, light - own_light)
+        state = self.state
+        if self.sources.half[rows[0]] <= HALF_SIZES[-1]:
+            light = self.light_at(patch, rows)
+            self.canvas.paint(rows, light - own_light)
+        else:
+            whole = self._whole_light(rows)
+            before = [state.whole.get(row, torch.zeros_like(whole[0])) for row in rows.tolist()]
+            self.canvas.paint(rows, whole - torch.stack(before))
+            state.whole |= dict(zip(rows.tolist(), whole, strict=True))
+            light = self.canvas.in_cells(rows, whole)
         for k, row in enumerate(rows):
-            self.state.light[row] = light[k]
+            state.light[row] = light[k]
+
+    def _whole_light(self, rows: Int[np.ndarray, "b"]) -> Float[Tensor, "b image p"]:
+        """Expected electrons of sources in every pixel of their large patches."""
+        pixels = offsets(int(self.sources.half[rows[0]]))
+        parts = pixels.split(_PIXELS_AT_ONCE, 1)
+        return torch.cat([self.light_at(self.canvas.around(rows, part), rows) for part in parts], -1)
+
+    def _painted(self, rows: Int[np.ndarray, "b"]) -> Float[Tensor, "b image p"]:
+        """The light that sources have painted, in every pixel; zero where they have not."""
+        light = self.state.whole if self.sources.half[rows[0]] > HALF_SIZES[-1] else self.state.light
+        blank = torch.zeros(1, dtype=torch.float64)
+        parts = [blank if self.state.light[i] is None else light[i] for i in rows.tolist()]
+        return torch.stack(torch.broadcast_tensors(*parts))
 
     def seconds(self) -> float:
         """Spent on the fit so far, by all processes that worked on it."""
@@ -207,6 +271,8 @@ class Modes:
         saved |= {
             "converged": state.converged.numpy(),
             "waiting": state.waiting,
+            **{mark: getattr(state, mark) for mark in _MARKS},
+            "half": self.sources.half,
             **{count: np.asarray(getattr(state, count)) for count in _COUNTS},
             "seconds": np.asarray(self.seconds()),
             "evaluations": np.array(list(state.counts.values())),
@@ -221,7 +287,8 @@ class Modes:
 
     def _start(self) -> _State:
         n, nb = len(self.sources), len(self.prior.bands)
-        state = _State({}, {}, {}, torch.zeros(n, dtype=torch.bool), [None] * n, np.ones(n, bool))
+        no = [np.zeros(n, bool) for _ in range(4)]
+        state = _State({}, {}, {}, torch.zeros(n, dtype=torch.bool), [None] * n, np.ones(n, bool), *no)
         linear = self._start_fluxes()
         size = torch.full((n,), self.prior.log_radius_mean, dtype=torch.float64)
         if "half_light_radius" in self.table.colnames:
@@ -278,8 +345,8 @@ class Modes:
 
     def patch(self, rows: np.ndarray) -> tuple[Patch, Tensor]:
         """Patches of sources of one size, and the light that these sources have there."""
-        n_pixels = (2 * int(self.sources.half[rows[0]]) + 1) ** 2
-        blank = torch.zeros(len(self.images.images), n_pixels, dtype=torch.float64)
+        n_cells = count_cells(int(self.sources.half[rows[0]]))
+        blank = torch.zeros(len(self.images.images), n_cells, dtype=torch.float64)
         own_light = torch.stack([blank if self.state.light[i] is None else self.state.light[i] for i in rows])
         return self.canvas.patches(rows, own_light), own_light
 
@@ -297,15 +364,17 @@ class Modes:
         """Probability of a star, by the evidences of the last fits."""
         return torch.sigmoid(self.state.evidence["star"][rows] - self.state.evidence["galaxy"][rows])
 
-    def _light(self, patch: Patch, rows: np.ndarray) -> Float[Tensor, "b image p"]:
+    def light_at(self, patch: Patch, rows: np.ndarray) -> Float[Tensor, "b image p"]:
         """Expected electrons: the two types' images at their modes, by their probabilities."""
         state, p_star = self.state, self.p_star(rows)
         total = torch.zeros_like(patch.counts)
         for name, star, _ in KINDS:
+            share = p_star if star else 1 - p_star
+            if (share < _MIN_SHARE).all():
+                continue
             u = state.mode[name][rows]
             density = self.density(patch, rows, star)
             image = density.images(u[:, : density.n_bending])
-            share = p_star if star else 1 - p_star
             total += (share[:, None] * density.electrons(u))[..., None] * image
         return total
 
@@ -371,3 +440,10 @@ def _with_companions(table: Table, saved: Mapping[str, np.ndarray]) -> Table:
     """The sources of a checkpoint: those of the table, and the companions that were added later."""
     columns = {name.removeprefix(_COMPANION): x for name, x in saved.items() if name.startswith(_COMPANION)}
     return vstack([table, Table(columns)], metadata_conflicts="silent") if columns else table
+
+
+def inverse_curvature(curvature: Float[Tensor, "b d d"]) -> tuple[Float[Tensor, "b d d"], Float[Tensor, "b"]]:
+    """The covariance and its log determinant; directions of no or wrong curvature get a unit variance."""
+    values, vectors = torch.linalg.eigh(curvature)
+    values = torch.where(values > 1e-2, values, torch.ones_like(values))
+    return (vectors / values[:, None]) @ vectors.mT, -values.log().sum(-1)

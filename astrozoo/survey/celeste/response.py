@@ -6,6 +6,9 @@ of the source alone, the product of the two changes of light in every pixel, and
 neighbours' parameters. The integral over these parameters adds ``|F (light - light at the mode)|^2 / 2`` to
 the log density, with ``F' F = W J A^-1 J' W``. ``W`` is the curvature of the log density in a pixel's light,
 ``J`` are the derivatives of the neighbours' light, and ``A`` is minus the Hessian of their log density.
+
+The sky of each image is one more neighbour of a source with a large patch: over thousands of pixels, an error
+of its level is as large as the noise.
 """
 
 from __future__ import annotations
@@ -20,11 +23,16 @@ from torch import Tensor
 from astrozoo.models.celeste import Patch
 from astrozoo.models.celeste_density import TypedDensity
 from astrozoo.survey.celeste.modes import KINDS, Modes
+from astrozoo.survey.partition import HALF_SIZES
 
 __all__ = ["Response", "respond"]
 
 _MAX_NEIGHBOURS = 6
 """Largest number of neighbours, nearest first, that are integrated out. Each has six rendered parameters."""
+_SKY_ERROR = 0.02
+"""Standard deviation of the sky's level in a patch, before its pixels are seen [sigma of a pixel].
+
+The mesh averages some 10^4 pixels, an error of .01, and interpolates below a large source."""
 _MIN_CURVATURE = 0.05
 """Smallest curvature of the neighbours together, in units of that of each alone. It limits their response."""
 _MIN_REMAINING = 0.05
@@ -113,6 +121,8 @@ def _factor(job: Modes, row: int, weight: Float[Tensor, "image p"]) -> Float[Ten
             _, slope, chain = job.density(patch, members, is_star).linearised(state.mode[name][members])
             chain = chain @ torch.linalg.cholesky(state.covariance[name][members])[:, None]
             changes += list(torch.einsum("jitp,jitd->jdip", slope, chain.to(slope)))
+    if job.sources.half[row] > HALF_SIZES[-1]:
+        changes.append(_sky_levels(job, row, weight))
     if not changes:
         return weight.new_zeros(0, *weight.shape, dtype=torch.float32)
     J = torch.cat(changes)
@@ -126,3 +136,10 @@ def _factor(job: Modes, row: int, weight: Float[Tensor, "image p"]) -> Float[Ten
     values, vectors = torch.linalg.eigh(curvature)
     inverse_root = vectors / values.clamp_min(_MIN_CURVATURE).sqrt()
     return torch.einsum("qr,qip->rip", inverse_root.to(J), weighted)
+
+
+def _sky_levels(job: Modes, row: int, weight: Float[Tensor, "image p"]) -> Float[Tensor, "image image p"]:
+    """Changes of the sky's level in each image by one standard deviation, given the source."""
+    sky = job.canvas.gather(job.canvas.sky, np.array([row]))[0].mean(-1)  # [image]
+    error = (1 / (_SKY_ERROR**2 * sky) + weight.sum(-1)).rsqrt()
+    return (torch.diag(error)[:, :, None] * torch.ones_like(weight)).float()

@@ -10,25 +10,19 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import sep
 import torch
-from astropy.table import Table
-from jaxtyping import Float
-from scipy.spatial import cKDTree
-from torch import Tensor
+from jaxtyping import Bool
 
-from astrozoo.data.images import Field
 from astrozoo.infer.maximise import maximise
 from astrozoo.infer.progress import progress_bar
 from astrozoo.physics.profiles import axis_ratio_and_angle
-from astrozoo.survey.celeste.canvas import dispersion
+from astrozoo.survey.celeste.growth import MIN_AXIS_RATIO, grow
 from astrozoo.survey.celeste.joint import settle
-from astrozoo.survey.celeste.modes import BATCH, KINDS, Modes
+from astrozoo.survey.celeste.modes import BATCH, KINDS, Modes, inverse_curvature
 from astrozoo.survey.celeste.planes import fit_planes
-from astrozoo.survey.detect import detect
+from astrozoo.survey.partition import HALF_SIZES
 from astrozoo.types import Status
 
 __all__ = ["Sweeps"]
@@ -51,18 +45,16 @@ _MAX_NEEDLE_LENGTH = 2.0
 """Longest semi-major half-light axis of a thin galaxy [half sizes of its patch].
 
 Of a longer one, most of the light is where nothing was measured."""
-_MIN_AXIS_RATIO = 0.1
-"""Axis ratio below which a galaxy is thin: that of the flattest discs seen edge-on."""
 _SKY_CELL = 128
 """Side of a cell of the mesh on which the sky is corrected [px]: several times larger than most sources."""
-_RESIDUAL_ERROR = 0.2
-"""Error of the modelled light in the search for companions, relative to it.
+_MAX_COVERED = 0.8
+"""Largest fraction of an image's pixels that may be masked where its sky is corrected."""
+_COVERED_LIGHT = 0.1
+"""Light of a large source above which a pixel is not used to correct the sky [sigma of its noise]."""
+_EXTENTS = 4.0
+"""Radius within which the sky of a source is not used before its fit, in its rms extent.
 
-It is five times that of the PSF, so that residuals of an imperfect PSF are not detected as sources."""
-_RESIDUAL_SNR = 5.0
-"""Signal to noise of a pixel, above which a residual may be a companion."""
-_MIN_COMPANION_DISTANCE = 1.5
-"""Smallest distance of a companion from a known source [px]: about the radius of the PSF's core."""
+It contains nine tenths of an exponential galaxy's light, and is the half size of a patch of its extent."""
 
 
 class Sweeps(Modes):
@@ -76,11 +68,10 @@ class Sweeps(Modes):
         if state.sweep == 0 and all(light is None for light in state.light):
             # so that the first source fitted does not take its neighbours' light for its own
             self.repaint(np.arange(len(self.sources)))
-        colours = int(self.colour.max(initial=-1)) + 1
         with progress_bar("fitting sources", len(self.sources), self.progress) as report:
             while state.sweep < most and (state.sweep_in_progress or state.waiting.any()):
                 state.sweep_in_progress = 1
-                while state.colour < colours:
+                while state.colour <= self.colour.max(initial=-1):
                     due = np.flatnonzero(state.waiting & (self.colour == state.colour))
                     for rows in self.sources.batches(due, BATCH):
                         self._fit(rows)
@@ -93,6 +84,9 @@ class Sweeps(Modes):
                 before = {i: state.light[i] for i in out.tolist()}
                 self.repaint(out)
                 self.moved(out, before)
+                larger = grow(self) & (self.sources.half > HALF_SIZES[-1])
+                if larger.any() and fit_sky and state.sweep:
+                    self._correct_sky()
                 if state.sweep == 0 and self.psf_planes is None:
                     if fit_sky:
                         self._correct_sky()
@@ -118,7 +112,7 @@ class Sweeps(Modes):
                 density, state.mode[name][chosen], max_iterations=50, tolerance=_MODE_TOLERANCE
             )
             assert optimum.hessian is not None  # 11 dimensions are far below the dense limit
-            covariance, log_det = _inverse(-optimum.hessian)
+            covariance, log_det = inverse_curvature(-optimum.hessian)
             state.mode[name][chosen], state.covariance[name][chosen] = optimum.w, covariance
             state.evidence[name][chosen] = optimum.value + 0.5 * (density.dim * np.log(2 * np.pi) + log_det)
             ok[open_] &= torch.tensor([s is Status.CONVERGED for s in optimum.statuses])
@@ -128,7 +122,7 @@ class Sweeps(Modes):
         state.evidence["galaxy"][closed] = state.evidence["star"][closed] - lead[shut]
         self._rule_out(rows)
         state.converged[rows] = ok
-        state.waiting[rows] = False
+        state.waiting[rows] = state.grown[rows] = False
         self._show(rows, patch, light)
         self._mark_neighbours(rows, patch, light)
 
@@ -145,7 +139,7 @@ class Sweeps(Modes):
         shape = state.mode["galaxy"][rows, 2:5]
         axis_ratio, _ = axis_ratio_and_angle(shape[:, 1:])
         semi_major = scale * (shape[:, 0].exp() / axis_ratio.sqrt()).numpy()  # px
-        thin = axis_ratio.numpy() < _MIN_AXIS_RATIO
+        thin = axis_ratio.numpy() < MIN_AXIS_RATIO
         out = rows[thin & (semi_major > _MAX_NEEDLE_LENGTH * self.sources.half[rows])]
         star = state.mode["star"][out]
         typical = star.new_tensor((self.prior.log_radius_mean, 0.0, 0.0, 0.0)).expand(len(out), 4)
@@ -154,23 +148,47 @@ class Sweeps(Modes):
         return out
 
     def _correct_sky(self) -> None:
-        """Add to each image's sky what is left of its pixels on a coarse mesh (SEP's clipped background)."""
-        canvas = self.canvas
+        """Add to each image's sky what is left of its pixels on a coarse mesh (SEP's clipped background).
+
+        Pixels of large sources are left out, because errors of their models are as wide as the mesh. The sky
+        of an image that they cover is not corrected.
+        """
+        canvas, covered = self.canvas, self._covered()
         for k, image in enumerate(self.images):
             left = canvas.unpadded(canvas.counts[k] - canvas.sky[k] - canvas.model[k], k)
-            if min(left.shape) < _SKY_CELL // 2:
+            mask = ~image.valid | covered[k]
+            if min(left.shape) < _SKY_CELL // 2 or mask.mean() > _MAX_COVERED:
                 continue
             mesh = sep.Background(
-                np.ascontiguousarray(left), mask=~image.valid, bw=_SKY_CELL, bh=_SKY_CELL, fw=3, fh=3
+                np.ascontiguousarray(left), mask=mask, bw=_SKY_CELL, bh=_SKY_CELL, fw=3, fh=3
             )
-            extra = torch.from_numpy(np.pad(mesh.back(), canvas.pad, mode="edge")).flatten()
             lowest = 0.5 * canvas.sky[k]
-            canvas.sky[k] = torch.maximum(canvas.sky[k] + extra, lowest)
+            canvas.sky[k] = torch.maximum(canvas.sky[k] + canvas.framed(mesh.back()), lowest)
             if float(np.abs(mesh.back() / np.sqrt(image.sky)).max()) > _NOTICEABLE_SKY:
                 self.state.waiting[:] = True
         self.state.skies += 1
         arrays = {f"sky_{k}": sky.numpy() for k, sky in enumerate(canvas.sky)}
         self.checkpoint.save(arrays, f"sky-{self.state.skies}")
+
+    def _covered(self) -> list[Bool[np.ndarray, "y x"]]:
+        """For each image, the pixels of large sources: by their light, or before a fit by their extent."""
+        canvas, state = self.canvas, self.state
+        flats = [torch.zeros_like(model) for model in canvas.model]
+        for row, light in state.whole.items():
+            canvas.paint(np.array([row]), light[None], flats)
+        covered = [
+            canvas.unpadded(flat > _COVERED_LIGHT * sky.sqrt(), k)
+            for k, (flat, sky) in enumerate(zip(flats, canvas.sky, strict=True))
+        ]
+        if "a" not in self.table.colnames:
+            return covered
+        radius = _EXTENTS * np.nan_to_num(np.asarray(self.table["a"], float))
+        for row in np.flatnonzero((radius > HALF_SIZES[-1]) & [light is None for light in state.light]):
+            for k, pixels in enumerate(covered):
+                y, x = np.ogrid[: pixels.shape[0], : pixels.shape[1]]
+                x0, y0 = self.sources.xy[k, row]
+                pixels |= (x - x0) ** 2 + (y - y0) ** 2 < radius[row] ** 2
+        return covered
 
     def _correct_psf(self) -> None:
         """Correct the width of each image's PSF, by a plane over the image that is fitted to its stars.
@@ -183,7 +201,7 @@ class Sweeps(Modes):
         alone = torch.zeros(len(self.sources), dtype=torch.bool)
         for rows in self.sources.batches(np.arange(len(self.sources)), BATCH):
             patch, light = self.patch(rows)
-            others = patch.background - self.canvas.gather(self.canvas.sky, rows)
+            others = (patch.mask > 0) * (patch.background - self.canvas.gather(self.canvas.sky, rows))
             alone[rows] = (light * others).sum((-2, -1)) < _MAX_NEIGHBOUR_LIGHT * (light * light).sum(
                 (-2, -1)
             )
@@ -198,40 +216,3 @@ class Sweeps(Modes):
         planes = fit_planes([self._places(k) for k in range(n_images)], delta, error, stars.numpy())
         self._broaden(planes)
         state.waiting[:] = True
-
-    def companions(self) -> Table:
-        """Sources that are detected in the residuals: parts of blends that detection took for one source.
-
-        Residuals are divided by a noise that grows with the modelled light, so that errors of the PSF are not
-        detected as sources.
-        """
-        left = []
-        for k, image in enumerate(self.images):
-            sky = self.canvas.sky[k]
-            expected = sky + self.canvas.model[k]
-            model = self.canvas.unpadded(expected, k)
-            scale = self.canvas.unpadded(dispersion(expected, sky, _RESIDUAL_ERROR).sqrt(), k)
-            counts = np.where(image.valid, model + (image.counts - model) / scale, model)
-            left.append(replace(image, counts=counts, sky=model))
-        residual_sources = detect(Field(tuple(left), self.images.name), threshold=_RESIDUAL_SNR)
-        if not len(residual_sources):
-            return residual_sources
-        xy = np.stack(
-            self.images.images[0].wcs.all_world2pix(residual_sources["ra"], residual_sources["dec"], 0), -1
-        )
-        known = self.sources.xy[0]
-        distance = cKDTree(known).query(xy)[0] if len(known) else np.full(len(residual_sources), np.inf)
-        keep = (
-            (distance > _MIN_COMPANION_DISTANCE)
-            & ~np.asarray(residual_sources["saturated"], bool)
-            & ~np.asarray(residual_sources["edge"], bool)
-        )
-        residual_sources["blended"] = True
-        return residual_sources[keep]
-
-
-def _inverse(curvature: Float[Tensor, "b d d"]) -> tuple[Float[Tensor, "b d d"], Float[Tensor, "b"]]:
-    """Covariance and its log determinant; directions of no or wrong curvature get a unit variance."""
-    values, vectors = torch.linalg.eigh(curvature)
-    values = torch.where(values > 1e-2, values, torch.ones_like(values))
-    return (vectors / values[:, None]) @ vectors.mT, -values.log().sum(-1)

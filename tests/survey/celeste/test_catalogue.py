@@ -79,7 +79,7 @@ def test_flags_as_columns_and_bits(fake_fit: Fake) -> None:
     table = catalogue(fit)
     assert table["edge"][2]
     assert table["flags"][2] == 2
-    assert table["flags"][3] == 8 + 16
+    assert table["flags"][3] == 16 + 32
     for k, name in enumerate(FLAGS):
         np.testing.assert_array_equal(table[name], table["flags"] & 2**k > 0)
     unknown = replace(fit, k_hat=np.full(len(table), np.nan))

@@ -117,13 +117,13 @@ def test_companions_that_were_found_are_not_looked_for_again(
     table = detect(images)
     monkeypatch.setattr(fitting, "detect", lambda images: table[1:])  # the residuals show the first
     searched: list[int] = []
-    plain = Sweeps.companions
+    plain = fitting.companions
 
     def counted(self: Sweeps) -> Table:
         searched.append(len(self.sources))
         return plain(self)
 
-    monkeypatch.setattr(Sweeps, "companions", counted)
+    monkeypatch.setattr(fitting, "companions", counted)
     settings = SETTINGS | {"max_sweeps": 4}
     straight = fit_field(images, **settings)
     assert searched == [len(table) - 1, len(table)]

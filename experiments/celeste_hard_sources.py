@@ -1,0 +1,304 @@
+"""Large galaxies, close pairs of stars, and bright stars with masked cores and a wrong PSF.
+
+    python experiments/celeste_hard_sources.py --out hard_sources.csv
+
+GalSim renders each case at SDSS depth. The fields are detected and fitted as in a survey. Three tables, one
+row per case:
+
+* galaxies: one galaxy of 2 to 15 arcsec half-light radius, of several Sersic indices, axis ratios and
+  magnitudes, among a few stars;
+* pairs: two stars at 1 to 4 px, flux ratios 1 to 10;
+* bright: one star of 100 to 5,000 nMgy among fainter ones, with the PSF known or 2 % too wide with other
+  wings, and with pixels above a limit masked (NaN), marked as saturated or not.
+
+``extra`` is the number of catalogued sources that are not in the truth, ``missing`` the number of true ones
+that are not in the catalogue. ``pull_b`` is (ln flux - truth) / its standard deviation in band b: of the
+galaxy, of the bright star, or the rms over the stars of pairs that were separated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import galsim
+import numpy as np
+from astropy.table import Table
+from scipy.spatial import cKDTree
+
+from astrozoo.data.images import Field, Image
+from astrozoo.data.psf import PixelPsf
+from astrozoo.data.simulate import simulate_field
+from astrozoo.survey.celeste.catalogue import catalogue
+from astrozoo.survey.celeste.fit import fit_field
+
+SCALE = 0.396
+"""[arcsec/px] Pixel scale of the simulated fields."""
+BANDS = "gri"
+COLOURS = {"u": 0.2, "g": 0.5, "r": 1.0, "i": 1.4, "z": 1.7}
+"""Flux in each band, relative to r: a galaxy or star of average colour."""
+MATCH = 2.0
+"""[px] Largest distance of a catalogued source from the true one that it stands for."""
+SATURATION = 50_000.0
+"""[electrons] Pixels above this are masked in the simulations of saturated cores."""
+RADII = (2.0, 4.0, 6.0, 8.0, 10.0, 15.0)
+"""[arcsec] Half-light radii of galaxies."""
+GALAXIES = ((1.0, 0.8, 15.5), (4.0, 0.7, 15.5), (2.5, 0.4, 14.5), (1.0, 0.25, 14.0))
+"""Sersic index, axis ratio, r magnitude."""
+SEPARATIONS = (1.0, 1.5, 2.0, 3.0, 4.0)
+RATIOS = (1.0, 3.0, 10.0)
+FLUXES = (100.0, 1000.0, 5000.0)
+"""[nMgy] r fluxes of bright stars."""
+
+
+def sources(rows: list[dict[str, Any]]) -> Table:
+    """Sources of average colour; stars where no radius is given."""
+    table = Table()
+    table["is_star"] = ["radius" not in row for row in rows]
+    for name in ("x", "y"):
+        table[name] = [float(row[name]) for row in rows]
+    for name in ("radius", "axis_ratio", "angle", "sersic"):
+        table[name] = [float(row.get(name, np.nan)) for row in rows]
+    table["dev_fraction"] = np.where(table["is_star"], np.nan, 0.5)
+    for band, ratio in COLOURS.items():
+        table[f"flux_{band}"] = [ratio * row["flux"] for row in rows]
+    return table
+
+
+def stars_around(count: int, side: int, clear: float, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Stars of r = 16.5 to 20.5 that are at least ``clear`` px from the middle."""
+    rows: list[dict[str, Any]] = []
+    while len(rows) < count:
+        x, y = rng.uniform(16, side - 17, 2)
+        apart = [np.hypot(x - row["x"], y - row["y"]) for row in rows]
+        if np.hypot(x - side / 2, y - side / 2) > clear and min(apart, default=np.inf) > 16:
+            rows.append({"x": x, "y": y, "flux": 10 ** (0.4 * (22.5 - rng.uniform(16.5, 20.5)))})
+    return rows
+
+
+def fitted(images: Field, seed: int) -> tuple[Table, float]:
+    """The catalogue, with pixel positions, and seconds."""
+    began = time.perf_counter()
+    table = catalogue(fit_field(images, seed=seed, progress=False))
+    seconds = time.perf_counter() - began
+    reference = next(image for image in images if image.band == "r")
+    table["x"], table["y"] = reference.wcs.all_world2pix(table["ra"], table["dec"], 0)
+    return table, seconds
+
+
+def matched(table: Table, truth: Table) -> np.ndarray:
+    """For each true source its row in the catalogue, or -1; each row is used once, brightest truth first."""
+    rows = np.full(len(truth), -1)
+    if not len(table):
+        return rows
+    tree = cKDTree(np.column_stack((table["x"], table["y"])))
+    used: set[int] = set()
+    for i in np.argsort(-np.asarray(truth["flux_r"])):
+        reach = MATCH if truth["is_star"][i] else max(MATCH, 0.2 * truth["radius"][i] / SCALE)
+        distance, near = tree.query((truth["x"][i], truth["y"][i]), k=min(5, len(table)))
+        for d, j in zip(np.atleast_1d(distance), np.atleast_1d(near), strict=True):
+            if d < reach and int(j) not in used:
+                rows[i] = j
+                used.add(int(j))
+                break
+    return rows
+
+
+def pulls(table: Table, truth: Table, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """(ln flux - truth) / SD of the matched sources, by band."""
+    chosen, true = table[rows[rows >= 0]], truth[rows >= 0]
+    return {
+        band: np.asarray(
+            (chosen[f"log_flux_{band}"] - np.log(true[f"flux_{band}"])) / chosen[f"log_flux_{band}_sd"]
+        )
+        for band in BANDS
+    }
+
+
+def flags_of(row: Table.Row) -> str:
+    names = [n for n in row.colnames if isinstance(row[n], (bool, np.bool_)) and row[n]]
+    return " ".join(names)
+
+
+def one(table: Table, truth: Table, seconds: float) -> dict[str, Any]:
+    """Scores of a field whose first true source is the one of interest."""
+    rows = matched(table, truth)
+    score: dict[str, Any] = {
+        "extra": len(table) - int((rows >= 0).sum()),
+        "missing": int((rows < 0).sum()),
+        "seconds": round(seconds, 1),
+    }
+    if rows[0] < 0:
+        return score | {"flags": "MISSING"}
+    row = table[rows[0]]
+    z = pulls(table, truth[:1], rows[:1])
+    score |= {f"pull_{band}": round(float(values[0]), 1) for band, values in z.items()}
+    error = float(row["log_flux_r"] - np.log(truth["flux_r"][0]))
+    return score | {
+        "error_r": round(error, 4),
+        "sd_r": round(float(row["log_flux_r_sd"]), 4),
+        "radius": round(float(row["radius"]), 2),
+        "p_star": round(float(row["p_star"]), 2),
+        "chi2_r": round(float(row["chi2_r"]), 2),
+        "k_hat": round(float(row["k_hat"]), 2),
+        "flags": flags_of(row),
+    }
+
+
+def galaxies(seed: int, radii: tuple[float, ...]) -> Iterator[dict[str, Any]]:
+    """One galaxy per field."""
+    for radius in radii:
+        for k, (index, ratio, mag) in enumerate(GALAXIES):
+            rng = np.random.default_rng([seed, k, int(10 * radius)])
+            side = int(max(192, 2 * 5 * radius / SCALE))
+            middle = side / 2 + rng.uniform(-0.5, 0.5, 2)
+            galaxy = {
+                "x": middle[0], "y": middle[1], "flux": 10 ** (0.4 * (22.5 - mag)), "radius": radius,
+                "axis_ratio": ratio, "angle": rng.uniform(0, 180), "sersic": index,
+            }  # fmt: skip
+            around = stars_around(8, side, 2.0 * radius / SCALE + 12, rng)
+            images, truth = simulate_field(sources=sources([galaxy, *around]), seed=seed, shape=(side, side))
+            case = {"kind": "galaxy", "radius_true": radius, "sersic": index, "axis_ratio": ratio, "r": mag}
+            yield case | one(*_with(images, truth, seed))
+
+
+def _with(images: Field, truth: Table, seed: int) -> tuple[Table, Table, float]:
+    table, seconds = fitted(images, seed)
+    return table, truth, seconds
+
+
+def pairs(seed: int, separations: tuple[float, ...]) -> Iterator[dict[str, Any]]:
+    """Nine pairs per field, on a grid."""
+    cell, side = 42, 3 * 42 + 10
+    for separation in separations:
+        for ratio in RATIOS:
+            rng = np.random.default_rng([seed, int(10 * separation), int(ratio)])
+            rows: list[dict[str, Any]] = []
+            for k in range(9):
+                x, y = cell * np.array([k % 3, k // 3]) + 26 + rng.uniform(-0.5, 0.5, 2)
+                turn, flux = rng.uniform(0, 2 * np.pi), 10 ** (0.4 * (22.5 - rng.uniform(17.0, 19.5)))
+                rows.append({"x": x, "y": y, "flux": flux})
+                x, y = x + separation * np.cos(turn), y + separation * np.sin(turn)
+                rows.append({"x": x, "y": y, "flux": flux / ratio})
+            images, truth = simulate_field(sources=sources(rows), seed=seed, shape=(side, side))
+            table, seconds = fitted(images, seed)
+            yield {"kind": "pair", "separation": separation, "ratio": ratio} | _score_pairs(
+                table, truth, seconds
+            )
+
+
+def _score_pairs(table: Table, truth: Table, seconds: float) -> dict[str, Any]:
+    score = {"found_as_two": 0, "flagged": 0, "unflagged": 0, "galaxies": 0}
+    z: dict[str, list[float]] = {band: [] for band in BANDS}
+    xy = np.column_stack((table["x"], table["y"]))
+    extra = len(table)
+    for k in range(0, len(truth), 2):
+        pair = truth[k : k + 2]
+        middle = np.array([np.mean(pair["x"]), np.mean(pair["y"])])
+        near = np.flatnonzero(np.hypot(*(xy - middle).T) < 6)
+        warnings = [name for name in ("blended", "maybe_double") if name in table.colnames]
+        flagged = any(table[name][i] for i in near for name in warnings)
+        score["galaxies"] += int((table["p_star"][near] < 0.5).sum())
+        extra -= min(len(near), 2)
+        rows = matched(table, pair)
+        if len(near) >= 2 and (rows >= 0).all():
+            score["found_as_two"] += 1
+            for band, values in pulls(table, pair, rows).items():
+                z[band] += values.tolist()
+        else:
+            score["flagged" if flagged else "unflagged"] += 1
+    score["extra"] = extra
+    for band, values in z.items():
+        score[f"pull_{band}"] = round(float(np.sqrt(np.mean(np.square(values)))), 2) if values else np.nan
+        if band == "r":
+            score["worst_r"] = round(float(np.abs(values).max()), 1) if values else np.nan
+    return score | {"seconds": round(seconds, 1)}
+
+
+def wrong_psf(images: Field) -> Field:
+    """The same images, described by a PSF that is 2 % too wide, sheared by 0.01, with 1 % of its light in a
+    wing that the true one lacks.
+    """
+
+    def wrong(image: Image) -> Image:
+        stamp = image.psf.stamp(0.0, 0.0)
+        core = galsim.InterpolatedImage(galsim.Image(stamp.copy(), scale=1.0)).dilate(1.02).shear(g1=0.01)
+        given = 0.99 * core.withFlux(1.0) + 0.01 * galsim.Gaussian(sigma=5.0)
+        drawn = given.drawImage(nx=len(stamp), ny=len(stamp), scale=1.0, dtype=float, method="no_pixel").array
+        return replace(image, psf=PixelPsf(drawn / drawn.sum()))
+
+    return replace(images, images=tuple(wrong(image) for image in images))
+
+
+def masked(images: Field, marked: bool) -> Field:
+    """Pixels above :data:`SATURATION` and those next to them are NaN, and not valid."""
+
+    def cut(image: Image) -> Image:
+        core = image.counts > SATURATION
+        for axis in (0, 1):
+            core |= np.roll(core, 1, axis) | np.roll(core, -1, axis)
+        return replace(
+            image,
+            counts=np.where(core, np.nan, image.counts),
+            valid=image.valid & ~core,
+            saturated=core if marked else np.zeros_like(core),
+        )
+
+    return replace(images, images=tuple(cut(image) for image in images))
+
+
+def bright(seed: int, fluxes: tuple[float, ...]) -> Iterator[dict[str, Any]]:
+    """One bright star per field."""
+    side = 160
+    for flux in fluxes:
+        rng = np.random.default_rng([seed, int(flux)])
+        x, y = side / 2 + rng.uniform(-0.5, 0.5, 2)
+        rows = [{"x": x, "y": y, "flux": flux}, *stars_around(10, side, 16, rng)]
+        plain, truth = simulate_field(sources=sources(rows), seed=seed, shape=(side, side))
+        for psf in ("right", "wrong"):
+            for core in ("seen", "saturated", "masked"):
+                images = plain if psf == "right" else wrong_psf(plain)
+                if core != "seen":
+                    images = masked(images, marked=core == "saturated")
+                case = {"kind": "bright", "flux": flux, "psf": psf, "core": core}
+                yield case | one(*_with(images, truth, seed))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--kinds", default="galaxies,pairs,bright")
+    parser.add_argument("--radii", default=",".join(map(str, RADII)), help="[arcsec]")
+    parser.add_argument("--separations", default=",".join(map(str, SEPARATIONS)), help="[px]")
+    parser.add_argument("--fluxes", default=",".join(map(str, FLUXES)), help="[nMgy]")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="CSV file of all rows")
+    args = parser.parse_args()
+
+    def numbers(text: str) -> tuple[float, ...]:
+        return tuple(float(word) for word in text.split(","))
+
+    kinds = {
+        "galaxies": lambda: galaxies(args.seed, numbers(args.radii)),
+        "pairs": lambda: pairs(args.seed, numbers(args.separations)),
+        "bright": lambda: bright(args.seed, numbers(args.fluxes)),
+    }
+    rows: list[dict[str, Any]] = []
+    for kind in args.kinds.split(","):
+        for row in kinds[kind]():
+            rows.append(row)
+            print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+    if args.out is not None:
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        with args.out.open("w", newline="") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
