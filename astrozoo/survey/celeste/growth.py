@@ -38,7 +38,7 @@ def grow(job: Modes) -> Bool[np.ndarray, "s"]:
     """
     state, half = job.state, job.sources.half.copy()
     state.outgrown[:] = False
-    with_light = np.flatnonzero([light is not None for light in state.light])
+    with_light = np.flatnonzero(np.array([light is not None for light in state.light], bool))
     for rows in job.sources.batches(with_light[~_thin(job, with_light)], BATCH):
         for size in _LADDER[_LADDER.index(int(half[rows[0]])) :]:
             border = _border(size)

@@ -183,7 +183,8 @@ class Sweeps(Modes):
         if "a" not in self.table.colnames:
             return covered
         radius = _EXTENTS * np.nan_to_num(np.asarray(self.table["a"], float))
-        for row in np.flatnonzero((radius > HALF_SIZES[-1]) & [light is None for light in state.light]):
+        fitted = np.array([light is not None for light in state.light], bool)
+        for row in np.flatnonzero((radius > HALF_SIZES[-1]) & ~fitted):
             for k, pixels in enumerate(covered):
                 y, x = np.ogrid[: pixels.shape[0], : pixels.shape[1]]
                 x0, y0 = self.sources.xy[k, row]

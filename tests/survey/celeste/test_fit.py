@@ -138,17 +138,6 @@ def test_a_satellite_s_trail_is_no_galaxy_that_is_a_needle_far_out_of_its_pixels
     assert all(light.isfinite().all() for light in job.state.light)
 
 
-def test_a_large_galaxy_is_one_though_its_patch_holds_little_of_it():
-    table = Table({"is_star": [False], "x": [32.0], "y": [32.0], "radius": [8.0], "axis_ratio": [0.5]})
-    table["angle"], table["dev_fraction"] = 30.0, 0.0
-    for band in "gri":
-        table[f"flux_{band}"] = 400.0
-    images, truth = simulate_field(sources=table, seed=3, shape=(64, 64), bands="gri")
-    fit = fit_field(images, truth["ra", "dec"], **SETTINGS)
-    assert fit.half[0] * 0.396 * 2 < 8 / np.sqrt(0.5)
-    assert fit.p_star[0] < 1e-6
-
-
 def test_a_catalogue_of_positions_is_enough(scene):
     images, truth = scene
     fit = fit_field(Field(images.images[1:2]), truth[["ra", "dec"]][:2], **SETTINGS)  # r alone
