@@ -107,6 +107,7 @@ def test_no_source_gives_no_rows(fake_fit: Fake) -> None:
         converged=fit.converged[:0],
         chi2=fit.chi2[:0],
         n_pixels=fit.n_pixels[:0],
+        flags={k: v[:0] for k, v in fit.flags.items()},
     )
     table = catalogue(empty)
     assert len(table) == 0
