@@ -52,6 +52,8 @@ GALAXIES = ((1.0, 0.8, 15.5), (4.0, 0.7, 15.5), (2.5, 0.4, 14.5), (1.0, 0.25, 14
 """Sersic index, axis ratio, r magnitude."""
 SEPARATIONS = (1.0, 1.5, 2.0, 3.0, 4.0)
 RATIOS = (1.0, 3.0, 10.0)
+PAIRS = 9
+"""Pairs in each field of pairs."""
 FLUXES = (100.0, 1000.0, 5000.0)
 """[nMgy] r fluxes of bright stars."""
 
@@ -173,18 +175,19 @@ def _with(images: Field, truth: Table, seed: int) -> tuple[Table, Table, float]:
 
 
 def pairs(seed: int, separations: tuple[float, ...]) -> Iterator[dict[str, Any]]:
-    """Nine pairs per field, on a grid."""
-    cell, side = 42, 3 * 42 + 10
+    """Nine pairs and seven single stars per field, on a grid."""
+    cell, side = 42, 4 * 42 + 10
     for separation in separations:
         for ratio in RATIOS:
             rng = np.random.default_rng([seed, int(10 * separation), int(ratio)])
             rows: list[dict[str, Any]] = []
-            for k in range(9):
-                x, y = cell * np.array([k % 3, k // 3]) + 26 + rng.uniform(-0.5, 0.5, 2)
+            for k in range(16):
+                x, y = cell * np.array([k % 4, k // 4]) + 26 + rng.uniform(-0.5, 0.5, 2)
                 turn, flux = rng.uniform(0, 2 * np.pi), 10 ** (0.4 * (22.5 - rng.uniform(17.0, 19.5)))
                 rows.append({"x": x, "y": y, "flux": flux})
-                x, y = x + separation * np.cos(turn), y + separation * np.sin(turn)
-                rows.append({"x": x, "y": y, "flux": flux / ratio})
+                if k < PAIRS:
+                    x, y = x + separation * np.cos(turn), y + separation * np.sin(turn)
+                    rows.append({"x": x, "y": y, "flux": flux / ratio})
             images, truth = simulate_field(sources=sources(rows), seed=seed, shape=(side, side))
             table, seconds = fitted(images, seed)
             yield {"kind": "pair", "separation": separation, "ratio": ratio} | _score_pairs(
@@ -196,8 +199,8 @@ def _score_pairs(table: Table, truth: Table, seconds: float) -> dict[str, Any]:
     score = {"found_as_two": 0, "flagged": 0, "unflagged": 0, "galaxies": 0}
     z: dict[str, list[float]] = {band: [] for band in BANDS}
     xy = np.column_stack((table["x"], table["y"]))
-    extra = len(table)
-    for k in range(0, len(truth), 2):
+    extra = len(table) - (len(truth) - 2 * PAIRS)
+    for k in range(0, 2 * PAIRS, 2):
         pair = truth[k : k + 2]
         middle = np.array([np.mean(pair["x"]), np.mean(pair["y"])])
         near = np.flatnonzero(np.hypot(*(xy - middle).T) < 6)

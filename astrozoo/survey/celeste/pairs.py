@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from astropy.table import Table
 from jaxtyping import Bool, Float, Int
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from astrozoo.data.images import reference_image
@@ -49,8 +50,11 @@ _FLAG_MARGIN = 0.25
 """Second moment of a pair that is marked, relative to that of a pair that is split.
 
 Errors of the PSF then explain it at 5 standard deviations, as against 20."""
-_LEAD_OF_STARS = 20.0
-"""Log evidence of a star above a galaxy with which the parts of a split source begin [nat]."""
+_LEAD_OF_STARS = 60.0
+"""Log evidence of a star above a galaxy that the parts of a split source get [nat].
+
+It rules galaxies out (more than 40): with the other part fixed, a galaxy takes a part of its light, and the
+two drift away from the pair."""
 
 
 def examine_pairs(job: Modes) -> tuple[Int[np.ndarray, "n"], Float[Tensor, "n d"], Float[Tensor, "n d d"]]:
@@ -103,7 +107,11 @@ def split_pairs(job: Modes) -> Table:
 
 
 def _candidates(job: Modes) -> Bool[np.ndarray, "s"]:
-    """Compact and bright sources that have settled, are not saturated and have not been examined."""
+    """Compact and bright sources that have settled, are not saturated and have not been examined.
+
+    Sources with another one within the range of separations are what detection or an earlier split made of a
+    blend. Their fits may not have settled, and a third star would fit what is left.
+    """
     state = job.state
     star = (state.evidence["star"] > state.evidence["galaxy"]).numpy()
     error = [state.covariance[name][:, at, at].sqrt().numpy() for name, at in (("galaxy", 6), ("star", 2))]
@@ -113,6 +121,8 @@ def _candidates(job: Modes) -> Bool[np.ndarray, "s"]:
     usable = state.converged.numpy() & ~state.examined & ~state.grown & (job.sources.half <= HALF_SIZES[-1])
     if "saturated" in job.table.colnames:
         usable &= ~np.asarray(job.table["saturated"], bool)
+    if len(usable) > 1:
+        usable &= cKDTree(job.sources.xy[0]).query(job.sources.xy[0], k=2)[0][:, 1] > _SEPARATIONS[1]
     return compact & bright & usable
 
 

@@ -15,6 +15,7 @@ from astrozoo.errors import DataError, InputError
 from astrozoo.models.celeste import load_prior
 from astrozoo.survey.celeste import fit as fitting
 from astrozoo.survey.celeste.catalogue import catalogue
+from astrozoo.survey.celeste.companions import companions
 from astrozoo.survey.celeste.fit import Sweeps, fit_field
 from astrozoo.survey.detect import detect
 
@@ -106,7 +107,7 @@ def test_a_source_that_was_missed_is_found_in_the_residuals(scene):
     images, truth = scene
     job = Sweeps(images, truth[["ra", "dec"]][1:], load_prior(), 0, False, Checkpoint(None, {}))
     job.run(2, True)
-    found = job.companions()
+    found = companions(job)
     assert len(match(truth[:1], found)[0]) == 1
 
 
