@@ -140,12 +140,12 @@ def fit_field(
     while catalog is None and job.state.searches < len([at for at in _SEARCHES if at < max_sweeps]):
         # before what is blended settles: a source that stands for two goes astray between them
         job.run(_SEARCHES[job.state.searches], fit_sky)
-        more = companions(job)
+        more, stars = companions(job), job.table[:0]
         if job.state.sweep > _SEARCHES[0]:  # with a corrected PSF
-            more = vstack([more, split_pairs(job)], metadata_conflicts="silent")
-        if len(more):
-            table = vstack([job.table, more], metadata_conflicts="silent")
-            job = Sweeps(images, table, prior, seed, progress, store, earlier=job)
+            stars = split_pairs(job)
+        if len(more) + len(stars):
+            table = vstack([job.table, more, stars], metadata_conflicts="silent")
+            job = Sweeps(images, table, prior, seed, progress, store, earlier=job, stars=len(stars))
         else:
             job.state.searches = len(_SEARCHES) if job.state.searches else 1
     job.run(max_sweeps, fit_sky)

@@ -22,7 +22,7 @@ from astrozoo.survey.celeste.cells import count_cells, offsets
 from astrozoo.survey.celeste.planes import Planes
 from astrozoo.survey.partition import HALF_SIZES, Sources, colouring, half_sizes, neighbours, reach
 
-__all__ = ["BATCH", "KINDS", "Modes", "inverse_curvature"]
+__all__ = ["BATCH", "KINDS", "LEAD_OF_STARS", "Modes", "inverse_curvature"]
 
 KINDS = (("galaxy", False, 6), ("star", True, 2))
 """Name of each type, whether it is the star, and how many parameters move or bend its image."""
@@ -36,6 +36,11 @@ _MAX_EVIDENCE_DEFICIT = 40.0
 """A type is ruled out if its log evidence is lower than the other type's by more than this [nat].
 
 Its probability is then below 1e-17. Later changes of neighbours move evidences by far less."""
+LEAD_OF_STARS = 60.0
+"""Log evidence of a star above a galaxy that the parts of a pair of stars get [nat].
+
+It rules galaxies out: with the other part fixed, a galaxy takes a part of its light, and the two drift away
+from the pair."""
 _LEAST_SATURATED = 1.0
 """Smallest half-light radius of a galaxy whose core is saturated, and so masked [arcsec].
 
@@ -102,6 +107,7 @@ class Modes:
     Args:
         table: the sources; a checkpoint adds the companions that it knows of.
         earlier: a fit of the first sources of ``table``, which this one continues. Its canvas is reused.
+        stars: number of sources at the end of ``table`` that can only be stars: second stars of pairs.
     """
 
     def __init__(
@@ -113,6 +119,7 @@ class Modes:
         progress: bool,
         checkpoint: Checkpoint,
         earlier: Modes | None = None,
+        stars: int = 0,
     ) -> None:
         self._since = time.perf_counter()
         self.checkpoint = checkpoint
@@ -135,7 +142,7 @@ class Modes:
         if earlier is None:
             self._resume(saved)
         else:
-            self._inherit(earlier)
+            self._inherit(earlier, stars)
             self._save()
 
     def _sized(self, sources: Sources) -> Sources:
@@ -169,7 +176,7 @@ class Modes:
         state.waiting[rows] = state.grown[rows] = True
         self.repaint(rows)
 
-    def _inherit(self, earlier: Modes) -> None:
+    def _inherit(self, earlier: Modes, stars: int) -> None:
         """Continue an earlier fit. Sources that waited still wait, and so do neighbours of new sources."""
         n, state, before = len(earlier.sources), self.state, earlier.state
         for name, _, _ in KINDS:
@@ -187,6 +194,7 @@ class Modes:
         if earlier.psf_planes is not None:
             self._broaden(earlier.psf_planes)
         new = np.arange(n, len(self.sources))
+        state.evidence["galaxy"][len(self.sources) - stars :] = -LEAD_OF_STARS
         for row in new:
             state.waiting[self.adjacent[row]] = True
         self.repaint(new)
@@ -287,8 +295,18 @@ class Modes:
 
     def _start(self) -> _State:
         n, nb = len(self.sources), len(self.prior.bands)
-        no = [np.zeros(n, bool) for _ in range(4)]
-        state = _State({}, {}, {}, torch.zeros(n, dtype=torch.bool), [None] * n, np.ones(n, bool), *no)
+        state = _State(
+            mode={},
+            covariance={},
+            evidence={},
+            converged=torch.zeros(n, dtype=torch.bool),
+            light=[None] * n,
+            waiting=np.ones(n, bool),
+            grown=np.zeros(n, bool),
+            outgrown=np.zeros(n, bool),
+            double=np.zeros(n, bool),
+            examined=np.zeros(n, bool),
+        )
         linear = self._start_fluxes()
         size = torch.full((n,), self.prior.log_radius_mean, dtype=torch.float64)
         if "half_light_radius" in self.table.colnames:

@@ -22,7 +22,7 @@ from astrozoo.infer.maximise import maximise
 from astrozoo.models.celeste import band_matrix
 from astrozoo.models.celeste_pair import TwoStars
 from astrozoo.physics.profiles import axis_ratio_and_angle
-from astrozoo.survey.celeste.modes import BATCH, Modes, inverse_curvature
+from astrozoo.survey.celeste.modes import BATCH, LEAD_OF_STARS, Modes, inverse_curvature
 from astrozoo.survey.partition import HALF_SIZES
 
 __all__ = ["examine_pairs", "split_pairs"]
@@ -50,11 +50,6 @@ _FLAG_MARGIN = 0.25
 """Second moment of a pair that is marked, relative to that of a pair that is split.
 
 Errors of the PSF then explain it at 5 standard deviations, as against 20."""
-_LEAD_OF_STARS = 60.0
-"""Log evidence of a star above a galaxy that the parts of a split source get [nat].
-
-It rules galaxies out (more than 40): with the other part fixed, a galaxy takes a part of its light, and the
-two drift away from the pair."""
 
 
 def examine_pairs(job: Modes) -> tuple[Int[np.ndarray, "n"], Float[Tensor, "n d"], Float[Tensor, "n d d"]]:
@@ -88,7 +83,7 @@ def split_pairs(job: Modes) -> Table:
     typical = first.new_tensor((job.prior.log_radius_mean, 0.0, 0.0, 0.0)).expand(len(rows), 4)
     state.mode["star"][rows], state.covariance["star"][rows] = first, covariances[:, :d, :d]
     state.mode["galaxy"][rows] = torch.cat((first[:, :2], typical, first[:, 2:]), 1)
-    state.evidence["star"][rows], state.evidence["galaxy"][rows] = 0.0, -_LEAD_OF_STARS
+    state.evidence["star"][rows], state.evidence["galaxy"][rows] = 0.0, -LEAD_OF_STARS
     state.waiting[rows] = True
     job.repaint(rows)
     table = job.table[rows].copy()

@@ -184,11 +184,11 @@ class Sweeps(Modes):
             return covered
         radius = _EXTENTS * np.nan_to_num(np.asarray(self.table["a"], float))
         fitted = np.array([light is not None for light in state.light], bool)
-        for row in np.flatnonzero((radius > HALF_SIZES[-1]) & ~fitted):
+        for index in np.flatnonzero((radius > HALF_SIZES[-1]) & ~fitted):
             for k, pixels in enumerate(covered):
                 y, x = np.ogrid[: pixels.shape[0], : pixels.shape[1]]
-                x0, y0 = self.sources.xy[k, row]
-                pixels |= (x - x0) ** 2 + (y - y0) ** 2 < radius[row] ** 2
+                x0, y0 = self.sources.xy[k, index]
+                pixels |= (x - x0) ** 2 + (y - y0) ** 2 < radius[index] ** 2
         return covered
 
     def _correct_psf(self) -> None:
