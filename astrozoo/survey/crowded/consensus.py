@@ -1,0 +1,153 @@
+"""One catalogue from many: the sources on which samples of catalogues agree, and how sure they are.
+
+Sources of different samples are the same if they lie within :data:`SAME_PLACE` in each axis and within
+:data:`SAME_MAGNITUDE` of each other, the rule by which catalogues of crowded fields are scored. The source
+that most samples confirm is taken first, and its rows are used up.
+
+The probability that it exists is not the share of the samples that confirm it. The source was chosen, and its
+place computed, to agree with these samples, so that this share is too high. Instead each half of each chain is
+compared with the place computed from the other chains, as the truth will be. With one chain it is compared
+with the other half.
+
+References:
+    Portillo et al. 2017, AJ 154, 132 (condensed catalogues).
+"""
+
+from __future__ import annotations
+
+import heapq
+
+import numpy as np
+from astropy.table import Table
+from jaxtyping import Bool, Float, Int
+from scipy.spatial import cKDTree
+
+from astrozoo.errors import InputError
+from astrozoo.survey.crowded.samples import Samples, magnitude
+
+__all__ = ["SAME_MAGNITUDE", "SAME_PLACE", "consensus"]
+
+SAME_PLACE = 0.5
+"""[px] Largest distance in each axis of two rows of the same source: the published rule of scores on M2."""
+SAME_MAGNITUDE = 0.5
+"""[mag] Largest difference of their magnitudes in the reference band: the same rule."""
+SEEDS = 32
+"""Catalogues, spread evenly, whose sources may begin a group. A source that exists with probability .3 is in
+one of them with probability 1 - 1e-5."""
+PASSES = 3
+"""Times that a group is collected anew about the mean of its members: it no longer changes then."""
+
+
+def consensus(samples: Samples, threshold: float = 0.3) -> Table:
+    """The consensus of the samples.
+
+    Args:
+        samples: catalogues of several chains.
+        threshold: least probability that a source exists.
+
+    Returns:
+        One row per source, the surest first. ``p_exists``, ``p_star`` (given that it exists); ``x``, ``y``
+        [px of the reference image] and ``x_sd``, ``y_sd``; for each band b ``flux_b``, ``flux_b_sd`` [nMgy]
+        and the quantiles ``flux_b_q02``, ``flux_b_q16``, ``flux_b_q84`` and ``flux_b_q98`` (2.5, 16, 84 and
+        97.5 %); ``half_light_radius`` [px], ``e1``, ``e2``: means of the members that are galaxies, NaN
+        without any; ``members``: samples that confirm the source.
+
+    Raises:
+        InputError: the threshold is not between 0 and 1.
+    """
+    if not 0 < threshold < 1:
+        raise InputError("threshold of the consensus", threshold, "a probability between 0 and 1")
+    search = _Search(samples)
+    groups, chances = [], []
+    for group in search.groups(threshold):
+        chance = search.confirmed_elsewhere(group)
+        search.used[group] = True
+        if chance >= threshold:
+            groups.append(group)
+            chances.append(chance)
+    order = np.argsort(-np.array(chances), kind="stable")
+    return _table(samples, [groups[i] for i in order], np.array(chances)[order])
+
+
+class _Search:
+    """Rows as points whose distance, the largest over three axes, is at most 1 for the same source."""
+
+    def __init__(self, samples: Samples) -> None:
+        m = magnitude(samples.flux[:, samples.reference])
+        self.point = np.column_stack([samples.xy / SAME_PLACE, m / SAME_MAGNITUDE])
+        self.catalogue = samples.catalogue
+        self.catalogues = samples.chains * samples.length
+        self.used = np.zeros(len(m), bool)
+        self.tree = cKDTree(self.point)
+        half = (2 * samples.sample >= samples.length).astype(int)
+        self.block = 2 * samples.chain + half
+        size = np.arange(samples.length)
+        second = int((2 * size >= samples.length).sum())
+        self.sizes = np.tile([samples.length - second, second], samples.chains)
+        self.chains = samples.chains
+
+    def near(self, centre: Float[np.ndarray, "3"]) -> Int[np.ndarray, "m"]:
+        """Rows of the same source as the centre: of each catalogue the nearest that is not used."""
+        rows = np.array(self.tree.query_ball_point(centre, 1.0, p=np.inf), np.int64)
+        rows = rows[~self.used[rows]]
+        distance = np.square(self.point[rows] - centre).sum(1)
+        rows = rows[np.argsort(distance, kind="stable")]
+        return rows[np.unique(self.catalogue[rows], return_index=True)[1]]
+
+    def groups(self, threshold: float):  # type: ignore[no-untyped-def]
+        """Groups of rows, that with the most members first; the caller marks them as used."""
+        seeds = np.unique(np.linspace(0, self.catalogues - 1, min(SEEDS, self.catalogues)).round().astype(int))
+        rows = np.flatnonzero(np.isin(self.catalogue, seeds))
+        if not len(rows):
+            return
+        bound = self.tree.query_ball_point(self.point[rows], 1.0, p=np.inf, return_length=True)
+        heap = [(-int(min(n, self.catalogues)), int(row)) for n, row in zip(bound, rows, strict=True)]
+        heapq.heapify(heap)
+        least = threshold * self.catalogues
+        while heap:
+            stated, row = heapq.heappop(heap)
+            if -stated < least:
+                return
+            if self.used[row]:
+                continue
+            members = self.near(self.point[row])
+            if len(members) < -stated:  # rows have been used since
+                heapq.heappush(heap, (-len(members), row))
+                continue
+            for _ in range(PASSES):
+                members = self.near(self.point[members].mean(0))
+            yield members
+
+    def confirmed_elsewhere(self, group: Int[np.ndarray, "m"]) -> float:
+        """Share of the catalogues that confirm the group's centre as computed without their own chain."""
+        block = self.block[group]
+        own = block // 2 if self.chains > 1 else block
+        confirmed = 0
+        for number in range(len(self.sizes)):
+            others = group[own != (number // 2 if self.chains > 1 else number)]
+            if len(others):
+                rows = self.near(self.point[others].mean(0))
+                confirmed += int((self.block[rows] == number).sum())
+        return confirmed / self.catalogues
+
+
+def _table(samples: Samples, groups: list[np.ndarray], chances: Float[np.ndarray, "g"]) -> Table:
+    """Means, SDs and quantiles of the members of each group."""
+    names = ["p_exists", "p_star", "x", "y", "x_sd", "y_sd"]
+    quantiles = {"q02": 0.025, "q16": 0.16, "q84": 0.84, "q98": 0.975}
+    for band in samples.bands:
+        names += [f"flux_{band}", f"flux_{band}_sd", *(f"flux_{band}_{q}" for q in quantiles)]
+    names += ["half_light_radius", "e1", "e2", "members"]
+    star: Bool[np.ndarray, "row"] = samples.is_star
+    rows = []
+    for group, chance in zip(groups, chances, strict=True):
+        xy, flux, galaxy = samples.xy[group], samples.flux[group], group[~star[group]]
+        row = [chance, star[group].mean(), *xy.mean(0), *xy.std(0)]
+        low_high = np.quantile(flux, list(quantiles.values()), axis=0)
+        for b in range(len(samples.bands)):
+            row += [flux[:, b].mean(), flux[:, b].std(), *low_high[:, b]]
+        row += [*(samples.shape[galaxy].mean(0) if len(galaxy) else [np.nan] * 3), len(group)]
+        rows.append(row)
+    table = Table(np.array(rows).reshape(len(rows), len(names)), names=names)
+    table["members"] = table["members"].astype(int)
+    return table
