@@ -4,10 +4,13 @@ Sources of different samples are the same if they lie within :data:`SAME_PLACE` 
 :data:`SAME_MAGNITUDE` of each other, the rule by which catalogues of crowded fields are scored. The source
 that most samples confirm is taken first, and its rows are used up.
 
-The probability that it exists is not the share of the samples that confirm it. The source was chosen, and its
-place computed, to agree with these samples, so that this share is too high. Instead each half of each chain is
-compared with the place computed from the other chains, as the truth will be. With one chain it is compared
-with the other half.
+The probability that it exists is not the share of the samples that confirm it. The source was chosen, and
+its place computed, to agree with these samples, so that this share is too high: in clutter, chance coincidences
+of many samples make sources. The share is therefore calibrated. Each chain is left out in turn, the consensus
+of the others is made, and its sources are compared with the catalogues of the chain that was left out, as they
+will be with the truth. The probability is the mean share of confirming catalogues left out, as an increasing
+function of the share of those that made the source (isotonic regression). The halves of a single chain take
+the part of chains.
 
 References:
     Portillo et al. 2017, AJ 154, 132 (condensed catalogues).
@@ -16,10 +19,12 @@ References:
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 
 import numpy as np
 from astropy.table import Table
 from jaxtyping import Bool, Float, Int
+from scipy.optimize import isotonic_regression
 from scipy.spatial import cKDTree
 
 from astrozoo.errors import InputError
@@ -48,7 +53,7 @@ def consensus(samples: Samples, threshold: float = 0.3) -> Table:
     Returns:
         One row per source, the surest first. ``p_exists``, ``p_star`` (given that it exists); ``x``, ``y``
         [px of the reference image] and ``x_sd``, ``y_sd``; for each band b ``flux_b``, ``flux_b_sd`` [nMgy]
-        and the quantiles ``flux_b_q02``, ``flux_b_q16``, ``flux_b_q84`` and ``flux_b_q98`` (2.5, 16, 84 and
+        and the quantiles ``flux_b_q025``, ``flux_b_q16``, ``flux_b_q84`` and ``flux_b_q975`` (2.5, 16, 84 and
         97.5 %); ``half_light_radius`` [px], ``e1``, ``e2``: means of the members that are galaxies, NaN
         without any; ``members``: samples that confirm the source.
 
@@ -57,53 +62,73 @@ def consensus(samples: Samples, threshold: float = 0.3) -> Table:
     """
     if not 0 < threshold < 1:
         raise InputError("threshold of the consensus", threshold, "a probability between 0 and 1")
-    search = _Search(samples)
-    groups, chances = [], []
-    for group in search.groups(threshold):
-        chance = search.confirmed_elsewhere(group)
-        search.used[group] = True
-        if chance >= threshold:
-            groups.append(group)
-            chances.append(chance)
-    order = np.argsort(-np.array(chances), kind="stable")
-    return _table(samples, [groups[i] for i in order], np.array(chances)[order])
+    m = magnitude(samples.flux[:, samples.reference])
+    point = np.column_stack([samples.xy / SAME_PLACE, m / SAME_MAGNITUDE])
+    every = np.arange(len(m))
+    groups = list(_Search(point, samples.catalogue, every).groups(threshold))
+    size = samples.chains * samples.length
+    share = np.array([len(group) / size for group in groups])
+    chance = _calibrated(samples, point, share, threshold)
+    order = np.argsort(-chance, kind="stable")
+    order = order[chance[order] >= threshold]
+    return _table(samples, [groups[i] for i in order], chance[order])
+
+
+def _calibrated(
+    samples: Samples, point: Float[np.ndarray, "row 3"], share: Float[np.ndarray, "g"], threshold: float
+) -> Float[np.ndarray, "g"]:
+    """Probabilities that sources exist, by the shares of the catalogues that make them."""
+    size = samples.chains * samples.length
+    blocks = samples.chains if samples.chains > 1 else min(2, samples.length)
+    number = np.arange(size) * blocks // size  # of the block of each catalogue
+    block = number[samples.catalogue]
+    made, confirmed = [1.0], [1.0]
+    for left_out in range(blocks if blocks > 1 else 0):
+        inside = _Search(point, samples.catalogue, np.flatnonzero(block != left_out))
+        outside = _Search(point, samples.catalogue, np.flatnonzero(block == left_out))
+        for group in inside.groups(threshold):
+            rows = outside.near(point[group].mean(0))
+            outside.used[rows] = True
+            made.append(len(group) / (number != left_out).sum())
+            confirmed.append(len(rows) / (number == left_out).sum())
+    order = np.argsort(made, kind="stable")
+    fit = isotonic_regression(np.array(confirmed)[order]).x
+    return np.interp(share, np.array(made)[order], fit)
 
 
 class _Search:
     """Rows as points whose distance, the largest over three axes, is at most 1 for the same source."""
 
-    def __init__(self, samples: Samples) -> None:
-        m = magnitude(samples.flux[:, samples.reference])
-        self.point = np.column_stack([samples.xy / SAME_PLACE, m / SAME_MAGNITUDE])
-        self.catalogue = samples.catalogue
-        self.catalogues = samples.chains * samples.length
-        self.used = np.zeros(len(m), bool)
-        self.tree = cKDTree(self.point)
-        half = (2 * samples.sample >= samples.length).astype(int)
-        self.block = 2 * samples.chain + half
-        size = np.arange(samples.length)
-        second = int((2 * size >= samples.length).sum())
-        self.sizes = np.tile([samples.length - second, second], samples.chains)
-        self.chains = samples.chains
+    def __init__(
+        self,
+        point: Float[np.ndarray, "row 3"],
+        catalogue: Int[np.ndarray, "row"],
+        chosen: Int[np.ndarray, "m"],
+    ) -> None:
+        self.point, self.catalogue, self.chosen = point, catalogue, chosen
+        self.numbers = np.unique(catalogue[chosen])
+        self.used = np.zeros(len(point), bool)
+        self.tree = cKDTree(point[chosen])
 
     def near(self, centre: Float[np.ndarray, "3"]) -> Int[np.ndarray, "m"]:
         """Rows of the same source as the centre: of each catalogue the nearest that is not used."""
-        rows = np.array(self.tree.query_ball_point(centre, 1.0, p=np.inf), np.int64)
+        rows = self.chosen[np.array(self.tree.query_ball_point(centre, 1.0, p=np.inf), np.int64)]
         rows = rows[~self.used[rows]]
         distance = np.square(self.point[rows] - centre).sum(1)
         rows = rows[np.argsort(distance, kind="stable")]
         return rows[np.unique(self.catalogue[rows], return_index=True)[1]]
 
-    def groups(self, threshold: float):  # type: ignore[no-untyped-def]
-        """Groups of rows, that with the most members first; the caller marks them as used."""
-        seeds = np.unique(np.linspace(0, self.catalogues - 1, min(SEEDS, self.catalogues)).round().astype(int))
-        rows = np.flatnonzero(np.isin(self.catalogue, seeds))
+    def groups(self, threshold: float) -> Iterator[Int[np.ndarray, "m"]]:
+        """Groups of rows, that with the most members first. The rows of a group are used up."""
+        count = len(self.numbers)
+        seeds = self.numbers[np.unique(np.linspace(0, count - 1, min(SEEDS, count)).astype(int))]
+        rows = self.chosen[np.isin(self.catalogue[self.chosen], seeds)]
         if not len(rows):
             return
         bound = self.tree.query_ball_point(self.point[rows], 1.0, p=np.inf, return_length=True)
-        heap = [(-int(min(n, self.catalogues)), int(row)) for n, row in zip(bound, rows, strict=True)]
+        heap = [(-int(min(n, count)), int(row)) for n, row in zip(bound, rows, strict=True)]
         heapq.heapify(heap)
-        least = threshold * self.catalogues
+        least = threshold * count
         while heap:
             stated, row = heapq.heappop(heap)
             if -stated < least:
@@ -116,25 +141,14 @@ class _Search:
                 continue
             for _ in range(PASSES):
                 members = self.near(self.point[members].mean(0))
+            self.used[members] = True
             yield members
-
-    def confirmed_elsewhere(self, group: Int[np.ndarray, "m"]) -> float:
-        """Share of the catalogues that confirm the group's centre as computed without their own chain."""
-        block = self.block[group]
-        own = block // 2 if self.chains > 1 else block
-        confirmed = 0
-        for number in range(len(self.sizes)):
-            others = group[own != (number // 2 if self.chains > 1 else number)]
-            if len(others):
-                rows = self.near(self.point[others].mean(0))
-                confirmed += int((self.block[rows] == number).sum())
-        return confirmed / self.catalogues
 
 
 def _table(samples: Samples, groups: list[np.ndarray], chances: Float[np.ndarray, "g"]) -> Table:
     """Means, SDs and quantiles of the members of each group."""
     names = ["p_exists", "p_star", "x", "y", "x_sd", "y_sd"]
-    quantiles = {"q02": 0.025, "q16": 0.16, "q84": 0.84, "q98": 0.975}
+    quantiles = {"q025": 0.025, "q16": 0.16, "q84": 0.84, "q975": 0.975}
     for band in samples.bands:
         names += [f"flux_{band}", f"flux_{band}_sd", *(f"flux_{band}_{q}" for q in quantiles)]
     names += ["half_light_radius", "e1", "e2", "members"]
