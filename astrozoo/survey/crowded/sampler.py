@@ -100,7 +100,8 @@ def sample(
         prior: of the sources; its bands must be the scene's.
         seed: of all random numbers.
         chains: number of chains.
-        steps: moves per source of ``start`` and chain, with the burn-in.
+        steps: moves per source and chain, with the burn-in. The number of sources is that of the start, or
+            that expected by the prior if it is larger.
         keep: catalogues kept per chain, evenly after the burn-in.
         progress: whether to show a bar.
         checkpoint: ``NAME.npz``, from which a killed run continues exactly as if it had not been killed.
@@ -167,7 +168,9 @@ class _Run:
         edge = MARGIN + 0.5
         self.box = (-edge, width - 1 + edge, -edge, height - 1 + edge)
         self.catalogues = [self._start(start, c) for c in range(chains)]
-        self.start_xy, self.count = start.xy, max(len(start), 1)
+        x0, x1, y0, y1 = self.box
+        self.count = max(len(start), int(prior.density * (x1 - x0) * (y1 - y0)), 1)
+        self.start_xy = start.xy
         self.wing = [np.zeros(counts.shape) for counts in scene.counts]
         self.light: list[np.ndarray] = []
         self.tally = np.zeros((len(MOVES), 2), np.int64)
@@ -310,7 +313,7 @@ class _Run:
                 if box[1] <= box[0] or box[3] <= box[2]:
                     continue
                 inside = (x >= box[0]) & (x < box[1]) & (y >= box[2]) & (y < box[3])
-                share = 0.5 * (box[1] - box[0]) * (box[3] - box[2]) / area + 0.5 * inside.sum() / self.count
+                share = 0.5 * (box[1] - box[0]) * (box[3] - box[2]) / area + 0.5 * inside.sum() / max(len(x), 1)
                 yield box, int(np.ceil(SWEEP_STEPS * self.count * share)), 2 * (j % 2) + i % 2
 
     def _take(self, catalogue: _Catalogue, box: Float[np.ndarray, "4"]) -> tuple[Tile, np.ndarray]:
