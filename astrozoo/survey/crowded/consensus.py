@@ -5,12 +5,12 @@ Sources of different samples are the same if they lie within :data:`SAME_PLACE` 
 that most samples confirm is taken first, and its rows are used up.
 
 The probability that it exists is not the share of the samples that confirm it. The source was chosen, and
-its place computed, to agree with these samples, so that this share is too high: in clutter, chance coincidences
-of many samples make sources. The share is therefore calibrated. Each chain is left out in turn, the consensus
-of the others is made, and its sources are compared with the catalogues of the chain that was left out, as they
-will be with the truth. The probability is the mean share of confirming catalogues left out, as an increasing
-function of the share of those that made the source (isotonic regression). The halves of a single chain take
-the part of chains.
+its place computed, to agree with these samples, so that this share is too high: in clutter, chance
+coincidences of many samples make sources. The share is therefore calibrated. Each chain is left out in turn,
+the consensus of the others is made, and its sources are compared with the catalogues of the chain that was
+left out, as they will be with the truth. The probability is the mean share of confirming catalogues left out,
+as an increasing function of the share of those that made the source (isotonic regression). The halves of a
+single chain take the part of chains.
 
 References:
     Portillo et al. 2017, AJ 154, 132 (condensed catalogues).

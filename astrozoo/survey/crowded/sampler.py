@@ -313,7 +313,9 @@ class _Run:
                 if box[1] <= box[0] or box[3] <= box[2]:
                     continue
                 inside = (x >= box[0]) & (x < box[1]) & (y >= box[2]) & (y < box[3])
-                share = 0.5 * (box[1] - box[0]) * (box[3] - box[2]) / area + 0.5 * inside.sum() / max(len(x), 1)
+                share = 0.5 * (box[1] - box[0]) * (box[3] - box[2]) / area + 0.5 * inside.sum() / max(
+                    len(x), 1
+                )
                 yield box, int(np.ceil(SWEEP_STEPS * self.count * share)), 2 * (j % 2) + i % 2
 
     def _take(self, catalogue: _Catalogue, box: Float[np.ndarray, "4"]) -> tuple[Tile, np.ndarray]:

@@ -1,6 +1,7 @@
 """The sampler against known answers: the prior, an integral by brute force, itself after an interruption."""
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -12,11 +13,78 @@ from astrozoo.errors import InputError
 from astrozoo.survey.crowded import sampler
 from astrozoo.survey.crowded._fluxes import draw_fluxes, fit_fluxes, log_flux_prior, log_prior, log_proposal
 from astrozoo.survey.crowded._tile import subtract
+from astrozoo.survey.crowded.learning import integral
+from astrozoo.survey.crowded.prior import FieldPrior, Population
 from astrozoo.survey.crowded.sampler import sample
-from astrozoo.survey.crowded.scene import Sources, expected
+from astrozoo.survey.crowded.scene import Scene, Sources, expected, psf_table
 from astrozoo.survey.crowded.tables import MARGIN, canvas_of, core_half, prior_tables, shape_grid, unpad
 
-EMPTY = Sources.stars(np.empty((0, 2)), np.empty((0, 3)))
+SIGMA = 1.3
+
+
+def _scene(
+    shape: tuple[int, int],
+    bands: tuple[str, ...] = ("g", "r", "i"),
+    *,
+    sources: Sources | None = None,
+    seed: int = 0,
+    sky: float = 200.0,
+    calibration: float = 100.0,
+) -> Scene:
+    """Images shifted by fractions of a pixel against each other, with a Gaussian PSF and Poisson counts."""
+    offset = np.arange(25) - 12
+    profile = np.exp(-0.5 * (offset / SIGMA) ** 2)
+    stamp = np.outer(profile, profile) / profile.sum() ** 2
+    number = len(bands)
+    affine = np.stack([[[1, 0, 0.3 * k], [0, 1, -0.2 * k]] for k in range(number)])
+
+    def flat(value: float) -> tuple[np.ndarray, ...]:
+        return tuple(np.full(shape, value) for _ in bands)
+
+    scene = Scene(
+        band=bands,
+        counts=flat(sky),
+        sky=flat(sky),
+        calibration=flat(calibration),
+        valid=tuple(np.ones(shape, bool) for _ in bands),
+        affine=affine,
+        psf=(psf_table(stamp),) * number,
+        psf_error=np.zeros(number),
+        shape=shape,
+    )
+    if sources is None:
+        return scene
+    rng = np.random.default_rng(seed)
+    return replace(scene, counts=tuple(rng.poisson(e).astype(float) for e in expected(scene, sources)))
+
+
+def _prior(
+    bands: tuple[str, ...] = ("g", "r", "i"),
+    *,
+    density: float = 0.05,
+    limits: tuple[float, float] = (1.0, 50.0),
+    galaxies: float = 0.2,
+) -> FieldPrior:
+    knots = np.linspace(*np.log(limits), 5)
+    line = -0.6 * knots
+    line = line - np.log(integral(knots, line))
+    reference = bands.index("r")
+    ratio = np.linspace(-0.4, -0.2, 5)[:, None] * (np.arange(len(bands)) != reference)
+    size = len(bands) - 1
+    scatter = 0.1**2 * (0.7 * np.eye(size) + 0.3)
+    star = Population(density * (1 - galaxies), knots, line, ratio, scatter)
+    galaxy = Population(density * galaxies, knots, line, ratio / 2, 4 * scatter)
+    return FieldPrior(bands, reference, star, galaxy, (0.2, 0.4), 0.4)
+
+
+@pytest.fixture
+def make_scene() -> Callable[..., Scene]:
+    return _scene
+
+
+@pytest.fixture
+def make_prior() -> Callable[..., FieldPrior]:
+    return _prior
 
 
 def test_cores_are_those_of_the_scene(make_scene, make_prior):
