@@ -41,13 +41,13 @@ LARGEST_STEP = 0.5
 
 
 class Tile(NamedTuple):
-    """The sources whose positions lie in a tile, in the first ``count[0]`` rows.
+    """The sources whose positions lie in a tile, in the first ``number[0]`` rows.
 
     Args:
         x, y: [px of the reference image].
         shape: number of each source's shape; 0 is a star.
         flux: [nMgy].
-        count: of sources.
+        number: of sources.
         box: (x0, x1, y0, y1) [px].
     """
 
@@ -55,7 +55,7 @@ class Tile(NamedTuple):
     y: Float[np.ndarray, "cap"]
     shape: Int[np.ndarray, "cap"]
     flux: Float[np.ndarray, "cap band"]
-    count: Int[np.ndarray, "1"]
+    number: Int[np.ndarray, "1"]
     box: Float[np.ndarray, "4"]
 
 
@@ -178,11 +178,11 @@ def _put(canvas, residual, tile, work, m, i):  # type: ignore[no-untyped-def]
 @njit(nogil=True)
 def _remove(tile, i):  # type: ignore[no-untyped-def]
     """Forget source i; the last one gets its number."""
-    last = tile.count[0] - 1
+    last = tile.number[0] - 1
     tile.x[i], tile.y[i] = tile.x[last], tile.y[last]
     tile.shape[i] = tile.shape[last]
     tile.flux[i] = tile.flux[last]
-    tile.count[0] = last
+    tile.number[0] = last
 
 
 @njit(nogil=True)
@@ -238,7 +238,7 @@ def _log_round(distance2, sd):  # type: ignore[no-untyped-def]
 def _neighbours(tile, x, y, skip, other):  # type: ignore[no-untyped-def]
     """Number of sources within reach of (x, y), without two of the tile's (-1: none)."""
     count = 0
-    for i in range(tile.count[0]):
+    for i in range(tile.number[0]):
         if i != skip and i != other and (tile.x[i] - x) ** 2 + (tile.y[i] - y) ** 2 < REACH * REACH:
             count += 1
     return count
@@ -251,7 +251,7 @@ def _partner(rng, tile, i):  # type: ignore[no-untyped-def]
     if count == 0:
         return -1, 0
     chosen = int(rng.random() * count)
-    for j in range(tile.count[0]):
+    for j in range(tile.number[0]):
         if j != i and (tile.x[j] - tile.x[i]) ** 2 + (tile.y[j] - tile.y[i]) ** 2 < REACH * REACH:
             if chosen == 0:
                 return j, count
@@ -265,9 +265,9 @@ def _partner(rng, tile, i):  # type: ignore[no-untyped-def]
 @njit(nogil=True)
 def move_source(rng, canvas, prior, residual, tile, work, width):  # type: ignore[no-untyped-def]
     """A step of one source, and fluxes drawn anew at the new place."""
-    if tile.count[0] == 0:
+    if tile.number[0] == 0:
         return 0
-    i = int(rng.random() * tile.count[0])
+    i = int(rng.random() * tile.number[0])
     _lift(canvas, residual, tile, work, i, 0)
     _measure(canvas, prior, residual, work, 0, 1)
     scale = math.exp(2.0 * rng.random() - 1.0)
@@ -294,9 +294,9 @@ def move_source(rng, canvas, prior, residual, tile, work, width):  # type: ignor
 @njit(nogil=True)
 def rescale(rng, canvas, prior, residual, tile, work):  # type: ignore[no-untyped-def]
     """A random step of the ln fluxes of one source, all together and each alone."""
-    if tile.count[0] == 0:
+    if tile.number[0] == 0:
         return 0
-    i = int(rng.random() * tile.count[0])
+    i = int(rng.random() * tile.number[0])
     _lift(canvas, residual, tile, work, i, 0)
     sums(canvas, residual, work.stamps[0, 0], work.corner[0, 0], work.precision[0, 0], work.score[0, 0])
     before = _log_like(work, 0, 1) + log_prior(prior, tile.shape[i], work.flux[0, 0])
@@ -322,9 +322,9 @@ def rescale(rng, canvas, prior, residual, tile, work):  # type: ignore[no-untype
 @njit(nogil=True)
 def exchange(rng, canvas, prior, residual, tile, work):  # type: ignore[no-untyped-def]
     """A step of a close pair, whose fluxes are drawn anew jointly."""
-    if tile.count[0] < 2:
+    if tile.number[0] < 2:
         return 0
-    i = int(rng.random() * tile.count[0])
+    i = int(rng.random() * tile.number[0])
     j, count = _partner(rng, tile, i)
     if j < 0:
         return 0
@@ -357,9 +357,9 @@ def exchange(rng, canvas, prior, residual, tile, work):  # type: ignore[no-untyp
 @njit(nogil=True)
 def retype(rng, canvas, prior, residual, tile, work):  # type: ignore[no-untyped-def]
     """A star becomes a galaxy of a random shape, a galaxy becomes a star, or changes its shape a little."""
-    if tile.count[0] == 0:
+    if tile.number[0] == 0:
         return 0
-    i = int(rng.random() * tile.count[0])
+    i = int(rng.random() * tile.number[0])
     before = tile.shape[i]
     if before == 0:
         galaxy = np.searchsorted(prior.shape_cumulative, rng.random())
@@ -390,7 +390,7 @@ def retype(rng, canvas, prior, residual, tile, work):  # type: ignore[no-untyped
 @njit(nogil=True)
 def birth(rng, canvas, prior, residual, tile, work):  # type: ignore[no-untyped-def]
     """A new source anywhere in the tile."""
-    n = tile.count[0]
+    n = tile.number[0]
     if n == len(tile.x):
         return 0
     x0, x1, y0, y1 = tile.box
@@ -402,7 +402,7 @@ def birth(rng, canvas, prior, residual, tile, work):  # type: ignore[no-untyped-
     log_ratio += math.log((x1 - x0) * (y1 - y0) / (n + 1))
     if not _accepted(rng, log_ratio):
         return 0
-    tile.count[0] = n + 1
+    tile.number[0] = n + 1
     _put(canvas, residual, tile, work, 0, n)
     return 1
 
@@ -410,7 +410,7 @@ def birth(rng, canvas, prior, residual, tile, work):  # type: ignore[no-untyped-
 @njit(nogil=True)
 def death(rng, canvas, prior, residual, tile, work):  # type: ignore[no-untyped-def]
     """The reverse of :func:`birth`."""
-    n = tile.count[0]
+    n = tile.number[0]
     if n == 0:
         return 0
     x0, x1, y0, y1 = tile.box
@@ -470,7 +470,7 @@ def _log_centre(prior, work, merged, pair, sd):  # type: ignore[no-untyped-def]
 @njit(nogil=True)
 def split(rng, canvas, prior, residual, tile, work, width):  # type: ignore[no-untyped-def]
     """One source becomes two."""
-    n = tile.count[0]
+    n = tile.number[0]
     if n == 0 or n == len(tile.x):
         return 0
     i = int(rng.random() * n)
@@ -499,7 +499,7 @@ def split(rng, canvas, prior, residual, tile, work, width):  # type: ignore[no-u
         _restore(canvas, residual, work, 1)
         return 0
     _put(canvas, residual, tile, work, 0, i)
-    tile.count[0] = n + 1
+    tile.number[0] = n + 1
     _put(canvas, residual, tile, work, 1, n)
     return 1
 
@@ -507,7 +507,7 @@ def split(rng, canvas, prior, residual, tile, work, width):  # type: ignore[no-u
 @njit(nogil=True)
 def merge(rng, canvas, prior, residual, tile, work, width):  # type: ignore[no-untyped-def]
     """The reverse of :func:`split`."""
-    n = tile.count[0]
+    n = tile.number[0]
     if n < 2:
         return 0
     i = int(rng.random() * n)
