@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from astrozoo._content_hash import content_hash
 from astrozoo._openmp import available_cores
@@ -171,7 +171,6 @@ class _Run:
         x0, x1, y0, y1 = self.box
         self.count = max(len(start), int(prior.density * (x1 - x0) * (y1 - y0)), 1)
         self.start_xy = start.xy
-        self.used = [_used(scene, k) for k in range(len(scene.counts))]
         self.wing = [np.zeros(counts.shape) for counts in scene.counts]
         self.light: list[np.ndarray] = []
         self.tally = np.zeros((len(MOVES), 2), np.int64)
@@ -212,7 +211,7 @@ class _Run:
         for k, light in enumerate(self.light):
             scene = self.scene
             variance = np.maximum(scene.sky[k] + light, 1.0) + (scene.psf_error[k] * light) ** 2
-            weight = np.where(self.used[k], scene.calibration[k] ** 2 / variance, 0.0)
+            weight = np.where(scene.valid[k], scene.calibration[k] ** 2 / variance, 0.0)
             unpad(self.canvas, k, self.canvas.weight, light.shape)[:] = weight
 
     def _light(self, catalogue: _Catalogue) -> list[Float[np.ndarray, "y x"]]:
@@ -242,7 +241,7 @@ class _Run:
         for k, counts in enumerate(self.scene.counts):
             residual = (counts - self.scene.sky[k]) / self.scene.calibration[k] - self.wing[k]
             residual -= np.tensordot(catalogue.sky[k], self._sky_terms(k), 1)
-            unpad(self.canvas, k, flat, counts.shape)[:] = np.where(self.used[k], residual, 0.0)
+            unpad(self.canvas, k, flat, counts.shape)[:] = np.where(self.scene.valid[k], residual, 0.0)
         subtract(self.canvas, flat, catalogue.x, catalogue.y, catalogue.shape, catalogue.flux)
         return flat
 
@@ -330,8 +329,15 @@ class _Run:
             wide[: len(rows)] = array[rows]
             return wide
 
-        parts = [copy(a) for a in (catalogue.x, catalogue.y, catalogue.shape, catalogue.flux)]
-        return Tile(*parts, number=np.array([len(rows)]), box=box), rows
+        tile = Tile(
+            x=copy(catalogue.x),
+            y=copy(catalogue.y),
+            shape=copy(catalogue.shape),
+            flux=copy(catalogue.flux),
+            number=np.array([len(rows)]),
+            box=box,
+        )
+        return tile, rows
 
     # Results and checkpoints
 
@@ -389,16 +395,6 @@ class _Run:
         chains = len(self.catalogues)
         self.catalogues = [_Catalogue(**item) for item in items[:chains]]
         return items[chains:]
-
-
-def _used(scene: Scene, k: int) -> Bool[np.ndarray, "y x"]:
-    """Valid pixels of an image that lie on the reference image: elsewhere there are stars without a model."""
-    affine, shift = scene.affine[k, :, :2], scene.affine[k, :, 2]
-    y, x = np.indices(scene.counts[k].shape)
-    place = (np.stack([x, y], -1) - shift) @ np.linalg.inv(affine).T
-    height, width = scene.shape
-    inside = np.all((place > -1) & (place < np.array([width, height])), axis=-1)
-    return scene.valid[k] & inside
 
 
 def _append(catalogue: _Catalogue, tile: Tile) -> None:
