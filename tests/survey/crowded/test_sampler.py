@@ -225,14 +225,14 @@ def test_number_of_sources_is_that_of_the_integral(make_scene, make_prior, monke
     monkeypatch.setattr(sampler._Run, "_light", lambda self, catalogue: [np.zeros((10, 10))])
     monkeypatch.setattr(sampler._Run, "_core", lambda self, catalogue: [np.zeros((10, 10))])
     start = Sources.stars(np.repeat(true.xy, 5, 0), np.repeat(true.flux, 5, 0))
-    samples = sample(scene, start, prior, seed=1, chains=2, steps=40_000, keep=4000)
+    samples = sample(scene, start, prior, seed=1, chains=2, steps=12_000, keep=1200)
     counts = samples.totals()["sources"]
     few = np.array([(counts == n).mean() for n in range(3)])
     wanted = _evidence(scene, prior, 0.5)
     wanted /= wanted.sum()
     names, mixing = samples.mixing()
     effective = float(mixing.bulk_ess[0, names.index("sources")])
-    assert effective > 1000
+    assert effective > 400
     assert min(wanted[1:]) > 0.1
     np.testing.assert_allclose(few / few.sum(), wanted, atol=4 * 0.5 / effective**0.5)
 
