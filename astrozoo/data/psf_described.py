@@ -6,7 +6,6 @@ import galsim
 import numpy as np
 from astropy.io import fits
 from astropy.wcs import WCS
-from astropy.wcs.utils import proj_plane_pixel_scales
 from jaxtyping import Float
 
 from astrozoo.data.arrays import read_array, read_number
@@ -14,6 +13,7 @@ from astrozoo.data.description import PsfDescription
 from astrozoo.data.images import GaussianMixture, Psf
 from astrozoo.data.psf import MixturePsf, PixelPsf
 from astrozoo.data.psfex import read_psfex
+from astrozoo.data.wcs import pixel_scale
 from astrozoo.errors import DataError
 
 __all__ = ["described_psf", "odd_stamp"]
@@ -36,16 +36,17 @@ def described_psf(
         plane: of the image in its cube; the same is taken of a cube of stamps.
 
     Raises:
-        DataError: the file is not what it should be, or a header card is missing or not positive.
+        DataError: the file is not what it should be, a header card is missing or not positive, or a width in
+            arcsec is given for pixels that are not square.
     """
-    scale = float(np.sqrt(np.prod(proj_plane_pixel_scales(wcs)))) * 3600
+    in_arcsec = psf.kind == "gaussians" or (psf.kind == "moffat" and not psf.in_pixels)
+    scale = pixel_scale(wcs, f"{where}: psf: {psf.kind} in arcsec") if in_arcsec else 1.0
     if psf.kind == "gaussians":
         weights, sigmas = np.array(psf.weights), np.array(psf.sigmas) / scale
         covariances = sigmas[:, None, None] ** 2 * np.eye(2)
         return MixturePsf(GaussianMixture(weights / weights.sum(), np.zeros((len(weights), 2)), covariances))
     if psf.kind == "moffat":
-        unit = 1.0 if psf.in_pixels else scale
-        fwhm = read_number(psf.fwhm, header, f"{where}: psf: moffat: fwhm", above=0) / unit
+        fwhm = read_number(psf.fwhm, header, f"{where}: psf: moffat: fwhm", above=0) / scale
         return PixelPsf(_moffat(psf, fwhm))
     assert psf.at is not None
     if psf.kind == "psfex":

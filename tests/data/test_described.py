@@ -316,3 +316,16 @@ def test_a_sky_that_was_not_subtracted_is_noted(counts, tmp_path):
     assert "most pixels are above it by (sigma)" in described(tmp_path, subtracted).meta["notes"]
     write(tmp_path, counts - SKY)
     assert "notes" not in described(tmp_path, subtracted).meta
+
+
+def test_a_width_in_arcsec_needs_square_pixels(counts, tmp_path):
+    write(tmp_path, counts)
+    card = {"wcs": None, **AS_COUNTS}
+    with fits.open(tmp_path / "a.fits", mode="update") as hdus:
+        for name in [key for key in hdus[0].header if key.startswith(("PC", "CD1_", "CD2_"))]:
+            del hdus[0].header[name]
+        hdus[0].header["CDELT1"], hdus[0].header["CDELT2"] = -2 * SCALE / 3600, SCALE / 3600
+    with pytest.raises(DataError, match=r"psf: moffat in arcsec: got pixels of 0\.4 x 0\.2 arcsec"):
+        described(tmp_path, card)
+    psf = described(tmp_path, card | {"psf": {"moffat": {"fwhm_pixels": 4.5}}}).images[0].psf
+    assert psf.stamp(0, 0).sum() == pytest.approx(1)

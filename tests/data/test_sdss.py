@@ -202,6 +202,27 @@ def test_bands_that_do_not_overlap(folder):
         read_field(folder, bands="gr")
 
 
+@pytest.mark.parametrize(
+    "cards",
+    [
+        {"A_ORDER": 2, "B_ORDER": 2, "A_2_0": 1e-3, "B_0_2": 1e-3,
+         "CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP"},
+        {"CTYPE1": "RA---TPV", "CTYPE2": "DEC--TPV", "PV1_1": 1.01, "PV2_1": 1.01},
+        {"LONPOLE": 150.0},
+    ],
+    ids=["SIP", "TPV", "LONPOLE"],
+)  # fmt: skip
+def test_all_wcs_cards_of_a_frame_count(folder, cards):
+    plain = read_field(folder, bands="r").images[0].wcs
+    write_frame(folder, "r", head=fits.Header({**header(), **cards}))
+    wcs = read_field(folder, bands="r").images[0].wcs
+    far = np.array([SHAPE[1] - 1.0, SHAPE[0] - 1.0])
+    moved = np.hypot(*(np.subtract(wcs.all_pix2world(*far, 0), plain.all_pix2world(*far, 0)))) * 3600
+    assert moved > 0.1
+    crop = read_field(folder, bands="r").images[0].crop(slice(4, None), slice(3, None))
+    np.testing.assert_allclose(crop.wcs.all_pix2world(*(far - [3, 4]), 0), wcs.all_pix2world(*far, 0))
+
+
 def test_choices(folder):
     with pytest.raises(InputError, match="bands"):
         read_field(folder, bands="gx")
