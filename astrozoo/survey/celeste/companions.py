@@ -18,6 +18,7 @@ from scipy.spatial import cKDTree
 from astrozoo.data.images import Field, Image
 from astrozoo.survey.celeste.canvas import dispersion
 from astrozoo.survey.celeste.modes import Modes
+from astrozoo.survey.celeste.pairs import MAX_SEPARATION, may_be_pairs
 from astrozoo.survey.detect import detect
 
 __all__ = ["companions"]
@@ -55,7 +56,7 @@ def companions(job: Modes) -> Table:
     xy = np.stack(job.images.images[0].wcs.all_world2pix(table["ra"], table["dec"], 0), -1)
     known = job.sources.xy[0]
     distance = cKDTree(known).query(xy)[0] if len(known) else np.full(len(table), np.inf)
-    keep = (distance > _MIN_DISTANCE) & ~_in_new_patches(job, xy)
+    keep = (distance > _MIN_DISTANCE) & ~_in_unsettled_patches(job, xy) & ~_in_pairs(job, xy)
     for flag in ("saturated", "edge"):
         keep &= ~np.asarray(table[flag], bool)
     table["blended"] = True
@@ -115,9 +116,20 @@ def _box(
     return (slice(low[1], high[1]), slice(low[0], high[0])), ring
 
 
-def _in_new_patches(job: Modes, xy: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, "n"]:
-    """Whether positions lie in the patch of a source that has not been fitted since its patch grew."""
+def _in_unsettled_patches(job: Modes, xy: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, "n"]:
+    """Whether positions lie in the patch of a source that has not been fitted as it now is."""
     inside = np.zeros(len(xy), bool)
-    for row in np.flatnonzero(job.state.grown):
+    for row in np.flatnonzero(job.state.unsettled):
         inside |= (np.abs(xy - job.sources.xy[0, row]) <= job.sources.half[row]).all(1)
     return inside
+
+
+def _in_pairs(job: Modes, xy: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, "n"]:
+    """Whether positions are near a source that has yet to be examined as two stars.
+
+    A pair that is fitted as one galaxy leaves a residual at each of its stars.
+    """
+    pairs = may_be_pairs(job)
+    if not pairs.any():
+        return np.zeros(len(xy), bool)
+    return cKDTree(job.sources.xy[0, pairs]).query(xy)[0] < MAX_SEPARATION

@@ -140,9 +140,9 @@ def fit_field(
     while catalog is None and job.state.searches < len([at for at in _SEARCHES if at < max_sweeps]):
         # before what is blended settles: a source that stands for two goes astray between them
         job.run(_SEARCHES[job.state.searches], fit_sky)
-        more, stars = companions(job), job.table[:0]
-        if job.state.sweep > _SEARCHES[0]:  # with a corrected PSF
-            stars = split_pairs(job)
+        # pairs need a corrected PSF
+        stars = split_pairs(job) if job.state.sweep > _SEARCHES[0] else job.table[:0]
+        more = companions(job)
         if len(more) + len(stars):
             table = vstack([job.table, more, stars], metadata_conflicts="silent")
             job = Sweeps(images, table, prior, seed, progress, store, earlier=job, stars=len(stars))

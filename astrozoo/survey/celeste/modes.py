@@ -54,7 +54,7 @@ _MIN_SHARE = 1e-9
 """Probability below which the light of a type is not computed: a billionth of the source's light."""
 _PIXELS_AT_ONCE = 20_000
 """Pixels of a large patch that are rendered at once, so that the work stays in the cache."""
-_MARKS = ("grown", "outgrown", "double", "examined")
+_MARKS = ("unsettled", "outgrown", "double", "examined")
 """Marks of sources in :class:`_State` that a checkpoint saves."""
 _START_COLOUR_SNR = 10.0
 """Smallest signal to noise of two fluxes whose ratio is used as a starting colour.
@@ -71,7 +71,7 @@ class _State:
         skies: how often the sky has been corrected.
         sweep_in_progress: True between the first fit of a sweep and the end of its bookkeeping (joint steps,
             sky, PSF), so that a resumed run finishes the bookkeeping first.
-        grown: True for sources that have not been fitted since their patch grew.
+        unsettled: True for sources that have not been fitted since their patch grew or they were split.
         outgrown: True for sources whose light goes on beyond the largest patch.
         double: True for sources that two stars explain better, but not clearly so.
         examined: True for sources that have been fitted as two stars.
@@ -85,7 +85,7 @@ class _State:
     converged: Tensor
     light: list[Tensor | None]
     waiting: np.ndarray
-    grown: np.ndarray
+    unsettled: np.ndarray
     outgrown: np.ndarray
     double: np.ndarray
     examined: np.ndarray
@@ -173,7 +173,7 @@ class Modes:
             state.light[row] = None
             state.whole.pop(row, None)
             state.waiting[self.adjacent[row]] = True
-        state.waiting[rows] = state.grown[rows] = True
+        state.waiting[rows] = state.unsettled[rows] = True
         self.repaint(rows)
 
     def _inherit(self, earlier: Modes, stars: int) -> None:
@@ -302,7 +302,7 @@ class Modes:
             converged=torch.zeros(n, dtype=torch.bool),
             light=[None] * n,
             waiting=np.ones(n, bool),
-            grown=np.zeros(n, bool),
+            unsettled=np.zeros(n, bool),
             outgrown=np.zeros(n, bool),
             double=np.zeros(n, bool),
             examined=np.zeros(n, bool),

@@ -25,13 +25,15 @@ from astrozoo.physics.profiles import axis_ratio_and_angle
 from astrozoo.survey.celeste.modes import BATCH, LEAD_OF_STARS, Modes, inverse_curvature
 from astrozoo.survey.partition import HALF_SIZES
 
-__all__ = ["examine_pairs", "split_pairs"]
+__all__ = ["MAX_SEPARATION", "examine_pairs", "may_be_pairs", "split_pairs"]
 
 _STARTS = ((0.5, 2.0), (0.75, 2.4), (0.25, 2.4))
 """Starts of a pair: the flux fraction of the first star, and the separation in units of the galaxy's
 half-light semi-major axis. The pair then has the second moments of an exponential disc."""
-_SEPARATIONS = (0.8, 4.5)
-"""Range of separations at the start [px]. Wider pairs are separated by detection."""
+_MIN_SEPARATION = 0.8
+"""Smallest separation of the stars of a pair at the start [px]: a quarter of the width of SDSS's PSF."""
+MAX_SEPARATION = 4.5
+"""Largest separation of the stars of a pair at the start [px]. Detection separates wider pairs."""
 _MAX_SEMI_MAJOR = 3.0
 """Largest half-light semi-major axis of a galaxy that may be a pair [px]: pairs of 4 px are about 2."""
 _MAX_FLUX_ERROR = 0.05
@@ -52,13 +54,35 @@ _FLAG_MARGIN = 0.25
 Errors of the PSF then explain it at 5 standard deviations, as against 20."""
 
 
+def may_be_pairs(job: Modes) -> Bool[np.ndarray, "s"]:
+    """Compact and bright sources that have settled, are not saturated and have not been examined.
+
+    Sources with another one within the range of separations are what detection or an earlier split made of a
+    blend. Their fits may not have settled, and a third star would fit what is left.
+    """
+    state = job.state
+    star = (state.evidence["star"] > state.evidence["galaxy"]).numpy()
+    error = [state.covariance[name][:, at, at].sqrt().numpy() for name, at in (("galaxy", 6), ("star", 2))]
+    semi_major, _ = _shape(job)
+    compact = star | (semi_major.numpy() * _scale(job) < _MAX_SEMI_MAJOR)
+    bright = np.where(star, error[1], error[0]) < _MAX_FLUX_ERROR
+    usable = (
+        state.converged.numpy() & ~state.examined & ~state.unsettled & (job.sources.half <= HALF_SIZES[-1])
+    )
+    if "saturated" in job.table.colnames:
+        usable &= ~np.asarray(job.table["saturated"], bool)
+    if len(usable) > 1:
+        usable &= cKDTree(job.sources.xy[0]).query(job.sources.xy[0], k=2)[0][:, 1] > MAX_SEPARATION
+    return compact & bright & usable
+
+
 def examine_pairs(job: Modes) -> tuple[Int[np.ndarray, "n"], Float[Tensor, "n d"], Float[Tensor, "n d d"]]:
     """Fit two stars to sources that have not been examined, and mark those that may be double.
 
     Returns:
         the sources that are two stars, the two modes, and the inverse of the curvature.
     """
-    rows = np.flatnonzero(_candidates(job))
+    rows = np.flatnonzero(may_be_pairs(job))
     job.state.examined[rows] = True
     none = torch.zeros(0, 2 * job.state.mode["star"].shape[1], dtype=torch.float64)
     parts = [(rows[:0], none, none[..., None] @ none[:, None])]
@@ -84,7 +108,7 @@ def split_pairs(job: Modes) -> Table:
     state.mode["star"][rows], state.covariance["star"][rows] = first, covariances[:, :d, :d]
     state.mode["galaxy"][rows] = torch.cat((first[:, :2], typical, first[:, 2:]), 1)
     state.evidence["star"][rows], state.evidence["galaxy"][rows] = 0.0, -LEAD_OF_STARS
-    state.waiting[rows] = True
+    state.waiting[rows] = state.unsettled[rows] = True  # the second stars are not painted yet
     job.repaint(rows)
     table = job.table[rows].copy()
     offset = second[:, :2].numpy() / 3600
@@ -99,26 +123,6 @@ def split_pairs(job: Modes) -> Table:
         if name in table.colnames:
             table[name] = value
     return table
-
-
-def _candidates(job: Modes) -> Bool[np.ndarray, "s"]:
-    """Compact and bright sources that have settled, are not saturated and have not been examined.
-
-    Sources with another one within the range of separations are what detection or an earlier split made of a
-    blend. Their fits may not have settled, and a third star would fit what is left.
-    """
-    state = job.state
-    star = (state.evidence["star"] > state.evidence["galaxy"]).numpy()
-    error = [state.covariance[name][:, at, at].sqrt().numpy() for name, at in (("galaxy", 6), ("star", 2))]
-    semi_major, _ = _shape(job)
-    compact = star | (semi_major.numpy() * _scale(job) < _MAX_SEMI_MAJOR)
-    bright = np.where(star, error[1], error[0]) < _MAX_FLUX_ERROR
-    usable = state.converged.numpy() & ~state.examined & ~state.grown & (job.sources.half <= HALF_SIZES[-1])
-    if "saturated" in job.table.colnames:
-        usable &= ~np.asarray(job.table["saturated"], bool)
-    if len(usable) > 1:
-        usable &= cKDTree(job.sources.xy[0]).query(job.sources.xy[0], k=2)[0][:, 1] > _SEPARATIONS[1]
-    return compact & bright & usable
 
 
 def _scale(job: Modes) -> Float[np.ndarray, "s"]:
@@ -141,7 +145,7 @@ def _starts(job: Modes, rows: Int[np.ndarray, "b"]) -> Float[Tensor, "n d"]:
     galaxy = state.mode["galaxy"][rows]
     starts = []
     for fraction, factor in _STARTS:
-        apart = (factor * semi_major * scale).clamp(*_SEPARATIONS) / scale
+        apart = (factor * semi_major * scale).clamp(_MIN_SEPARATION, MAX_SEPARATION) / scale
         step = apart[:, None] * along
         stars = []
         for share, shift in ((fraction, 1 - fraction), (1 - fraction, -fraction)):

@@ -122,7 +122,7 @@ class Sweeps(Modes):
         state.evidence["galaxy"][closed] = state.evidence["star"][closed] - lead[shut]
         self._rule_out(rows)
         state.converged[rows] = ok
-        state.waiting[rows] = state.grown[rows] = False
+        state.waiting[rows] = state.unsettled[rows] = False
         self._show(rows, patch, light)
         self._mark_neighbours(rows, patch, light)
 
