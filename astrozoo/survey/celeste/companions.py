@@ -18,7 +18,7 @@ from scipy.spatial import cKDTree
 from astrozoo.data.images import Field, Image
 from astrozoo.survey.celeste.canvas import dispersion
 from astrozoo.survey.celeste.modes import Modes
-from astrozoo.survey.celeste.pairs import MAX_SEPARATION, may_be_pairs
+from astrozoo.survey.celeste.pairs import PAIR_REACH, may_be_pairs
 from astrozoo.survey.detect import detect
 
 __all__ = ["companions"]
@@ -132,4 +132,4 @@ def _in_pairs(job: Modes, xy: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, "n"]
     pairs = may_be_pairs(job)
     if not pairs.any():
         return np.zeros(len(xy), bool)
-    return cKDTree(job.sources.xy[0, pairs]).query(xy)[0] < MAX_SEPARATION
+    return cKDTree(job.sources.xy[0, pairs]).query(xy)[0] < PAIR_REACH

@@ -25,15 +25,19 @@ from astrozoo.physics.profiles import axis_ratio_and_angle
 from astrozoo.survey.celeste.modes import BATCH, LEAD_OF_STARS, Modes, inverse_curvature
 from astrozoo.survey.partition import HALF_SIZES
 
-__all__ = ["MAX_SEPARATION", "examine_pairs", "may_be_pairs", "split_pairs"]
+__all__ = ["PAIR_REACH", "examine_pairs", "may_be_pairs", "split_pairs"]
 
 _STARTS = ((0.5, 2.0), (0.75, 2.4), (0.25, 2.4))
 """Starts of a pair: the flux fraction of the first star, and the separation in units of the galaxy's
 half-light semi-major axis. The pair then has the second moments of an exponential disc."""
 _MIN_SEPARATION = 0.8
 """Smallest separation of the stars of a pair at the start [px]: a quarter of the width of SDSS's PSF."""
-MAX_SEPARATION = 4.5
+_MAX_SEPARATION = 4.5
 """Largest separation of the stars of a pair at the start [px]. Detection separates wider pairs."""
+PAIR_REACH = 6.0
+"""Distance from a source within which a residual or another source may be a part of its pair [px].
+
+The residuals that a galaxy leaves of a pair at 4 px are 5.2 px from the middle."""
 _MAX_SEMI_MAJOR = 3.0
 """Largest half-light semi-major axis of a galaxy that may be a pair [px]: pairs of 4 px are about 2."""
 _MAX_FLUX_ERROR = 0.05
@@ -72,7 +76,7 @@ def may_be_pairs(job: Modes) -> Bool[np.ndarray, "s"]:
     if "saturated" in job.table.colnames:
         usable &= ~np.asarray(job.table["saturated"], bool)
     if len(usable) > 1:
-        usable &= cKDTree(job.sources.xy[0]).query(job.sources.xy[0], k=2)[0][:, 1] > MAX_SEPARATION
+        usable &= cKDTree(job.sources.xy[0]).query(job.sources.xy[0], k=2)[0][:, 1] > PAIR_REACH
     return compact & bright & usable
 
 
@@ -145,7 +149,7 @@ def _starts(job: Modes, rows: Int[np.ndarray, "b"]) -> Float[Tensor, "n d"]:
     galaxy = state.mode["galaxy"][rows]
     starts = []
     for fraction, factor in _STARTS:
-        apart = (factor * semi_major * scale).clamp(_MIN_SEPARATION, MAX_SEPARATION) / scale
+        apart = (factor * semi_major * scale).clamp(_MIN_SEPARATION, _MAX_SEPARATION) / scale
         step = apart[:, None] * along
         stars = []
         for share, shift in ((fraction, 1 - fraction), (1 - fraction, -fraction)):
