@@ -42,7 +42,6 @@ import matplotlib.pyplot as plt
 
 _CALIBRATION = {"u": 0.02, "g": 0.01, "r": 0.01, "i": 0.01, "z": 0.01}
 _ASTROMETRY = 45.0  # [mas], of a run's coordinates
-_TRUSTED = 0.7  # k-hat below which importance weights are to be trusted
 _EXAMPLE = "Example: `python experiments/celeste_epochs.py --out runs/epochs`"
 
 app = typer.Typer(add_completion=False)
@@ -57,6 +56,8 @@ class Measured:
     sd: Float[np.ndarray, "s quantity"]
     p_star: Float[np.ndarray, "s"]
     k_hat: Float[np.ndarray, "s"]
+    r_hat: Float[np.ndarray, "s"]
+    poor: np.ndarray
     converged: np.ndarray
     chi2: Float[np.ndarray, "s band"]
 
@@ -74,6 +75,8 @@ class Measured:
             values.std(1),
             draws["is_star"].mean(1),
             fit.k_hat,
+            fit.r_hat,
+            fit.poor,
             fit.converged,
             fit.chi2,
         )
@@ -108,12 +111,16 @@ def chi2(
 
 
 def scatter(
-    epochs: list[Measured], joint: Measured, edge: np.ndarray, minimum_snr: float, largest_k_hat: float
+    epochs: list[Measured], joint: Measured, edge: np.ndarray, minimum_snr: float, trusted: bool
 ) -> Table:
-    """A row per source and quantity, with ``used`` where it is a part of the totals."""
+    """A row per source and quantity, with ``used`` where it is a part of the totals.
+
+    Args:
+        trusted: use only fits that do not say of themselves that they are poor.
+    """
     rows = []
     x, sd = np.stack([m.mean for m in epochs]), np.stack([m.sd for m in epochs])
-    use = np.stack([m.k_hat for m in epochs]) < largest_k_hat
+    use = ~(np.stack([m.poor for m in epochs]) & trusted)
     bands = [q for q in joint.quantities if q in _CALIBRATION]
     snr = np.median(x[..., : len(bands)] / sd[..., : len(bands)], 0)
     for q, name in enumerate(joint.quantities):
@@ -127,7 +134,7 @@ def scatter(
                 {
                     "source": s,
                     "quantity": name,
-                    "k_hat_below": largest_k_hat,
+                    "trusted": trusted,
                     "dof": uses.sum() - 1,
                     "mean": mean[0],
                     "scatter": xs[uses].std(ddof=1),
@@ -174,6 +181,8 @@ def fluxes(epochs: list[Measured], joint: Measured, names: list[str]) -> Table:
             "p_star": m.p_star[s],
             "pixel_chi2": m.chi2[s, b],
             "k_hat": m.k_hat[s],
+            "r_hat": m.r_hat[s],
+            "poor": bool(m.poor[s]),
             "converged": bool(m.converged[s]),
         }
         for name, m in zip([*names, "joint"], [*epochs, joint], strict=True)
@@ -197,7 +206,7 @@ def picture(epochs: list[Measured], joint: Measured, table: Table, path: Path) -
             axis.axhspan(centre - sd, centre + sd, color="C1", alpha=0.4, lw=0)
             colour = "C0" if row["used"] else "0.6"
             for e, m in enumerate(epochs):
-                hollow = "none" if m.k_hat[s] > _TRUSTED else colour
+                hollow = "none" if m.poor[s] else colour
                 axis.errorbar(e, m.mean[s, b], m.sd[s, b], fmt="o", color=colour, mfc=hollow, capsize=2, ms=4)
             axis.set_title(f"{band}: chi2/dof {row['chi2']:.2f} ({row['chi2_calibrated']:.2f})", fontsize=9)
             axis.set_xticks(place)
@@ -207,7 +216,7 @@ def picture(epochs: list[Measured], joint: Measured, table: Table, path: Path) -
     for axis in axes[-1]:
         axis.set_xlabel("epoch")
     figure.suptitle(
-        f"Points: one epoch (hollow: k-hat > {_TRUSTED}; grey: not in the total); band: all epochs jointly;"
+        "Points: one epoch (hollow: flagged as poor; grey: not in the total); band: all epochs jointly;"
         " in brackets: with calibration errors"
     )
     with replacing(path) as partial:
@@ -239,11 +248,15 @@ def main(
         typer.echo(f"{part.name}: {sum(fit.stats['seconds'].values()):.1f} s", err=True)
     *alone, joint = measured
     edge = np.asarray(detections["edge"])
-    tables = [scatter(alone, joint, edge, minimum_snr, limit) for limit in (np.inf, _TRUSTED)]
+    tables = [scatter(alone, joint, edge, minimum_snr, trusted) for trusted in (False, True)]
     _write(fluxes(alone, joint, [part.name.rpartition(" ")[2] for part in epochs]), out / "fluxes.csv")
     _write(vstack(tables), out / "scatter.csv")
     picture(alone, joint, tables[0], out / "epochs.png")
-    for title, table in zip(("All fits", f"Fits of k-hat < {_TRUSTED}"), tables, strict=True):
+    count, sampled = (sum(int(x.sum()) for x in part) for part in zip(
+        *((m.poor, np.isfinite(m.r_hat)) for m in measured), strict=True
+    ))  # fmt: skip
+    typer.echo(f"{count} of {len(detections) * len(measured)} posteriors are poor; {sampled} are of chains")
+    for title, table in zip(("All fits", "Fits that are not poor"), tables, strict=True):
         typer.echo("\n".join([title, *totals(table)]))
     pixels = np.nanmean(np.concatenate([m.chi2 for m in alone]), 0)
     by_band = [f"{b} {c:.2f}" for b, c in zip(_CALIBRATION, pixels, strict=True)]

@@ -32,6 +32,8 @@ __all__ = ["TypedDensity"]
 
 _EDGE = 0.05
 """[ln arcsec] SD of the normal by which the prior falls below the least radius of a galaxy."""
+_LEAST_CURVATURE = 1e-2
+"""[1] Curvature below which a direction of :meth:`TypedDensity.by_component` gets a unit variance."""
 _PSF_STEP = 1e-3
 """[1] Relative step of the PSF's covariances in the finite difference of :meth:`TypedDensity.psf_width`."""
 _ROWS = 32
@@ -139,6 +141,21 @@ class TypedDensity:
         """Expected electrons of each source in each image."""
         return self._scale(u, self.patch)
 
+    def light(self, u: Float[Tensor, "b d"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Expected electrons of the source in each pixel, and their derivatives.
+
+        Returns:
+            The light ``[b, image, p]``; its derivatives by the seven numbers tau that an image depends on,
+            ``[b, image, 7, p]``, in the precision of the pixels' coordinates; and the derivatives of tau by
+            ``u``, ``[b, image, 7, d]``.
+        """
+        light = self._light(u, self.patch)
+        return light.rate - self.patch.background, light.slope, light.chain
+
+    def log_likelihood(self, light: Float[Tensor, "b image p"]) -> Float[Tensor, "b"]:
+        """Log probability of the counts, given the light of the source."""
+        return _log_likelihood(self.patch, self.patch.background + light) + self._constant
+
     def images(self, bend: Float[Tensor, "b *m n_bending"]) -> Float[Tensor, "b *m image p"]:
         """Unit-flux images, in the precision of the pixels' coordinates."""
         inner = (1,) * (bend.ndim - 2)
@@ -184,7 +201,7 @@ class TypedDensity:
             grads.append(_gradient(patch, light)[1])
             slopes.append(light.slope.float())
             chains.append(light.chain)
-        return torch.cat(grads) + self._prior_slopes(u)[0], torch.cat(slopes), torch.cat(chains)
+        return torch.cat(grads) + self.prior_slopes(u)[0], torch.cat(slopes), torch.cat(chains)
 
     def psf_width(
         self, u: Float[Tensor, "b d"], covariance: Float[Tensor, "b d d"]
@@ -229,7 +246,7 @@ class TypedDensity:
     def _evaluate(self, u: Tensor, order: int) -> list[Tensor]:
         """Value and derivatives up to ``order``."""
         parts = [self._likelihood(u[rows], rows, order) for rows in self._parts()]
-        prior = (self.log_prior(u), *(self._prior_slopes(u) if order else ()))
+        prior = (self.log_prior(u), *(self.prior_slopes(u) if order else ()))
         return [torch.cat(p) + q for p, q in zip(zip(*parts, strict=True), prior, strict=False)]
 
     def _parts(self) -> list[slice]:
@@ -337,6 +354,37 @@ class TypedDensity:
         value = -0.5 * (z * z).sum(-1) + norm + math.log(p) + torch.logsumexp(colour, -1)
         return value - 0.5 * self._below_least(u) ** 2
 
+    def by_component(
+        self, u: Float[Tensor, "b d"], covariance: Float[Tensor, "b d d"]
+    ) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b m d"], Float[Tensor, "b m d d"]]:
+        """A normal of the posterior for each component of the prior of the colours.
+
+        A noisy colour may have modes in several components, of which ``u`` is one. The likelihood is taken
+        for a normal: its gradient and curvature are those of the posterior at ``u``, without the prior's.
+
+        Args:
+            u: a mode.
+            covariance: the inverse of the curvature there.
+
+        Returns:
+            Log weights, normalised; means; covariances.
+        """
+        colours = slice(self.n_bending + 1, None)
+        gradient, hessian = self.prior_slopes(u)
+        log_p, pull, precision = _mixture_terms(u[:, colours], self.prior.colour[int(self.star)])
+        m = pull.shape[1]
+        slope, curvature = (x[:, None].repeat(1, m, *(1,) * (x.ndim - 1)) for x in (
+            torch.zeros_like(gradient), torch.linalg.inv(covariance)
+        ))  # fmt: skip
+        slope[..., colours] = pull - gradient[:, None, colours]
+        curvature[..., colours, colours] += precision + hessian[:, None, colours, colours]
+        values, vectors = torch.linalg.eigh(curvature)
+        values = torch.where(values > _LEAST_CURVATURE, values, 1.0)
+        turned = (vectors.mT @ slope[..., None]).squeeze(-1)
+        log_weight = log_p + 0.5 * (turned.square() / values - values.log()).sum(-1)
+        mean = u[:, None] + (vectors @ (turned / values)[..., None]).squeeze(-1)
+        return torch.log_softmax(log_weight, -1), mean, (vectors / values[..., None, :]) @ vectors.mT
+
     def _below_least(self, u: Float[Tensor, "b *n d"]) -> Float[Tensor, "b *n"]:
         """How much smaller a galaxy is than the least radius, in units of ``_EDGE``; 0 if it is larger."""
         if self.star or self.log_least_radius is None:
@@ -344,7 +392,8 @@ class TypedDensity:
         least = self.log_least_radius.to(u).reshape(-1, *(1,) * (u.ndim - 2))
         return (least - u[..., 2]).clamp(min=0) / _EDGE
 
-    def _prior_slopes(self, u: Float[Tensor, "b d"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d d"]]:
+    def prior_slopes(self, u: Float[Tensor, "b d"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d d"]]:
+        """Gradient and Hessian of :meth:`log_prior`."""
         z, inverse = self._normal_prior(u)
         grad, hessian = -z * inverse, torch.diag(-(inverse**2)).expand(len(u), -1, -1).clone()
         if not self.star:

@@ -46,6 +46,13 @@ _RUN_OPTIONS = (
         default=20,
         minimum=1,
     ),
+    Option(
+        "star_fraction",
+        "The probability of a star before the pixels are seen; learned from the field if it is not given.",
+        type=float,
+        metavar="P",
+        check="astrozoo.survey.fields:check_fraction",
+    ),
 )
 
 _TWO_MODES = "the posterior of a source has a mode as a star and one as a galaxy"

@@ -11,7 +11,7 @@ import numpy as np
 from astrozoo.data.images import Field, Image
 from astrozoo.errors import InputError
 
-__all__ = ["check_pixels", "fingerprint", "read_box", "usable_field", "with_finite_noise"]
+__all__ = ["check_fraction", "check_pixels", "fingerprint", "read_box", "usable_field", "with_finite_noise"]
 
 _BOX = re.compile(r"(\d+):(\d+),(\d+):(\d+)")
 
@@ -39,6 +39,16 @@ def check_pixels(images: Field) -> None:
                     f"{bad} valid pixels with {name} {wrong}",
                     "a mask over them",
                 )
+
+
+def check_fraction(value: float) -> None:
+    """Raise unless a number is a fraction of stars.
+
+    Raises:
+        InputError: it is not between 0 and 1, both excluded: neither type of source may be impossible.
+    """
+    if not 0 < value < 1:
+        raise InputError("star fraction", value, "a number between 0 and 1")
 
 
 def usable_field(images: Field) -> Field:

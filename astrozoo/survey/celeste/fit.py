@@ -11,37 +11,43 @@ References:
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from astropy.table import Table, vstack
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from astrozoo.checkpoint import Checkpoint
 from astrozoo.data.images import Field, check_overlap
+from astrozoo.diagnostics.metrics import POOR_K_HAT
 from astrozoo.errors import InputError
 from astrozoo.infer.progress import progress_bar
 from astrozoo.infer.randomness import generator_for
 from astrozoo.models.celeste import Patch, Prior
 from astrozoo.survey.catalogue import sky_positions
+from astrozoo.survey.celeste.chains import redraw
 from astrozoo.survey.celeste.companions import companions
 from astrozoo.survey.celeste.field_prior import prior_of_field
 from astrozoo.survey.celeste.modes import KINDS
 from astrozoo.survey.celeste.pairs import examine_pairs, split_pairs
+from astrozoo.survey.celeste.population import Fluxes, adopt, learn
 from astrozoo.survey.celeste.posterior import draw_type, mix_types
 from astrozoo.survey.celeste.response import respond
 from astrozoo.survey.celeste.sweeps import Sweeps
 from astrozoo.survey.detect import detect
-from astrozoo.survey.fields import fingerprint, usable_field
+from astrozoo.survey.fields import check_fraction, fingerprint, usable_field
 
 __all__ = ["FieldFit", "fit_field"]
 
 _SEARCHES = (1, 3, 5)
 """Sweeps after which companions are searched for in the residuals, before blends have settled."""
+_MAX_BY_CHAINS = (0.1, 50)
+"""Largest number of sources that are drawn by Markov chains: a fraction of all sources, and a number below
+which this fraction sets no limit. Chains take seconds a source; the others are flagged."""
 _PART = 32
 """Number of sources whose posteriors are drawn, and saved in the checkpoint, at once."""
 
@@ -52,13 +58,17 @@ class FieldFit:
 
     Args:
         detections: the sources that the fit began with: ``ra``, ``dec`` [deg] and other columns.
+        prior: with the fraction of stars and the luminosity functions that were learned from the field.
         draws: ``{site: [source, draw, ...]}``, equal weights, in single precision: ``is_star``;
             ``offset`` (east, north) [arcsec] from (ra, dec); ``log_flux`` [ln nMgy] in the reference band;
             ``colour`` [ln ratio of adjacent bands]; ``log_radius`` [ln arcsec]; ``ellipticity``;
             ``dev_logit``. Shapes are NaN in draws of a star.
         model: expected electrons in each image, from sky and sources.
         p_star: probability that the source is a star.
-        k_hat: of the importance weights; above 0.7 the posterior is not to be trusted.
+        k_hat: of the importance weights; NaN where Markov chains that converged replaced them. Above 0.7 the
+            posterior is not to be trusted.
+        r_hat: largest R-hat of a source's parameters; NaN without Markov chains.
+        ess: their smallest effective sample size, bulk or tail; NaN without Markov chains.
         converged: whether the trust region converged for both types, and neighbours settled.
         chi2: of the pixels of each source's patch, per pixel and band (NaN: no pixels), with the error of the
             PSF of :data:`astrozoo.survey.celeste.canvas.PSF_ERROR`.
@@ -75,12 +85,20 @@ class FieldFit:
     model: list[np.ndarray]
     p_star: Float[np.ndarray, "s"]
     k_hat: Float[np.ndarray, "s"]
+    r_hat: Float[np.ndarray, "s"]
+    ess: Float[np.ndarray, "s"]
     converged: np.ndarray
     chi2: Float[np.ndarray, "s band"]
     n_pixels: Int[np.ndarray, "s"]
     half: Int[np.ndarray, "s"]
     flags: dict[str, np.ndarray]
     stats: dict[str, Any]
+
+    @property
+    def poor(self) -> Bool[np.ndarray, "s"]:
+        """Whether draws are not to be trusted: no k-hat of at most 0.7, nor chains that converged."""
+        replaced = np.isnan(self.k_hat) & np.isfinite(self.r_hat)
+        return ~((self.k_hat <= POOR_K_HAT) | replaced)
 
 
 def fit_field(
@@ -92,6 +110,7 @@ def fit_field(
     draws: int = 512,
     max_sweeps: int = 20,
     fit_sky: bool = True,
+    star_fraction: float | None = None,
     progress: bool = True,
     checkpoint: Path | None = None,
 ) -> FieldFit:
@@ -108,20 +127,27 @@ def fit_field(
         max_sweeps: at most this many passes; after the second, only over sources whose neighbours changed.
             A run may continue a checkpoint with more.
         fit_sky: correct the images' sky by what is left after the first sweep, on a coarse mesh.
+        star_fraction: probability of a star, before the pixels are seen. None: that of the prior, and at the
+            end what the field itself says (:mod:`astrozoo.survey.celeste.population`).
         checkpoint: folder in which work in progress is saved. A fit that was interrupted continues from it.
             The caller removes the folder when the result is saved.
 
     Raises:
         DataError: an image shows none of the sky of the reference image, or a catalogue without positions.
-        InputError: for no draws or sweeps, a field without valid pixels, bands that ``prior`` does not have,
-            unusable pixels, a catalogue whose sources are in no image, or a checkpoint of other work.
+        InputError: for no draws or sweeps, a fraction of stars outside 0 to 1, a field without valid pixels,
+            bands that ``prior`` does not have, unusable pixels, a catalogue whose sources are in no image, or
+            a checkpoint of other work.
     """
     for what, got in (("draws", draws), ("max_sweeps", max_sweeps)):
         if got < 1:
             raise InputError(what, got, "1 or more")
+    if star_fraction is not None:
+        check_fraction(star_fraction)
     images = usable_field(images)
     check_overlap(images)
     prior = prior or prior_of_field(images)
+    if star_fraction is not None:
+        prior = replace(prior, prob_star=star_fraction)
     unknown = [b for b in images.bands if b not in prior.bands]
     if unknown:
         raise InputError("bands", unknown, f"bands with a prior, {', '.join(prior.bands)}")
@@ -132,7 +158,7 @@ def fit_field(
     clock = {"detect": time.perf_counter()}
     table = detect(images) if catalog is None else catalog
     clock["detect"] = time.perf_counter() - clock["detect"]
-    settings = (seed, draws, fit_sky, repr(prior), catalog is None)
+    settings = (seed, draws, fit_sky, repr(prior), star_fraction is None, catalog is None)
     key = fingerprint(images, np.asarray(table["ra"]), np.asarray(table["dec"]), *settings)
     header = {"field, sources, seed and settings": key}
     store = Checkpoint(None if checkpoint is None else checkpoint / "field.npz", header)
@@ -150,6 +176,8 @@ def fit_field(
             job.state.searches = len(_SEARCHES) if job.state.searches else 1
     job.run(max_sweeps, fit_sky)
     job.state.double[examine_pairs(job)[0]] = True
+    fluxes = Fluxes.of(job)
+    adopt(job, learn(prior, fluxes, star_fraction), fluxes)
     clock["fit"] = job.seconds()
     fit, clock["draw"] = _finish(job, draws)
     fit.stats["seconds"] = {k: round(v, 3) for k, v in clock.items()}
@@ -161,10 +189,10 @@ def _finish(job: Sweeps, draws: int) -> tuple[FieldFit, float]:
     n, nb, nc = len(job.sources), len(job.images.bands), len(job.prior.bands)
     arrays: dict[str, np.ndarray] = {
         "u": np.empty((n, draws, 6 + nc), np.float32), "is_star": np.empty((n, draws), np.float32),
-        "k_hat": np.empty(n), "seconds": np.empty(n),
+        "k_hat": np.empty(n), "r_hat": np.empty(n), "ess": np.empty(n), "seconds": np.empty(n),
         "chi2": np.empty((n, nb)), "p_star": np.empty(n), "n_pixels": np.empty(n, int),
     }  # fmt: skip
-    done = 0
+    done, left = 0, max(round(_MAX_BY_CHAINS[0] * n), _MAX_BY_CHAINS[1])
     with progress_bar("drawing posteriors", n, job.progress) as report:
         for half in np.unique(job.sources.half):
             of_size = np.flatnonzero(job.sources.half == half)
@@ -174,12 +202,12 @@ def _finish(job: Sweeps, draws: int) -> tuple[FieldFit, float]:
                 part = job.checkpoint.load(name)
                 if part is None:
                     started = time.perf_counter()
-                    part = _posterior(job, rows, draws)
+                    part = _posterior(job, rows, draws, left)
                     part["seconds"] = np.asarray((time.perf_counter() - started) / len(rows))
                     job.checkpoint.save(part, name)
                 for key, values in arrays.items():
                     values[rows] = part[key]
-                done += len(rows)
+                done, left = done + len(rows), left - int(np.isfinite(part["r_hat"]).sum())
                 report(done, "")
     u, canvas = arrays["u"], job.canvas
     fit = FieldFit(
@@ -198,6 +226,8 @@ def _finish(job: Sweeps, draws: int) -> tuple[FieldFit, float]:
         model=[canvas.unpadded(canvas.sky[k] + canvas.model[k], k) for k in range(len(canvas.model))],
         p_star=arrays["p_star"],
         k_hat=arrays["k_hat"],
+        r_hat=arrays["r_hat"],
+        ess=arrays["ess"],
         converged=job.state.converged.numpy() & ~job.state.waiting,
         chi2=arrays["chi2"],
         n_pixels=arrays["n_pixels"],
@@ -208,8 +238,8 @@ def _finish(job: Sweeps, draws: int) -> tuple[FieldFit, float]:
     return fit, float(arrays["seconds"].sum())
 
 
-def _posterior(job: Sweeps, rows: Int[np.ndarray, "b"], draws: int) -> dict[str, np.ndarray]:
-    """Draws, k-hat and goodness of fit of sources of one patch size."""
+def _posterior(job: Sweeps, rows: Int[np.ndarray, "b"], draws: int, most: int) -> dict[str, np.ndarray]:
+    """Draws, their quality and goodness of fit of sources of one patch size, ``most`` of them by chains."""
     state = job.state
     patch, own_light = job.patch(rows)
     response = respond(job, rows, patch, own_light)
@@ -219,12 +249,13 @@ def _posterior(job: Sweeps, rows: Int[np.ndarray, "b"], draws: int) -> dict[str,
         mode, covariance = state.mode[name][rows], state.covariance[name][rows]
         possible = job.possible(rows, star)
         typed[name] = draw_type(density, mode, covariance, possible, seed=job.seed, response=response)
+    quality = redraw(job, rows, typed, most)
     generator = generator_for(job.seed, int(rows[0]))
     p_star, is_star, u = mix_types(typed["star"], typed["galaxy"], draws, generator)
     chi2, n_pixels = _goodness(job, patch, own_light)
-    k_hat = torch.where(p_star > 0.5, typed["star"].k_hat, typed["galaxy"].k_hat)
     return {
-        "u": u.numpy(), "is_star": is_star.numpy(), "k_hat": k_hat.numpy(),
+        "u": u.numpy(), "is_star": is_star.numpy(),
+        **{name: values.numpy() for name, values in quality._asdict().items()},
         "chi2": chi2, "n_pixels": n_pixels, "p_star": p_star.numpy(),
     }  # fmt: skip
 

@@ -58,6 +58,7 @@ def run(
     catalog: Path | None = None,
     pictures: int | None = 24,
     sweeps: int = 20,
+    star_fraction: float | None = None,
     progress: bool = True,
 ) -> Outcome:
     """Read a field, detect its sources, fit them, and write ``catalog.fits`` and ``catalog.parquet``.
@@ -81,6 +82,7 @@ def run(
             None for all.
         sweeps: passes over the sources, at most: crowded fields end by it. A run that was interrupted may go
             on with more.
+        star_fraction: see :func:`astrozoo.survey.celeste.fit.fit_field`.
         progress: show progress on standard error.
 
     Raises:
@@ -116,7 +118,10 @@ def run(
     kept = out / "checkpoint"
     going = "going on with an earlier run" if any(kept.glob("*.npz")) else "detecting and fitting sources"
     say(f"{going} (Ctrl-C stops; the same command then goes on from there)")
-    fit = fit_field(images, sources, seed=seed, max_sweeps=sweeps, progress=progress, checkpoint=kept)
+    fit = fit_field(
+        images, sources, seed=seed, max_sweeps=sweeps, star_fraction=star_fraction, progress=progress,
+        checkpoint=kept,
+    )  # fmt: skip
     seconds |= fit.stats.get("seconds", {})
     table = catalogue(fit)
     for name in ("catalog.fits", "catalog.parquet"):
@@ -308,6 +313,8 @@ def _summary(fit: FieldFit, table: Table, origin: str) -> dict[str, Any]:
         "sources": len(table),
         "stars": int((p > 0.5).sum()),
         "galaxies": int((p <= 0.5).sum()),
+        "star fraction of the prior": round(fit.prior.prob_star, 3),
+        "sampled by chains": int(np.isfinite(fit.r_hat).sum()),
         "flagged": {name.replace("_", " "): int(np.sum(table[name])) for name in FLAGS},
         "chi2 per pixel": chi2,
     }

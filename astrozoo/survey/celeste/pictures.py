@@ -361,7 +361,8 @@ def _description(source: Table.Row) -> str:
             f"  de Vaucouleurs share {_pm(source, 'dev_fraction')}",
         ]
     chi2 = [f"{n[5:]} {source[n]:.2f}" for n in source.colnames if n.startswith("chi2_")]
-    lines += [f"chi2: {', '.join(chi2)}", f"k-hat {source['k_hat']:.2f}"]
+    drawn = f"k-hat {source['k_hat']:.2f}" if np.isfinite(source["k_hat"]) else f"R-hat {source['r_hat']:.3f}"
+    lines += [f"chi2: {', '.join(chi2)}", drawn]
     return "\n".join([*lines, f"flags: {', '.join(raised)}"] if raised else lines)
 
 

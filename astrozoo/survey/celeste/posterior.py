@@ -1,11 +1,13 @@
 """Draws of a source's posterior by importance sampling, from the modes of its two types.
 
-For each type, the first proposal is the Gaussian that the trust region fits: its mode and inverse curvature.
-Shapes of small galaxies and log fluxes of faint bands are skewed. The next proposal therefore has the moments
-of the weighted draws, and all draws are weighted by the mixture of all proposals (adaptive multiple
-importance sampling). Fluxes and colours only scale an image, so each rendering is used for many of their
-draws. The mean weight of each type is its evidence, and the ratio of the two evidences gives the probability
-of a star. Pareto-smoothed weights show where the proposals were not good enough: k-hat above 0.7.
+For each type, the first proposals are the Gaussian that the trust region fits, its mode and inverse
+curvature, and what it becomes under the most probable components of the prior of the colours: the mode may be
+in one of them, and most of the posterior in another. Shapes of small galaxies and log fluxes of faint bands
+are skewed. The next proposal therefore has the moments of the weighted draws, and all draws are weighted by
+the mixture of all proposals (adaptive multiple importance sampling). Fluxes and colours only scale an image,
+so each rendering is used for many of their draws. The mean weight of each type is its evidence, and the ratio
+of the two evidences gives the probability of a star. Pareto-smoothed weights show where the proposals were
+not good enough: k-hat above 0.7.
 
 References:
     Cornuet et al. 2012, Scand. J. Stat. 39, 798 (adaptive multiple importance sampling);
@@ -27,12 +29,16 @@ from astrozoo.diagnostics.arviz import psis
 from astrozoo.models.celeste_density import TypedDensity
 from astrozoo.survey.celeste.response import Response
 
-__all__ = ["TypedDraws", "draw_type", "mix_types"]
+__all__ = ["TypedDraws", "draw_type", "mix_types", "weighted_moments"]
 
 _WIDENING = 1.15
 """Factor by which the standard deviations of proposals exceed those of the draws, to cover the tails."""
 _DEGREES_OF_FREEDOM = 5.0
 """Degrees of freedom of the t proposal of position and shape. Its heavy tails keep the weights bounded."""
+_COMPONENTS = 2
+"""Number of components of the prior of the colours that have a proposal, the most probable ones.
+
+In SDSS, no more than two are probable for one source."""
 _ROWS_AT_ONCE = 8
 """Number of sources that are drawn at once. With ``_COORDINATES_AT_ONCE`` it keeps the work in the cache."""
 _COORDINATES_AT_ONCE = 100_000
@@ -70,10 +76,11 @@ def draw_type(
             the other type is chosen unless it is excluded.
         seed: of the quasi-random draws.
         response: of the neighbours, which are integrated out; without it, their light is fixed.
-        renderings: numbers of draws of position and shape from each proposal in turn. Each is rendered once.
+        renderings: numbers of draws of position and shape from each proposal in turn, each rendered once.
+            Those of a component of the colours have half as many as the first.
         fluxes: number of draws of flux and colours for each draw of position and shape.
     """
-    n = sum(renderings) * fluxes
+    n = (sum(renderings) + _components(density) * _of_each(renderings)) * fluxes
     out = TypedDraws(
         mode[:, None].repeat(1, n, 1),
         mode.new_full((len(mode), n), -math.log(n)),
@@ -101,6 +108,11 @@ class _Proposal(NamedTuple):
     mean: Float[Tensor, "b d"]
     tril: Float[Tensor, "b d d"]
     bending: int
+
+    @classmethod
+    def of(cls, density: TypedDensity, mean: Float[Tensor, "b d"], cov: Float[Tensor, "b d d"]) -> _Proposal:
+        """About a mean, somewhat wider than a covariance."""
+        return cls(mean, _WIDENING * torch.linalg.cholesky(cov), density.n_bending)
 
     def draw(self, renderings: int, fluxes: int, seed: int) -> tuple[Float[Tensor, "b m nb"], Tensor]:
         """Quasi-random draws of position and shape, and of all parameters ``[b, m, n, d]``."""
@@ -134,31 +146,71 @@ def _draw(
     mean, cov = mode, covariance
     if response is not None:
         response, cov = response.widened(density, mode, covariance)
+    pending = [
+        (_Proposal.of(density, mean, cov), renderings[0]),
+        *_of_components(density, mean, cov, renderings),
+    ]
     proposals: list[_Proposal] = []
     drawn: list[Tensor] = []
     joint: list[Tensor] = []
-    share = torch.tensor(renderings, dtype=mode.dtype, device=mode.device)
-    at_once = max(1, _COORDINATES_AT_ONCE // density.patch.pixels.numel())
-    for turn, m in enumerate(renderings):
-        proposal = _Proposal(mean, _WIDENING * torch.linalg.cholesky(cov), density.n_bending)
-        bend, u = proposal.draw(m, fluxes, seed + 10 * turn)
-        proposals.append(proposal)
-        images = torch.cat([density.images(rows) for rows in bend.split(at_once, 1)], 1)
-        value = density.log_joint_of_images(images, u)
-        if response is not None:
-            value = value + response.gain(images, density.electrons(u))
-        # extremely thin or large shapes, whose image overflows, have no weight
-        joint.append(torch.where(value.isfinite(), value, -torch.inf).flatten(1))
-        drawn.append(u.flatten(1, 2))
-        every = torch.cat(drawn, 1)
-        used = share[: turn + 1]
-        log_q = torch.stack([p.log_prob(every) for p in proposals]) + (used / used.sum()).log()[:, None, None]
+    number: list[int] = []
+    for turn in range(len(renderings)):
+        for proposal, m in pending:
+            bend, u = proposal.draw(m, fluxes, seed + 10 * len(proposals))
+            proposals.append(proposal)
+            number.append(m)
+            joint.append(_log_joint(density, response, bend, u))
+            drawn.append(u.flatten(1, 2))
+        every, share = torch.cat(drawn, 1), mode.new_tensor(number) / sum(number)
+        log_q = torch.stack([p.log_prob(every) for p in proposals]) + share.log()[:, None, None]
         log_ratio = torch.cat(joint, 1) - torch.logsumexp(log_q, 0)
-        mean, cov = _moments(every, log_ratio, mean, cov)
+        mean, cov = weighted_moments(every, log_ratio, mean, cov)
+        if turn + 1 < len(renderings):
+            pending = [(_Proposal.of(density, mean, cov), renderings[turn + 1])]
     return every, log_ratio
 
 
-def _moments(u: Tensor, log_ratio: Tensor, mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
+def _of_components(
+    density: TypedDensity, mean: Tensor, cov: Tensor, renderings: tuple[int, ...]
+) -> list[tuple[_Proposal, int]]:
+    """Proposals of the most probable components of the prior of the colours."""
+    log_weight, means, covariances = density.by_component(mean, cov)
+    count = _components(density)
+    best = log_weight.topk(count, 1).indices
+    rows = torch.arange(len(mean))
+    return [
+        (_Proposal.of(density, means[rows, k], covariances[rows, k]), _of_each(renderings))
+        for k in best.unbind(1)
+    ]
+
+
+def _components(density: TypedDensity) -> int:
+    return min(_COMPONENTS, len(density.prior.colour[int(density.star)].weights))
+
+
+def _of_each(renderings: tuple[int, ...]) -> int:
+    """Renderings of each component's proposal."""
+    return max(1, renderings[0] // 2)
+
+
+def _log_joint(
+    density: TypedDensity,
+    response: Response | None,
+    bend: Float[Tensor, "b m nb"],
+    u: Float[Tensor, "b m n d"],
+) -> Float[Tensor, "b mn"]:
+    """The log density of draws, of which ``n`` each share an image; -inf where the image overflows."""
+    at_once = max(1, _COORDINATES_AT_ONCE // density.patch.pixels.numel())
+    images = torch.cat([density.images(rows) for rows in bend.split(at_once, 1)], 1)
+    value = density.log_joint_of_images(images, u)
+    if response is not None:
+        loss = density.log_likelihood(response.light)[:, None, None] - (value - density.log_prior(u))
+        value = value + response.gain(images, density.electrons(u), loss)
+    # extremely thin or large shapes, whose image overflows, have no weight
+    return torch.where(value.isfinite(), value, -torch.inf).flatten(1)
+
+
+def weighted_moments(u: Tensor, log_ratio: Tensor, mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and covariance of weighted draws, shrunk to the given ones if few draws are effective."""
     none = (log_ratio == -torch.inf).all(-1, keepdim=True)
     weight = torch.softmax(log_ratio.masked_fill(none, 0.0), -1)

@@ -9,6 +9,11 @@ the log density, with ``F' F = W J A^-1 J' W``. ``W`` is the curvature of the lo
 
 The sky of each image is one more neighbour of a source with a large patch: over thousands of pixels, an error
 of its level is as large as the noise.
+
+The second order is not enough for light that is much brighter than at the mode: the log probability of a
+count then falls in proportion to the light, and not to its square, so that the integral would exceed any
+bound. The term is therefore multiplied by the ratio of the actual loss of log probability to the loss of
+second order, where that ratio is below 1.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ from astrozoo.models.celeste_density import TypedDensity
 from astrozoo.survey.celeste.modes import KINDS, Modes
 from astrozoo.survey.partition import HALF_SIZES
 
-__all__ = ["Response", "respond"]
+__all__ = ["Response", "nearest", "respond"]
 
 _MAX_NEIGHBOURS = 6
 """Largest number of neighbours, nearest first, that are integrated out. Each has six rendered parameters."""
@@ -46,23 +51,52 @@ class Response(NamedTuple):
 
     Attributes:
         factor: ``F`` (zeros where a source has fewer neighbours than others).
-        at: ``F`` times the light at which the neighbours are at their modes.
+        at: ``F`` times ``light``.
+        light: of the source, at which the neighbours are at their modes.
+        slope: derivative of the log density in the light of each pixel, at ``light``.
+        weight: ``W``.
     """
 
     factor: Float[Tensor, "b q image p"]
     at: Float[Tensor, "b q"]
+    light: Float[Tensor, "b image p"]
+    slope: Float[Tensor, "b image p"]
+    weight: Float[Tensor, "b image p"]
 
     def take(self, rows: Int[Tensor, "c"]) -> Response:
         """The response for a selection of the sources."""
-        return Response(self.factor[rows], self.at[rows])
+        return Response(*(part[rows] for part in self))
 
     def gain(
-        self, images: Float[Tensor, "b m image p"], electrons: Float[Tensor, "b m n image"]
+        self,
+        images: Float[Tensor, "b m image p"],
+        electrons: Float[Tensor, "b m n image"],
+        loss: Float[Tensor, "b m n"],
     ) -> Float[Tensor, "b m n"]:
-        """The term that the neighbours' response adds to the log density of light ``electrons * images``."""
+        """The term that the neighbours' response adds to the log density of light ``electrons * images``.
+
+        Args:
+            images: of unit flux.
+            electrons: of the source in each image.
+            loss: log probability of the counts at ``light``, minus that at these images.
+        """
         per_unit = torch.einsum("bqip,bmip->bmiq", self.factor, images.to(self.factor))
         change = electrons @ per_unit.to(electrons) - self.at[:, None, None]
-        return 0.5 * change.square().sum(-1)
+        return 0.5 * change.square().sum(-1) * self._share(images, electrons, loss)
+
+    def _share(self, images: Tensor, electrons: Tensor, loss: Tensor) -> Float[Tensor, "b m n"]:
+        """The actual loss beyond first order, relative to that of second order; at most 1."""
+        unit = images.to(electrons)
+        first = torch.einsum("bip,bmip->bmi", self.slope, unit)
+        cross = torch.einsum("bip,bmip->bmi", self.weight * self.light, unit)
+        square = torch.einsum("bip,bmip->bmi", self.weight, unit.square())
+        constants = ((x * self.light).sum((-2, -1)) for x in (self.slope, self.weight * self.light))
+        level, norm = (x[:, None, None] for x in constants)
+        linear = torch.einsum("bmni,bmi->bmn", electrons, first) - level
+        product = torch.einsum("bmni,bmi->bmn", electrons, cross)
+        quadratic = torch.einsum("bmni,bmi->bmn", electrons.square(), square) - 2 * product + norm
+        second = (0.5 * quadratic).clamp_min(torch.finfo(loss.dtype).tiny)
+        return ((loss + linear) / second).clamp(0.0, 1.0)
 
     def widened(
         self, density: TypedDensity, mode: Float[Tensor, "b d"], covariance: Float[Tensor, "b d d"]
@@ -80,8 +114,8 @@ class Response(NamedTuple):
         given = torch.einsum("bqit,bitd->bqd", onto, chain) @ root
         values, vectors = torch.linalg.eigh(given.mT @ given)
         weaker = ((1 - _MIN_REMAINING) / values[:, -1].clamp_min(1 - _MIN_REMAINING)).sqrt()
-        response = Response(
-            self.factor * weaker[:, None, None, None].to(self.factor), self.at * weaker[:, None]
+        response = self._replace(
+            factor=self.factor * weaker[:, None, None, None].to(self.factor), at=self.at * weaker[:, None]
         )
         wide = root @ vectors / (1 - weaker[:, None] ** 2 * values).sqrt()[:, None]
         return response, wide @ wide.mT
@@ -98,20 +132,27 @@ def respond(
         patch: their patches.
         own_light: their light in these patches.
     """
-    weight = patch.mask * patch.counts / (patch.background + own_light) ** 2
+    rate = patch.background + own_light
+    weight = patch.mask * patch.counts / rate**2
     factors = [_factor(job, int(row), weight[k]) for k, row in enumerate(rows)]
     most = max(len(factor) for factor in factors)
     if not most:
         return None
     factor = torch.stack([torch.nn.functional.pad(f, (0, 0, 0, 0, 0, most - len(f))) for f in factors])
-    return Response(factor, torch.einsum("bqip,bip->bq", factor, own_light.to(factor)).to(own_light))
+    at = torch.einsum("bqip,bip->bq", factor, own_light.to(factor)).to(own_light)
+    return Response(factor, at, own_light, patch.mask * (patch.counts / rate - 1), weight)
+
+
+def nearest(job: Modes, row: int) -> Int[np.ndarray, "n"]:
+    """The neighbours that are integrated out: those inside the patch of a source, the nearest first."""
+    xy = job.sources.xy[0]
+    distance = np.abs(xy[job.adjacent[row]] - xy[row]).max(1)
+    near = job.adjacent[row][np.argsort(distance, kind="stable")]
+    return near[np.sort(distance) <= job.sources.half[row]][:_MAX_NEIGHBOURS]
 
 
 def _factor(job: Modes, row: int, weight: Float[Tensor, "image p"]) -> Float[Tensor, "q image p"]:
-    state, xy = job.state, job.sources.xy[0]
-    distance = np.abs(xy[job.adjacent[row]] - xy[row]).max(1)
-    near = job.adjacent[row][np.argsort(distance, kind="stable")]
-    near = near[np.sort(distance) <= job.sources.half[row]][:_MAX_NEIGHBOURS]
+    state, near = job.state, nearest(job, row)
     star = (state.evidence["star"] > state.evidence["galaxy"])[near].numpy()
     changes = []
     for name, is_star, _ in KINDS:

@@ -79,6 +79,8 @@ def _fit_around(images: Field, truth: Table, rng: np.random.Generator) -> FieldF
         model=model,
         p_star=star.mean(1),
         k_hat=k_hat,
+        r_hat=np.full(n, np.nan),
+        ess=np.full(n, np.nan),
         converged=converged,
         chi2=np.ones((n, len(images.bands))),
         n_pixels=np.full(n, 289),

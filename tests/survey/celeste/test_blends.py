@@ -150,7 +150,23 @@ def test_a_neighbour_that_gives_way_leaves_the_marginal_covariance(close_blend):
     images = blend.density(patch, rows, star=True).images(u[:, None, :2])
     electrons = blend.density(patch, rows, star=True).electrons(u)[:, None, None]
     # nothing is gained at the mode, beside which the neighbours have settled
-    assert response.gain(images, electrons).abs().max() < 1e-4
+    assert response.gain(images, electrons, torch.zeros(2, 1, 1)).abs().max() < 1e-4
+
+
+def test_a_neighbour_never_makes_light_more_probable_that_is_far_too_bright(close_blend):
+    rows, patch, own = settled(close_blend)
+    u = close_blend.state.mode["star"]
+    density, response = close_blend.density(patch, rows, star=True), respond(close_blend, rows, patch, own)
+    brighter = u[:, None].repeat(1, 8, 1)
+    brighter[..., 2] += torch.arange(8)
+    images, electrons = density.images(u[:, None, :2]), density.electrons(brighter)[:, None]
+    values = torch.stack([density.values(v)[:, 0] - density.log_prior(v) for v in brighter.unbind(1)], 1)
+    loss = (density.log_likelihood(own)[:, None] - values)[:, None]
+    gain = response.gain(images, electrons, loss)
+    assert (loss[..., 1:] > 100).all()
+    assert (gain <= loss + 1e-6).all()  # by e^3 and more, the quadratic form alone exceeds the loss
+    assert (0.5 * ((electrons @ torch.einsum("bqip,bmip->bmiq", response.factor, images).double()
+            - response.at[:, None, None]) ** 2).sum(-1) > loss)[..., 3:].all()  # fmt: skip
 
 
 def test_draws_of_a_blend_are_as_wide_as_the_joint_posterior(close_blend):

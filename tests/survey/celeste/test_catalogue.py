@@ -84,6 +84,23 @@ def test_flags_as_columns_and_bits(fake_fit: Fake) -> None:
         np.testing.assert_array_equal(table[name], table["flags"] & 2**k > 0)
     unknown = replace(fit, k_hat=np.full(len(table), np.nan))
     assert catalogue(unknown)["poor_posterior"].all()
+    sampled = replace(unknown, r_hat=np.full(len(table), 1.002))
+    assert not catalogue(sampled)["poor_posterior"].any()
+    mixing_badly = replace(fit, r_hat=np.full(len(table), 1.3))
+    assert list(catalogue(mixing_badly)["poor_posterior"]) == list(fit.k_hat > 0.7)
+
+
+def test_shapes_of_few_draws_have_no_error(fake_fit: Fake) -> None:
+    """A star of one draw as a galaxy had standard deviations of exactly 0."""
+    fit, _ = fake_fit
+    is_star = np.ones_like(fit.draws["is_star"])
+    is_star[:, 0] = 0
+    table = catalogue(replace(fit, draws={**fit.draws, "is_star": is_star}))
+    shapes = ("radius", "log_radius", "dev_fraction", "axis_ratio", "angle")
+    for name in shapes:
+        assert np.isnan(table[f"{name}_sd"]).all()
+    for name in (name for name in table.colnames if name.endswith("_sd")):
+        assert not (np.asarray(table[name]) == 0).any()
 
 
 def test_a_field_without_some_bands_has_no_columns_for_them(fake_fit: Fake) -> None:
@@ -104,6 +121,8 @@ def test_no_source_gives_no_rows(fake_fit: Fake) -> None:
         draws={k: v[:0] for k, v in fit.draws.items()},
         p_star=fit.p_star[:0],
         k_hat=fit.k_hat[:0],
+        r_hat=fit.r_hat[:0],
+        ess=fit.ess[:0],
         converged=fit.converged[:0],
         chi2=fit.chi2[:0],
         n_pixels=fit.n_pixels[:0],

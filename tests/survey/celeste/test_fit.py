@@ -81,11 +81,11 @@ def test_an_interrupted_fit_goes_on_to_the_same_answer(scene, fitted, tmp_path, 
     calls = []
     plain = fitting._posterior
 
-    def interrupted(self, rows, draws):
+    def interrupted(job, rows, *settings):
         calls.append(len(rows))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return plain(self, rows, draws)
+        return plain(job, rows, *settings)
 
     folder = tmp_path / "checkpoint"
     monkeypatch.setattr(fitting, "_posterior", interrupted)
