@@ -10,7 +10,7 @@ import importlib.util
 import site
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
@@ -99,11 +99,6 @@ def is_library(module: str) -> bool:
 
 
 @functools.cache
-def _distributions() -> Mapping[str, list[str]]:
-    return packages_distributions()
-
-
-@functools.cache
 def package(module: str) -> str:
     """Name and version of the package that a library module belongs to."""
     top = module.partition(".")[0]
@@ -111,8 +106,11 @@ def package(module: str) -> str:
         return f"python {sys.version_info.major}.{sys.version_info.minor}"
     try:
         return f"{top} {version(top)}"
-    except PackageNotFoundError:
-        known = _distributions().get(top, [])
+    except PackageNotFoundError:  # the name of the package differs, as that of pyro does
+        stated = getattr(sys.modules.get(top), "__version__", None)
+        if isinstance(stated, str):  # reading the metadata of all packages takes 0.1 s
+            return f"{top} {stated}"
+        known = packages_distributions().get(top, [])
         return f"{top} {[f'{name} {version(name)}' for name in sorted(set(known))]}"
 
 
