@@ -36,7 +36,9 @@ MAX_BYTES = 2 * 1024**3
 5 MB, so that several hundred fit."""
 
 _MANIFEST = "manifest.json"
+"""File in the folder of a cached graph that lists its other files. It is written last."""
 _PARTIAL = ".partial-"
+"""Prefix of a folder that is being written or deleted."""
 
 
 class Store:

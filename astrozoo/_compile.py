@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 _ARTIFACT = "artifact.bin"
+"""File of a cached graph with its compiled code."""
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 """Largest difference between compiled code and its graph, as a fraction of a row's largest element.

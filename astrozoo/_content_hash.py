@@ -76,6 +76,7 @@ _CLASS_BOOKKEEPING = frozenset(
 _LOCKS = (type(threading.Lock()), type(threading.RLock()))
 """Locks. One that code names as a global has no content that could change what the code computes."""
 _DESCRIPTORS = (GetSetDescriptorType, MemberDescriptorType, MethodDescriptorType, WrapperDescriptorType)
+"""Attributes of compiled classes. They are hashed by the name of the class and their own."""
 _CONTAINERS: dict[type, Callable[[Any], Any]] = {
     **{kind: kind for kind in (dict, list, tuple, set, frozenset, bytes, complex)},
     str: str.__str__,
@@ -84,8 +85,11 @@ _CONTAINERS: dict[type, Callable[[Any], Any]] = {
 }
 """Built-in classes that users derive from, and how an instance becomes one of the class itself."""
 _SINGLE = (torch.dtype, torch.device, torch.layout, torch.memory_format, type(None), type(...), range)
+"""Classes whose ``repr`` is their whole content."""
 _SEQUENCES = (list, tuple, deque, torch.Size)
+"""Classes that are hashed by their items, in order."""
 _MAPPINGS = (dict, OrderedDict, MappingProxyType)
+"""Classes that are hashed by their keys and values."""
 
 
 def content_hash(*values: Any) -> str:
@@ -410,6 +414,8 @@ class _Hasher:
 
 
 _CACHED = (functools.cached_property, lazy_property)
+"""Properties that write a value into the instance when they are first read. It follows from the other
+content."""
 _PLAIN: dict[type, Callable[[Any], object]] = {
     bool: repr,
     int: str,
@@ -419,6 +425,7 @@ _PLAIN: dict[type, Callable[[Any], object]] = {
     bytes: lambda x: x,
     bytearray: bytes,
 }
+"""Classes of single values, and what is written of a value."""
 _WRITERS: tuple[tuple[Any, Callable[[_Hasher, Any], None]], ...] = (
     (enum.Enum, _Hasher._enum),
     (np.ndarray, _Hasher._array),

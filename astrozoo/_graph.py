@@ -29,12 +29,15 @@ from astrozoo.errors import CaptureError
 __all__ = ["Graph", "batched", "graph_size", "trace_graph"]
 
 LOAD_AFTER = 0.5
-"""Seconds that one graph runs uncompiled before ``compile="auto"`` loads it from the cache on disk. Loading
-takes 1 to 2 s, most of them to import inductor."""
+"""[s] Time that a graph runs uncompiled before ``compile="auto"`` loads compiled code from the cache on disk.
+Loading takes 1 to 2 s, most of it to import inductor."""
 
-UNCAPTURED, SMALL = 0.25, 100_000
-"""Seconds that a function runs as it is before a graph is made of it (which takes about as long, and a short
-run needs none), up to this product of rows and elements of other inputs: larger ones take more memory."""
+UNCAPTURED = 0.25
+"""[s] Time that a function runs as it is before a graph is made of it. Making the graph takes about as long,
+and a short run does not need it."""
+SMALL = 100_000
+"""Largest product of rows and elements of other inputs with which a function runs as it is. Larger ones take
+more memory than a graph does."""
 
 COMPILE_LIMIT = 300.0
 """[s] The longest that one graph may take to be compiled, or to wait for another process that compiles it.
@@ -45,7 +48,8 @@ MAX_UNCHECKED_CALLS = 128
 """Calls of a graph after which compiled code is discarded if no row of any could be compared. A call is
 compared if its number is a power of two, so that at most 8 of them cost more than the graph alone."""
 
-_HESSIAN_CHUNK = 128  # rows of a Hessian that are held at once
+_HESSIAN_CHUNK = 128
+"""Rows of a Hessian that are computed at once. It limits the memory of the intermediate results."""
 
 
 def batched(

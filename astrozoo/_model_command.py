@@ -17,7 +17,12 @@ from astrozoo.errors import InputError
 
 __all__ = ["ModelCommand", "own_options"]
 
-_PARAMETERS, _ENTRY, _VALUES = "astrozoo.parameters", "astrozoo.entry", "astrozoo.values"
+_PARAMETERS = "astrozoo.parameters"
+"""Key of a context's ``meta`` under which the command's parameters are, for its help."""
+_ENTRY = "astrozoo.entry"
+"""Key under which the entry is, once the model has been named."""
+_VALUES = "astrozoo.values"
+"""Key under which the values of the entry's own options are."""
 
 
 def own_options(context: typer.Context) -> dict[str, Any]:

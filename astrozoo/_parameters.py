@@ -389,6 +389,7 @@ class _Statements(_Answers):
 
 
 _REAL = (None, constraints.real)
+"""Constraints under which a parameter is its own unconstrained value."""
 
 
 class _Reads(_Replaces):

@@ -26,14 +26,16 @@ Declaration = tuple[str, ...] | Mapping[str, Mapping[str, int]]
 """Names of plates; or, for each plate, the axis that it cuts of each argument (or of a part of one)."""
 
 SAMPLED_ITEMS = 32
-"""Items of a Dataset without a version that its digest reads. Another file among a thousand shows with a
-probability of 3 % only, a file of another survey or of another reduction always; reading 32 stamps takes well
-below a second."""
+"""Number of items that the digest of a Dataset without a version reads. It takes much less than a second for
+stamps. A data set of another survey or reduction differs in each of them. If one file among a thousand
+differs, the probability that it is among them is 3 %."""
 _VERSIONED = (
     "content that can be hashed and stays as it is, or an attribute `version` of the Dataset (a string that "
     "you change whenever its content changes), which then stands in for its content"
 )
+"""What an error asks for where the digest cannot be computed from the content."""
 _EXAMPLE = 'as in data_plates={"data": {"x": 0, "y": 0}}'
+"""The example at the end of errors about declarations."""
 
 
 @dataclass(frozen=True)

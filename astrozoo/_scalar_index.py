@@ -12,6 +12,7 @@ __all__ = ["ScalarIndices", "plate_indices"]
 
 
 _PLATE = "_astrozoo_plate_indices"
+"""Attribute that marks a tensor as the indices of a plate."""
 
 
 def plate_indices(indices: Tensor) -> Tensor:

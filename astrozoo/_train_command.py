@@ -14,8 +14,10 @@ from astrozoo.entry import Entry, resolve
 
 __all__ = ["CHECKPOINT", "WEIGHTS", "is_first_process", "train"]
 
-CHECKPOINT, WEIGHTS = "training.checkpoint", "weights.safetensors"
-"""Files in the output folder: the work in progress, gone once the weights are written; the weights."""
+CHECKPOINT = "training.checkpoint"
+"""File in the output folder with the work in progress. It is deleted once the weights are written."""
+WEIGHTS = "weights.safetensors"
+"""File in the output folder with the weights."""
 
 
 def is_first_process() -> bool:

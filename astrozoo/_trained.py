@@ -24,6 +24,7 @@ FORMAT = 1
 """Version of the file that :meth:`Trained.save` writes. A file of another version is refused."""
 
 _HEADER = "astrozoo"
+"""Key of the metadata of a safetensors file under which the JSON is."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,6 +48,7 @@ _REPLACED: tuple[tuple[Any, str, Any], ...] = (
     (torch.distributions.Multinomial, "log_prob", _multinomial_log_prob),
     (torch.distributions.Wishart, "log_prob", _wishart_log_prob),
 )
+"""Classes, names of their methods that do not run under vmap, and what replaces these."""
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from astrozoo.errors import UnknownNameError
 __all__ = ["GUIDES", "METHODS", "Entry", "Job", "Method", "Option", "get", "guide", "list_models", "resolve"]
 
 _ENTRIES: tuple[Entry, ...] = ENTRIES
+"""All entries, in the order of the list."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ __all__ = ["full_rank", "iaf", "low_rank", "mean_field", "nsf", "point"]
 _SCALE = 0.05
 """SD with which guides start, in unconstrained space. It is narrow, so that they explore from the start."""
 _HIDDEN: Any = {"is_auxiliary": True}
+"""Mark of a guide's sites that the model does not have."""
 
 
 class _Guide(nn.Module):

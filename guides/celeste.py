@@ -32,6 +32,7 @@ from astrozoo.types import Problem
 __all__ = ["CelesteGuide", "delta_elbo", "mean_field", "point", "structured"]
 
 _FAMILIES = ("structured", "mean_field", "point")
+"""Names of the guides of Celeste."""
 _STAR = 2
 """Number of parameters that move or bend the image of a star; the others only scale it."""
 _GALAXY = 6

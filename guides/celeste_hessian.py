@@ -35,6 +35,7 @@ from astrozoo.types import Problem
 __all__ = ["derivatives"]
 
 _NAMES = ("galaxy", "star")
+"""Types of a source, in the order of ``is_star``: 0 and 1."""
 
 
 def derivatives(

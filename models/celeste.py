@@ -51,6 +51,7 @@ __all__ = [
 ]
 
 _SITES = ("is_star", "log_flux", "colour", "offset", "log_radius", "ellipticity", "dev_logit")
+"""Latent sites of a source."""
 _CALIBRATION = (150.0, 800.0, 900.0, 650.0, 130.0)
 """[electron/nMgy] Calibration of simulated patches in u, g, r, i, z: that of SDSS at its usual depth."""
 _SKY = (75.0, 380.0, 700.0, 950.0, 550.0)
@@ -283,7 +284,9 @@ def galaxy_images(
 
 
 _OF_SOURCES = ("anchor",)
+"""Fields of a patch with an element for each source."""
 _PIXEL_AXES = {"counts": 1, "background": 1, "mask": 1, "pixels": 2}
+"""Fields of a patch with an element for each pixel, and the axis of the pixels."""
 _PLATES = {
     "image": {f"patch.{name}": 0 for name in Patch._fields if name not in _OF_SOURCES},
     "pixel": {f"patch.{name}": axis for name, axis in _PIXEL_AXES.items()},

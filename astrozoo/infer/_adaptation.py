@@ -20,15 +20,20 @@ __all__ = [
 ]
 
 LONGEST_STEP = math.pi / 2
-"""A quarter of the period of the mass matrix's normal: one step makes an independent draw of that. Far beyond
-it what is left is stable only where the posterior is wider than the normal."""
+"""Largest step size: a quarter of the period of the mass matrix's normal, so that one step makes an
+independent draw of that normal. Larger steps are stable only where the posterior is wider than the normal."""
 _FLOOR = 0.2
-"""Acceptance below which a chain counts no more against a step size: one that is stuck for good would else
-shrink it without end."""
+"""Least acceptance rate that a chain contributes to the adaptation of the step size. Without this limit a
+chain that is stuck would shrink the step size without end."""
 _MOST = 8 * math.pi
-"""Length of a trajectory."""
-_RATE, _DECAY = 0.05, 0.95
+"""Longest trajectory, in units in which the mass matrix's normal has SD 1: four of its periods."""
+_RATE = 0.05
+"""Change of the logarithm of a trajectory's length in one iteration, for a typical slope."""
+_DECAY = 0.95
+"""Decay, in one iteration, of the mean of the squared slopes by which they are scaled: it remembers 20."""
 _STRANDED = 20.0
+"""[nat per dimension] A chain is stranded if its log density is lower than the median of the chains by more
+than this. A region there with as much mass would have to be wider by ``e^20`` in each dimension."""
 
 
 def begin_step(step: Float[Tensor, "B C"]) -> Float[Tensor, "4 B C"]:

@@ -22,10 +22,13 @@ from astrozoo.infer._metric import DENSE_LIMIT, Dense, Metric, Preconditioner, e
 
 __all__ = ["Chart", "arrays", "bent", "flat", "padded", "restored"]
 
-_FITTING, _RATES = 100, (0.1, 0.01)
-"""Steps of Adam that find a bend, and its first and last rate (of a unit vector's elements)."""
+_FITTING = 100
+"""Steps of Adam that fit a bend."""
+_RATES = (0.1, 0.01)
+"""First and last learning rate of these steps, for elements of a unit vector."""
 _WORTHWHILE = 0.9
-"""What a bend must leave of the Fisher divergence from a normal, in chains that it was not fitted to."""
+"""A bend is used if it reduces the Fisher divergence from a normal to less than this fraction, in chains that
+it was not fitted to."""
 
 
 @dataclass(frozen=True)

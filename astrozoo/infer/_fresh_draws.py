@@ -19,12 +19,13 @@ from astrozoo.objective import VariationalObjective
 __all__ = ["FreshDraws", "error_of_site", "on_fresh_draws"]
 
 SETS = 3
-"""Sets of fresh draws: an SD estimated from three independent values is good to two fifths."""
+"""Number of sets of fresh draws. An SD that is estimated from three independent values has an error of 40
+%."""
 LEAST = 128
-"""Fewest draws of a fresh set. Sets that are matched to the moments of a normal share a bias of the order of
-one over their size; a set much larger than the fixed one shows the bias of the fixed one."""
+"""Fewest draws of a fresh set. A set that is matched to the moments of a normal has a bias of about one over
+its size. A fresh set that is much larger than the fixed one shows the bias of the fixed one."""
 LONGEST = 1e3
-"""Longest Newton step that is considered: the largest radius of the trust region [parameter units]."""
+"""[parameter units] Longest Newton step: the largest radius of the trust region."""
 MOMENT_ELEMENTS = 10_000_000
 """Draws times latents from which the guide's moments are computed, at most: 80 MB in float64."""
 QUANTILE = 0.99
@@ -34,6 +35,7 @@ elements with the same true error it is 2.9 times that error. This quantile is 1
 Of a site of up to 100 elements it is the largest.
 """
 _STREAM = 8
+"""Stream of the random numbers of fresh draws."""
 
 
 @dataclass(frozen=True)

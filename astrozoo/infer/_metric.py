@@ -285,7 +285,9 @@ class Structure:
 
 
 DEFAULT = Structure()
+"""The structure of a mass matrix where neither the user nor the problem states one."""
 KINDS = ("dense", "low_rank", "diagonal", "fourier")
+"""Names that the option ``metric`` takes for the mass matrix of a site."""
 
 
 def hartley(x: Float[Tensor, "*b d"], grid: tuple[int, ...]) -> Float[Tensor, "*b d"]:

@@ -16,14 +16,18 @@ from astrozoo.objective import Objective
 
 __all__ = ["Sampled", "antithetic_parts", "mean_of_parts", "part_size"]
 
-GRADIENT, CURVATURE = 0.5, 0.25
-"""Draws double where noise is more than this part of ``|g|^2``, of the promised gain; halved at a 16th."""
+GRADIENT = 0.5
+"""Largest noise of the gradient: its squared standard error, as a fraction of its squared norm. Beyond it the
+number of draws doubles; below 1/16 of it the number is halved (TrustVI, section 4)."""
+CURVATURE = 0.25
+"""Largest noise of the curvature along a step: its standard error, as a fraction of the predicted gain.
+Beyond it the number of draws of the Hessian doubles; below 1/16 of it the number is halved."""
 
 PART = 32
-"""Draws of one problem that are evaluated at once, at most (or the coarse ones)."""
+"""Most draws of one problem that are evaluated at once, unless the coarse set is larger."""
 PART_ELEMENTS = 2**20
-"""Numbers of noise in these draws, at most: 8 MiB in double precision. The intermediate results of a
-Hessian-vector product take some thirty times as much."""
+"""Most numbers of noise in these draws: 8 MiB in double precision. The intermediate results of a
+Hessian-vector product take about thirty times as much."""
 
 
 class Sampled:

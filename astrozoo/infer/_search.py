@@ -32,11 +32,16 @@ from astrozoo.types import Problem, Result, Status
 __all__ = ["beside", "infer_from_search", "search"]
 
 RATES = (0.15, 0.005)
-"""First and last step of Adam, in SDs of the prior; it falls geometrically."""
+"""[prior SD] First and last step of Adam. Steps fall geometrically from one to the other."""
 COMPILING = 60.0
-"""Seconds of uncompiled gradients to come from which they are compiled at once (which takes as long)."""
-_START, _PROPOSALS = 50, 51  # streams of random numbers
-_PACED = 3  # gradients whose pace tells how long all will take
+"""[s] Gradients are compiled at the start if they would take longer than this uncompiled. Compiling takes
+about as long."""
+_START = 50
+"""Stream of the random numbers of starts from the prior."""
+_PROPOSALS = 51
+"""Stream of those of the problem's proposals."""
+_PACED = 3
+"""Gradients that are timed, to predict how long all will take."""
 
 
 def infer_from_search(

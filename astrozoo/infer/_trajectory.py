@@ -17,10 +17,16 @@ from astrozoo.objective import Density
 __all__ = ["DIVERGED", "Chains", "gibbs", "normals", "trajectory", "transition", "uniforms"]
 
 DIVERGED = 1000.0
-"""Energy error of a divergent trajectory."""
+"""[nat] A trajectory is divergent if its energy error is larger than this, as in Stan."""
 WORTHWHILE = 0.25
-"""Of the gradients of a batch's trajectories: fewer rows are another graph to make."""
-_MOMENTUM, _ACCEPT, _GIBBS = range(1, 4)
+"""Least fraction of the gradients that must be saved before the rows of finished trajectories are dropped.
+Another number of rows needs another graph."""
+_MOMENTUM = 1
+"""Stream of the random numbers of momenta."""
+_ACCEPT = 2
+"""Stream of those that decide whether a trajectory is accepted."""
+_GIBBS = 3
+"""Stream of those that draw discrete sites."""
 
 
 class Chains:

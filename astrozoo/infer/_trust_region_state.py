@@ -15,12 +15,13 @@ from astrozoo.types import Status
 __all__ = ["CONVERGED", "DIVERGED", "INTERRUPTED", "SPENT", "TRACED", "TrustRegionState", "stacked"]
 
 STATUSES = {1: Status.CONVERGED, 2: Status.DIVERGED, 3: Status.BUDGET_SPENT, 4: Status.INTERRUPTED}
+"""Meaning of the values of ``TrustRegionState.end``, besides 0: the row still runs."""
 CONVERGED, DIVERGED, SPENT, INTERRUPTED = STATUSES
 """Values of ``TrustRegionState.end``."""
 TRACED = (
     "value", "radius", "step", "predicted", "gain", "draws", "hessian draws", "test draws", "seconds",
 )  # fmt: skip
-"""What the trace holds of each iteration and row."""
+"""Columns of the trace, with a value for each iteration and row."""
 
 
 @dataclass
@@ -74,6 +75,7 @@ class TrustRegionState:
 
 
 _ROWS = ("w", "value", "radius", "levels", "unresolved", "end", "curvature", "moved")
+"""Fields of :class:`TrustRegionState` that a checkpoint has, besides the trace."""
 
 
 def stacked(trace: Mapping[str, list[np.ndarray]]) -> dict[str, np.ndarray]:

@@ -31,13 +31,16 @@ from astrozoo.types import DENSE_COVARIANCE, Problem, Result, Status
 __all__ = ["Gaussian", "el2o", "match"]
 
 FAMILIES = ("full_rank", "mean_field")
+"""Guides that the method fits. They are named, because it matches their covariance itself."""
 MODE = 50
-"""The most iterations on the way to the mode, where the matching starts."""
+"""Most iterations of the climb to the mode, where the matching starts."""
 STRETCH = 4.0
-"""In one iteration a variance changes at most by this factor, and its inverse; a mean by so many SDs."""
+"""Largest factor by which a variance rises or falls in one iteration, and the most SDs by which a mean
+moves."""
 SLOWEST = 1 / 16
-"""The least share of the way to a match that an iteration goes."""
+"""Least fraction of the way to a match that an iteration moves."""
 _CG = 200
+"""Most iterations of conjugate gradients in one solution of a linear system."""
 """The most conjugate-gradient steps of a fit."""
 
 

@@ -49,22 +49,29 @@ __all__ = ["HMCState", "hmc"]
 
 WINDOWS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 """Fractions of the warm-up at which the mass matrix is re-estimated, each from the draws since the last."""
-EARLY, EARLY_STEPS = WINDOWS[3], 16
-"""Until this fraction of the warm-up each chain has a step size of its own, so that none is left stuck far
-out by a step that suits the others, and all have the same number of steps, at most this, nor more than take
-half of them through half a period of the chart's normal."""
+EARLY = WINDOWS[3]
+"""Fraction of the warm-up in which each chain has its own step size. With a common step size, a chain far
+from the others would be stuck there, because it needs a smaller one."""
+EARLY_STEPS = 16
+"""Most steps of a trajectory in that part of the warm-up. The number of steps is the same for all chains. It
+is also limited to what takes half of the chains through half a period of the chart's normal."""
 JITTER = 0.4
-"""Step sizes, and with them lengths of trajectories, are drawn within this fraction of their mean."""
+"""Largest relative deviation of a step size from its mean. Step sizes, and with them the lengths of
+trajectories, are drawn uniformly, so that no trajectory returns to its start every time."""
 ROWS = 8192
-"""Draws of a window that are kept for the mass matrix: the last."""
+"""Most draws of a window from which the mass matrix is estimated. The last draws are used."""
 WINDOW_ELEMENTS = 2**23
-"""Numbers of all positions of a window that are kept, at most: 67 MB in double precision, and as much again
-for the gradients. Of 130,000 dimensions these are 64 draws: enough for a diagonal and 16 directions.
-"""
+"""Most numbers in the positions of these draws: 67 MB in double precision, and as much again for the
+gradients. For 130,000 dimensions these are 64 draws, which suffice for a diagonal and 16 directions."""
 ENUMERATED = 64
-"""Joint assignments of discrete sites (six binary ones) up to which they are summed out at every step."""
-_START, _RESCUE = 0, 9
+"""Most joint assignments of discrete sites (those of six binary sites) that are summed out at every step.
+With more, discrete sites are drawn by Gibbs steps."""
+_START = 0
+"""Stream of the random numbers of the chains' starts."""
+_RESCUE = 9
+"""Stream of those that choose a chain whose place a stranded one takes."""
 _DRAWN = ("energy", "acceptance_rate", "diverging", "n_steps", "lp", "discrete")
+"""Statistics that are recorded of each draw."""
 
 
 @dataclass
@@ -132,7 +139,9 @@ class HMCState:
 
 
 _TENSORS = ("position", "value", "gradient", "log_step", "averaging", "length")
+"""Fields of :class:`HMCState` that are tensors and that a checkpoint has."""
 _COUNTS = ("iteration", "gradients", "warmup_gradients", "rescued")
+"""Fields of :class:`HMCState` that are whole numbers and that a checkpoint has."""
 
 
 @dataclass(frozen=True)

@@ -30,17 +30,22 @@ from astrozoo.types import Status
 __all__ = ["Solution", "TrustRegionState", "maximise"]
 
 ETA = 0.1
-"""Least ratio of observed to predicted gain of an accepted step."""
+"""Least ratio of the observed to the predicted gain of an accepted step (TrustVI, algorithm 1)."""
 THETA = 1e-8
-"""Least gain of an accepted step in units of the squared radius (stochastic mode)."""
+"""Least gain of an accepted step, in units of the squared radius (stochastic mode; TrustVI, algorithm 1)."""
 COARSE = 1.0
-"""Fixed mode leaves its few coarse draws when a step within the radius promises less than this gain [nat]."""
-GROW, NEAR = 2.0, 0.7
-"""The radius is doubled after an accepted step longer than ``NEAR`` of it, and halved after a rejection."""
+"""[nat] The fixed mode begins with a few coarse draws. It takes all draws once the predicted gain of a step
+is less than this."""
+GROW = 2.0
+"""Factor by which the radius grows after a long accepted step, and shrinks after a rejected one."""
+NEAR = 0.7
+"""Least length of a long step, as a fraction of the radius."""
 NEAR_MAXIMUM = 5e-3
-"""Steps by a kept model of the curvature give way to Newton's own where they promise less than this [nat]."""
+"""[nat] Steps use a model of the curvature from earlier iterations while their predicted gain is at least
+this. Below it the Hessian is computed anew, because Newton steps converge quadratically there."""
 PATIENCE = 3
-"""Unresolved steps in a row, at the greatest number of draws, after which a row has converged."""
+"""A row has converged after this many steps in a row whose gain is not resolved by the largest number of
+draws."""
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,7 @@ class DrawsOnDisk:
 
 
 _INDEX = "draws.json"
+"""File in the folder of streamed draws that lists its arrays."""
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

@@ -11,8 +11,11 @@ from torch import Tensor
 __all__ = ["solve", "subproblem_dense", "subproblem_krylov"]
 
 WORTH = 0.05
-"""Least part of the gain that another product must add to a step that ends on the boundary."""
+"""A step that ends on the boundary is improved as long as another Hessian-vector product adds more than this
+fraction to its predicted gain."""
 _ROUNDS = 60
+"""Most iterations that solve the secular equation: Newton steps, or bisections where these leave the bracket.
+They end once the length of the step is the radius to a relative 1e-8, usually after fewer than ten."""
 
 
 def subproblem_dense(

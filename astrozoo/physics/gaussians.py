@@ -24,9 +24,12 @@ from torch.nn.functional import threshold
 
 __all__ = ["MixtureJet", "MixturePsf", "curvature", "jet", "render"]
 
-_LEAST = -80.0  # exponents below make subnormal numbers of single precision, which are slow
+_LEAST = -80.0
+"""Least exponent. Smaller ones give subnormal numbers in single precision, whose arithmetic is slow."""
 _POWERS = [(order - i, i) for order in range(5) for i in range(order + 1)]
+"""Powers of x and of y in the monomials up to the fourth order."""
 _SYMMETRIC = [[0, 1, 2, 3, 4], [1, 5, 6, 7, 8], [2, 6, 9, 10, 11], [3, 7, 10, 12, 13], [4, 8, 11, 13, 14]]
+"""Where the elements of a symmetric 5 x 5 matrix are in a list of the 15 different ones."""
 
 
 class MixturePsf(NamedTuple):

@@ -53,7 +53,8 @@ Deflection: TypeAlias = tuple[Float[Tensor, "*grid"], Float[Tensor, "*grid"]]
 
 _CENTRE = 1e-20
 """Squared radius [arcsec^2] below which a point is the centre of a lens."""
-_KPC = 206.264806247  # arcsec per radian, over 1000: arcsec = _KPC kpc / D [Mpc]
+_KPC = 206.264806247
+"""[arcsec Mpc / kpc] Angle of 1 kpc at a distance of 1 Mpc."""
 
 
 def ellipticity_of(axis_ratio: Tensor, angle: Tensor) -> Float[Tensor, "*b 2"]:

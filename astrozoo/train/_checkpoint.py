@@ -17,6 +17,7 @@ from astrozoo.errors import DataError
 __all__ = ["SafeCheckpoints", "read_checkpoint"]
 
 _HEADER = "astrozoo"
+"""Key of the metadata of a safetensors file under which the JSON is."""
 
 
 class SafeCheckpoints(CheckpointIO):

@@ -29,8 +29,10 @@ HELD_OUT_LOOKS = 10
 """How often the ELBO of held-out data is computed: it costs a pass over them."""
 WARM_UP = 0.02
 """Fraction of the steps in which the learning rate rises from 0; afterwards it falls to 0 as a cosine."""
-_NOISE, _HELD_OUT = 2, 3
-"""Streams of the noise of steps, and of the held-out ELBO."""
+_NOISE = 2
+"""Stream of the random numbers of steps."""
+_HELD_OUT = 3
+"""Stream of the random numbers of the held-out ELBO."""
 
 
 @contextmanager

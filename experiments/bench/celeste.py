@@ -48,6 +48,7 @@ from astrozoo.types import Problem
 GOAL = 0.1
 """[nat] A run has arrived when it is this near the best."""
 CHAINS = 64
+"""Chains whose gradients are taken in one call."""
 
 Course = list[tuple[float, float]]
 """(seconds since the start, value) after each iteration."""

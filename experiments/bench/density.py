@@ -26,7 +26,9 @@ from astrozoo.density import log_density
 from astrozoo.types import Problem
 
 CHAINS = 64
+"""Chains whose gradients are taken in one call."""
 PYRO = ("Pyro potential_fn", "  validation off")
+"""Names of the rows with Pyro's timings."""
 
 
 def eight_schools(y: Tensor, s: Tensor) -> None:

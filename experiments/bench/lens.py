@@ -45,6 +45,7 @@ from experiments.lens_gigalens import TRUTH, demo
 __all__ = ["main"]
 
 PRIOR = Prior()
+"""The default prior of strong lenses, which both packages use."""
 
 
 def bend(p: dict[str, Any], x: Any, y: Any) -> tuple[Any, Any]:
