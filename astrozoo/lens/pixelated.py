@@ -91,10 +91,13 @@ def _mode(
     if halo:  # from a faint one
         faint = {"radius": 2.0, "ellipticity": 1.0, "amplitude": 0.03}
         latents |= {f"halo_{name}": latents[f"lens_{name}"] * factor for name, factor in faint.items()}
+    dims = {name: axes for name, axes in problem.dims.items() if name in latents}
+    if halo:
+        dims |= {f"halo_{name}": dims[f"lens_{name}"] for name in ("ellipticity", "amplitude")}
     for iterations in (5, 60):
         model, field = regularised(model, latents, data)
         latents["source_field"] = field
-        task = replace(problem, model=model, start=latents, proposals=None, guides={})
+        task = replace(problem, model=model, start=latents, dims=dims, proposals=None, guides={})
         z = layout_of(task).unconstrain({name: value[None] for name, value in latents.items()})[0]
         mode = gauss_newton(task, z, iterations=iterations, tolerance=0.1, seed=seed, compile=compile)
         latents = layout_of(task).constrain(torch.as_tensor(mode.location)[0])
