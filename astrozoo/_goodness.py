@@ -96,7 +96,7 @@ def scored(
     worst = max(chi2.get("pixels with light", 0.0), chi2["all pixels"]) / noise
     count = len(parts.get("pixels with light", square))
     return Goodness(
-        chi2=worst if np.isfinite(worst) else float("inf"),
+        chi2=worst if np.isfinite(list(chi2.values())).all() else float("inf"),
         limit=1 + _TOLERANCE + _SIGMAS * float(np.sqrt(2 / count)),
         parts=chi2,
     )

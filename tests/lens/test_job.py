@@ -1,0 +1,141 @@
+"""The run of a lens: a source of pixels where a Sersic one does not fit, pictures, counts of images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from astrozoo.data import lenses
+from astrozoo.data.simulate_lens import simulate_lens
+from astrozoo.density import layout_of
+from astrozoo.errors import InputError
+from astrozoo.lens import job
+from astrozoo.lens.pictures import count_images, critical_lines, lens_figure
+from astrozoo.lens.pixelated import at_location, pixelated_mode
+from astrozoo.models.strong_lens import problem
+from astrozoo.types import Problem, Result, Status
+
+TRUTH = {"einstein_radius": 1.2, "slope": 2.0, "centre_x": 0.0, "centre_y": 0.0, "gamma1": 0.0, "gamma2": 0.0}
+
+
+@pytest.fixture(scope="module")
+def clumpy() -> tuple[Problem, dict[str, torch.Tensor]]:
+    """A clumpy galaxy behind a lens without light, and latents near the truth."""
+    lens, truth = simulate_lens(11, lens=TRUTH, shape=(48, 48), pixel_scale=0.08, rays=2, peak_snr=20.0)
+    task = problem(lens, setting="compact", prior=replace(job_prior(), einstein_radius=(1.2, 0.1)))
+    q, angle = truth["axis_ratio"], truth["angle"]
+    values = dict(task.start)
+    size = (1 - q) / (1 + q)
+    values["ellipticity"] = size * torch.tensor([np.cos(2 * angle), np.sin(2 * angle)])
+    values["einstein_radius"] = torch.tensor(1.2).double()
+    values["source_centre"] = torch.tensor([truth["source_x"], truth["source_y"]])
+    return task, values
+
+
+def job_prior() -> Any:
+    from astrozoo.models.lens_prior import IMAGE
+
+    return IMAGE
+
+
+@pytest.fixture(scope="module")
+def mode(clumpy: Any) -> tuple[Problem, Result]:
+    task, values = clumpy
+    return pixelated_mode(task, values, pixels=16, seed=0, compile="never")
+
+
+def test_a_source_of_pixels_fits_and_finds_the_radius(mode: tuple[Problem, Result]) -> None:
+    task, result = mode
+    assert result.status is Status.CONVERGED
+    assert set(task.dims) <= set(task.start)
+    radius = result.draws["einstein_radius"]
+    assert abs(radius.mean() - 1.2) < 3 * radius.std() + 0.02
+    assert at_location(task, result).goodness.chi2 < 1.6  # type: ignore[union-attr]
+
+
+def test_pictures_of_a_source_of_pixels(mode: tuple[Problem, Result]) -> None:
+    figure = lens_figure(*mode)
+    titles = " ".join(axis.get_title() for axis in figure.axes)
+    for part in ("image", "model", "residual", "critical lines", "source; caustics"):
+        assert part in titles
+
+
+def test_critical_lines_and_images_of_a_round_lens(clumpy: Any) -> None:
+    """The critical line of an isothermal sphere is its Einstein ring. It makes two images, or one."""
+    task, values = clumpy
+    round_one = {**values, "ellipticity": torch.zeros(2).double(), "shear": torch.zeros(2).double()}
+    lines = critical_lines(task.model, round_one, task.args[0])
+    ring = max((line for line, _ in lines), key=lambda line: line.shape[1])
+    np.testing.assert_allclose(np.hypot(*ring), 1.2, atol=0.02)
+    for distance, images in ((0.3, 2), (1.5, 1)):
+        point = {**round_one, "source_centre": torch.tensor([distance, 0.01]).double()}
+        assert count_images(task.model, point, task.args[0]) == images
+
+
+def choosing(monkeypatch: pytest.MonkeyPatch, sersic: float, pixels: float) -> list[str]:
+    """The fits that are run, where modes have the given chi2."""
+    from astrozoo.types import Goodness
+
+    ran: list[str] = []
+
+    def infer(task: Any, method: str, *rest: Any, **options: Any) -> Result:
+        ran.append(method)
+        location = layout_of(task).unconstrain({n: v[None] for n, v in task.start.items()}).numpy()
+        return Result(
+            {"einstein_radius": np.ones((1, 4))}, Status.CONVERGED, 0, "", method, location=location
+        )
+
+    def pixelated(task: Any, mode: Result, **options: Any) -> Result:
+        ran.append("pixelated")
+        return mode
+
+    def at(task: Any, result: Result) -> Result:
+        chi2 = pixels if result.method == "gauss_newton" else sersic
+        return replace(result, goodness=Goodness(chi2, 1.4))
+
+    def normal(task: Any, *rest: Any, **options: Any) -> tuple[Any, Result]:
+        return task, Result({}, Status.CONVERGED, 0, "", "gauss_newton")
+
+    monkeypatch.setattr(job, "infer", infer)
+    monkeypatch.setattr(job, "at_location", at)
+    monkeypatch.setattr(job, "pixelated_mode", normal)
+    monkeypatch.setattr(job, "pixelated_posterior", pixelated)
+    return ran
+
+
+@pytest.mark.parametrize(
+    ("sersic", "pixels", "ran"),
+    [(1.1, 1.0, ["laplace", "auto"]), (3.0, 1.1, ["laplace", "pixelated"]), (3.0, 3.5, ["laplace", "auto"])],
+)
+def test_pixels_take_over_where_a_sersic_source_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clumpy: Any, sersic: float, pixels: float, ran: list[str]
+) -> None:
+    seen = choosing(monkeypatch, sersic, pixels)
+    job._stages(clumpy[0], "auto", 16, True, {}, seed=0, folder=tmp_path)
+    assert seen == ran
+
+
+def test_options_that_do_not_go_together(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--source pixelated: got --method svi"):
+        job.run(out=tmp_path, source="pixelated", method="svi")
+    with pytest.raises(InputError, match="--crop with --data only"):
+        job.run(out=tmp_path, demo=True, crop=3.0)
+
+
+def test_the_outcome_of_a_lens_without_a_fit(tmp_path: Path) -> None:
+    """Reading, parts, summary and pages, with a method that takes seconds."""
+    lens, _ = simulate_lens(12, lens=TRUTH, shape=(40, 40), pixel_scale=0.1, rays=2)
+    path = lenses.write(lens, tmp_path / "lens.fits")
+    (tmp_path / "out").mkdir()
+    outcome = job.run(
+        out=tmp_path / "out", path=path, method="laplace", source="sersic", setting="compact", crop=0.0
+    )
+    assert outcome.result.goodness is not None
+    assert outcome.summary["source"] == "sersic"
+    assert set(outcome.summary["einstein_radius"]) == {"mean", "sd"}
+    assert [page.title for page in outcome.pages] == ["Lens"]
