@@ -91,8 +91,8 @@ def test_the_cut_is_around_the_lens_and_masks_neighbours(lens: LensImage) -> Non
 def test_starts_bring_the_arcs_together(lens: LensImage) -> None:
     """The best start explains most of the light that the lens's own leaves."""
     task = problem(cut_out(lens))
-    values = task.proposals(6, torch.Generator().manual_seed(0))  # type: ignore[misc]
-    assert {name: v.shape[0] for name, v in values.items()} == dict.fromkeys(task.start, 6)
+    values = task.proposals(16, torch.Generator().manual_seed(0))  # type: ignore[misc]
+    assert {name: v.shape[0] for name, v in values.items()} == dict.fromkeys(task.start, 16)
     assert layout_of(task).unconstrain(dict(values)).isfinite().all()
     data, found = task.args[0], guess(task.args[0])
     best = {name: v[0] for name, v in values.items()}
@@ -136,7 +136,7 @@ def test_priors_that_are_wrong(tmp_path: Path, text: str, error: type[Exception]
 
 
 def test_a_prior_outside_the_frame_is_refused(lens: LensImage) -> None:
-    small = lens.crop(24)
+    small = lens.crop(48)
     with pytest.raises(InputError, match="einstein_radius"):
         problem(small, prior=replace(IMAGE, einstein_radius=(9.0, 0.1)))
     with pytest.raises(InputError, match="position of the lens"):
