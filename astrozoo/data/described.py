@@ -164,9 +164,11 @@ def read_image(about: ImageDescription) -> tuple[Image, list[tuple[str, str]]]:
     _check_sky(raw, float(np.median((gain * excess / np.sqrt(empty))[raw.usable])))
     correlation = about.noise_correlation
     if correlation is None:
-        correlation = noise_correlation(gain * excess / np.sqrt(empty), raw.usable)
-        text = "measured variance of sums of empty pixels, over that of independent ones"
-        raw.note(f"{text} (chi2 per pixel is then about 1 over it)", correlation)
+        z = gain * excess / np.sqrt(empty)
+        correlation = noise_correlation(z, raw.usable)
+        raw.note("measured variance of sums of empty pixels, over the stated one", correlation)
+        alone = float(np.median(empty_scatter(z, raw.usable)[raw.usable])) ** 2 / correlation
+        raw.note("chi2 per pixel of noise alone, because pixels are correlated", alone)
     gain, empty = gain / correlation, empty / correlation
     counts = gain * excess + empty
     broken = ~np.isfinite(counts) | (counts < -_NEGATIVE * np.sqrt(empty))

@@ -151,6 +151,8 @@ def test_files_are_recognised_and_a_star_has_its_flux(survey, tmp_path):
         if calibration is not None:
             np.testing.assert_allclose(image.calibration, calibration, rtol=1e-6)
     assert read_images(tmp_path, survey).bands == bands
+    correlated = survey in ("hst", "euclid")
+    assert ("chi2 per pixel of noise alone" in field.meta.get("notes", "")) == correlated
 
 
 def test_masks_of_surveys(tmp_path):
