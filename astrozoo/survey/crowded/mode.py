@@ -282,12 +282,13 @@ class _Fit:
         inform = np.zeros_like(flux)
         for k, column in enumerate(scene.column):
             inform[:, column] += stamps.products(k, variance.weight[k], itself)[:, 0, 0]
-        least = _FAINT / np.sqrt(np.maximum(inform, 1e-12))
-        self.stars = replace(
-            stars,
-            log_flux=np.log(np.maximum(flux, least)),
-            planes=planes,
-        )
+        column = self.locus.reference
+        level = np.log(np.maximum(flux[:, column], _FAINT / np.sqrt(np.maximum(inform[:, column], 1e-3))))
+        typical = level[:, None] + self.locus.ratio(level)
+        measured = inform * np.exp(2 * typical) > 1
+        least = np.log(_FAINT / np.sqrt(np.maximum(inform, 1e-300)))
+        log_flux = np.maximum(np.log(np.maximum(flux, 1e-300)), least)
+        self.stars = replace(stars, log_flux=np.where(measured, log_flux, typical), planes=planes)
 
     def _even_level(self, count: int) -> Float[np.ndarray, "band"]:
         """Log fluxes that share all light above the sky evenly."""

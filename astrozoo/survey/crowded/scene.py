@@ -37,6 +37,9 @@ interpolation of a Gaussian of sigma 1.2 px is right to 1e-4 of the peak; the be
 1e-3."""
 _MIN_SIZE = 25
 """[px] Least side of a PSF table: smaller stamps are padded with zeros."""
+_BEYOND = 1.0
+"""[px] Distance outside the reference image to which pixels of other images are used. The light of a star
+further out would have to be explained by the stars inside."""
 _COMPONENTS = 4
 """Gaussians of the mixture fitted to each PSF, with which galaxies are convolved."""
 _GALAXY_REACH = 4.5
@@ -94,7 +97,7 @@ class Scene:
         counts: electrons, including the sky [y, x].
         sky: electrons expected without any source [y, x].
         calibration: electrons per nMgy [y, x].
-        valid: True where a pixel may be used [y, x].
+        valid: True where a pixel may be used [y, x]: on the reference image, and not masked.
         affine: maps (x, y, 1) of the reference image to (x, y) of each image.
         psf: tables of the effective PSF, [n * oversampling, n * oversampling] with odd n. Cell ``[i, j]`` is
             the light in a pixel whose centre is ``((j - c) / oversampling, (i - c) / oversampling)`` px from
@@ -135,6 +138,7 @@ class Scene:
         if not psf_error >= 0:
             raise InputError("psf_error", psf_error, "at least 0")
         reference = reference_image(field)
+        affine = np.stack([pixel_map(reference, image) for image in field])
         tables = []
         for k, image in enumerate(field):
             x, y = (image.shape[1] - 1) / 2, (image.shape[0] - 1) / 2
@@ -144,8 +148,11 @@ class Scene:
             counts=tuple(_usable(image.counts, image) for image in field),
             sky=tuple(_usable(image.sky, image) for image in field),
             calibration=tuple(_usable(image.calibration, image) for image in field),
-            valid=tuple(np.ascontiguousarray(image.valid) for image in field),
-            affine=np.stack([pixel_map(reference, image) for image in field]),
+            valid=tuple(
+                np.ascontiguousarray(image.valid & _inside(to_image, image.shape, reference.shape))
+                for image, to_image in zip(field, affine, strict=True)
+            ),
+            affine=affine,
             psf=tuple(tables),
             psf_error=np.full(len(field.images), float(psf_error)),
             shape=reference.shape,
@@ -231,6 +238,17 @@ def galaxy_gaussians(
     covariances = mixture.covariances[:, None] + variances[:, None, None] * unit
     means = np.repeat(mixture.means[:, None], len(rings), axis=1)
     return amplitudes.ravel(), covariances.reshape(-1, 2, 2), means.reshape(-1, 2)
+
+
+def _inside(
+    affine: Float[np.ndarray, "2 3"], shape: tuple[int, int], reference: tuple[int, int]
+) -> Bool[np.ndarray, "y x"]:
+    """Pixels of an image that lie on the reference image: sources are modelled there alone."""
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    place = np.stack([x - affine[0, 2], y - affine[1, 2]])
+    there = np.tensordot(np.linalg.inv(affine[:, :2]), place, 1)
+    limits = np.array(reference[::-1])[:, None, None] - 0.5
+    return ((there > -0.5 - _BEYOND) & (there < limits + _BEYOND)).all(axis=0)
 
 
 def _usable(array: np.ndarray, image: Image) -> Float[np.ndarray, "y x"]:
