@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import galsim
 import numpy as np
 import pytest
 
@@ -7,7 +8,15 @@ from astrozoo.data.eigen_psf import EigenPsf
 from astrozoo.data.images import pixel_map
 from astrozoo.data.psf import PixelPsf
 from astrozoo.errors import InputError
-from astrozoo.survey.crowded.scene import Scene, Sources, expected, psf_table, stamp_of_table, star_stamp
+from astrozoo.survey.crowded.scene import (
+    Scene,
+    Sources,
+    add_stars,
+    expected,
+    psf_table,
+    stamp_of_table,
+    star_stamp,
+)
 from astrozoo.survey.crowded.stamps import make_stamps, reaches
 
 
@@ -27,6 +36,18 @@ def test_a_table_gives_back_its_stamp_and_its_normalisation(field_of, truth):
     assert table.sum() == pytest.approx(25)
     small = psf_table(stamp[16:-16, 16:-16])
     assert small.shape == (125, 125)
+
+
+def test_a_sharp_psf_does_not_ring():
+    profile = galsim.Convolve(galsim.Kolmogorov(fwhm=2.0), galsim.Pixel(1.0))
+    table = psf_table(profile.drawImage(nx=65, ny=65, scale=1.0, method="no_pixel", dtype=float).array)
+    true = galsim.ImageD(65, 65, xmin=0, ymin=0, scale=1.0)
+    profile.drawImage(true, center=(32.4, 31.7), method="no_pixel")
+    drawn = np.zeros((65, 65))
+    add_stars(drawn, table, 5, np.array([[32.4, 31.7]]), np.ones(1))
+    miss = np.abs(drawn - true.array)
+    assert miss.max() < 2e-3 * true.array.max()
+    assert miss[:, :20].max() < 1e-4 * true.array.max()
 
 
 def test_star_stamps_have_the_derivatives_of_finite_differences(scene):
