@@ -257,7 +257,8 @@ def _inside(
     place = np.stack([x - affine[0, 2], y - affine[1, 2]])
     there = np.tensordot(np.linalg.inv(affine[:, :2]), place, 1)
     limits = np.array(reference[::-1])[:, None, None] - 0.5
-    return ((there > -0.5 - _BEYOND) & (there < limits + _BEYOND)).all(axis=0)
+    inside = (there > -0.5 - _BEYOND) & (there < limits + _BEYOND)
+    return np.logical_and.reduce(inside, axis=0)
 
 
 def _usable(array: np.ndarray, image: Image) -> Float[np.ndarray, "y x"]:
