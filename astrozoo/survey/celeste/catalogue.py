@@ -40,6 +40,7 @@ FLAGS = {
     "trusted",
     "outgrows_patch": "its light goes on beyond the largest patch: flux and size are not to be trusted",
     "maybe_double": "two stars explain its pixels better than one source, but too close or too faint to tell",
+    "poor_profile": "its light does not follow the model's profile: fluxes have larger errors for it",
 }
 """Meaning of each flag; the k-th, from 0, is bit 2**k of the column ``flags``."""
 

@@ -36,6 +36,7 @@ from astrozoo.survey.celeste.modes import KINDS
 from astrozoo.survey.celeste.pairs import examine_pairs, split_pairs
 from astrozoo.survey.celeste.population import Fluxes, adopt, learn
 from astrozoo.survey.celeste.posterior import draw_type, mix_types
+from astrozoo.survey.celeste.profile_error import profile_error, with_profile_error
 from astrozoo.survey.celeste.response import respond
 from astrozoo.survey.celeste.sweeps import Sweeps
 from astrozoo.survey.detect import detect
@@ -73,7 +74,7 @@ class FieldFit:
         chi2: of the pixels of each source's patch, per pixel and band (NaN: no pixels), with the error of the
             PSF of :data:`astrozoo.survey.celeste.canvas.PSF_ERROR`.
         half: half size of each source's patch [px].
-        flags: the catalogue's flags ``outgrows_patch`` and ``maybe_double``.
+        flags: the catalogue's flags ``outgrows_patch``, ``maybe_double`` and ``poor_profile``.
         stats: sweeps, counts of evaluations, and seconds by stage: of all processes that worked on the fit
             and on the draws.
     """
@@ -191,6 +192,7 @@ def _finish(job: Sweeps, draws: int) -> tuple[FieldFit, float]:
         "u": np.empty((n, draws, 6 + nc), np.float32), "is_star": np.empty((n, draws), np.float32),
         "k_hat": np.empty(n), "r_hat": np.empty(n), "ess": np.empty(n), "seconds": np.empty(n),
         "chi2": np.empty((n, nb)), "p_star": np.empty(n), "n_pixels": np.empty(n, int),
+        "profile_error": np.empty((n, nc)),
     }  # fmt: skip
     done, left = 0, max(round(_MAX_BY_CHAINS[0] * n), _MAX_BY_CHAINS[1])
     with progress_bar("drawing posteriors", n, job.progress) as report:
@@ -209,7 +211,10 @@ def _finish(job: Sweeps, draws: int) -> tuple[FieldFit, float]:
                     values[rows] = part[key]
                 done, left = done + len(rows), left - int(np.isfinite(part["r_hat"]).sum())
                 report(done, "")
-    u, canvas = arrays["u"], job.canvas
+    u, canvas = (
+        with_profile_error(arrays["u"], arrays["profile_error"], job.prior.reference, job.seed),
+        job.canvas,
+    )
     fit = FieldFit(
         field=job.images,
         detections=job.table,
@@ -232,7 +237,11 @@ def _finish(job: Sweeps, draws: int) -> tuple[FieldFit, float]:
         chi2=arrays["chi2"],
         n_pixels=arrays["n_pixels"],
         half=job.sources.half,
-        flags={"outgrows_patch": job.state.outgrown, "maybe_double": job.state.double},
+        flags={
+            "outgrows_patch": job.state.outgrown,
+            "maybe_double": job.state.double,
+            "poor_profile": (arrays["profile_error"] > 0).any(1),
+        },
         stats={"sources": n, "sweeps": job.state.sweep, "evaluations": dict(job.state.counts)},
     )
     return fit, float(arrays["seconds"].sum())
@@ -257,6 +266,7 @@ def _posterior(job: Sweeps, rows: Int[np.ndarray, "b"], draws: int, most: int) -
         "u": u.numpy(), "is_star": is_star.numpy(),
         **{name: values.numpy() for name, values in quality._asdict().items()},
         "chi2": chi2, "n_pixels": n_pixels, "p_star": p_star.numpy(),
+        "profile_error": profile_error(patch, own_light, len(job.prior.bands)).numpy(),
     }  # fmt: skip
 
 
