@@ -240,7 +240,7 @@ def _finish(job: Sweeps, draws: int) -> tuple[FieldFit, float]:
         flags={
             "outgrows_patch": job.state.outgrown,
             "maybe_double": job.state.double,
-            "poor_profile": (arrays["profile_error"] > 0).any(1),
+            "poor_profile": arrays["profile_error"].max(1) > 0,
         },
         stats={"sources": n, "sweeps": job.state.sweep, "evaluations": dict(job.state.counts)},
     )
