@@ -104,22 +104,24 @@ def _entries(command: str) -> list[Entry]:
 
 
 def _parameters(options: Iterable[Option], panel: str) -> list[Any]:
-    """The parameters that Typer makes of options. Their values stay text: the option parses it."""
+    """The parameters that Typer makes of options. Only switches are parsed: other values stay text."""
 
     def command(**values: Any) -> None: ...
 
     kinds: dict[str, Any] = {}
     for option in options:
-        default = "" if option.default is None else f" Default: {option.default}."
+        default = "" if option.default in (None, False) else f" Default: {option.default}."
         choices = f" One of {', '.join(option.choices)}." if option.choices else ""
+        switch = option.type is bool
         declared = typer.Option(
-            option.flag,
-            metavar=option.metavar,
+            option.declaration,
+            metavar=None if switch else option.metavar,
             help=escape(f"{option.help}{choices}{default}"),
             show_default=False,
             rich_help_panel=panel,
         )
-        kinds[option.name] = Annotated[Optional[str], declared]  # noqa: UP045 - Typer reads it at run time
+        kind = Optional[bool] if switch else Optional[str]  # noqa: UP045 - Typer reads it at run time
+        kinds[option.name] = Annotated[kind, declared]
     command.__annotations__ = kinds
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [

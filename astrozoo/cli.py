@@ -119,12 +119,12 @@ def show(model: _Model) -> None:
     if "guide" in job.takes:
         rows["run --guide"] = f"{guides} (default {entry.default_guide})"
     for option in job.options:
-        rows[f"run {option.flag} {option.metavar}"] = option.help
+        rows[f"run {option.usage}"] = option.help
     if entry.has("train"):
         trained = entry.job("train")
         rows["train"] = f"{trained.summary}. `astrozoo train --help` shows the options of every model"
         for option in trained.options:
-            rows[f"train {option.flag} {option.metavar}"] = option.help
+            rows[f"train {option.usage}"] = option.help
     rows["compare, sbc, astrozoo.infer"] = f"methods {methods}; guides {guides}"
     print_rows(rows | {f"site {site}": unit for site, unit in entry.units.items()})
 

@@ -49,7 +49,7 @@ class Option:
     Args:
         name: as in Python. ``max_sweeps`` is ``--max-sweeps`` on the command line.
         help: one sentence.
-        type: str, int, float, or Path (which must exist).
+        type: str, int, float, Path (which must exist), or bool (a switch, without a value).
         metavar: stands for the value in the help, such as ``N``.
         default: the value where the option is not given.
         minimum: of a number.
@@ -71,8 +71,19 @@ class Option:
         """As it is written on the command line."""
         return f"--{self.name.replace('_', '-')}"
 
-    def parse(self, text: str | None) -> Any:
-        """The value of an option from its text, or the default if there is none.
+    @property
+    def declaration(self) -> str:
+        """As the command line declares it: a switch whose default is None can be set to no."""
+        may_be_no = self.type is bool and self.default is None
+        return f"{self.flag}/--no-{self.flag[2:]}" if may_be_no else self.flag
+
+    @property
+    def usage(self) -> str:
+        """As it is shown to the user, with its value."""
+        return self.declaration if self.type is bool else f"{self.flag} {self.metavar}"
+
+    def parse(self, text: str | bool | None) -> Any:
+        """The value of an option from its text, or the default if there is none. A switch has no text.
 
         Raises:
             InputError: the text is not a value of this option.
@@ -80,6 +91,8 @@ class Option:
         """
         if text is None:
             return self.default
+        if isinstance(text, bool):
+            return text
         try:
             value = self.type(text)
         except ValueError as error:

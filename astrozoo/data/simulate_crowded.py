@@ -14,7 +14,7 @@ import numpy as np
 from astropy.table import Table, vstack
 from jaxtyping import Float
 
-from astrozoo.data.images import Field
+from astrozoo.data.images import Field, crop
 from astrozoo.data.psf import PixelPsf
 from astrozoo.data.simulate import draw_sources, simulate_field
 from astrozoo.errors import InputError
@@ -28,10 +28,11 @@ LIMIT = 22.3
 _GALAXIES = 7e-4
 """[px^-2] Galaxies of r < 22.3: 16 per square arc minute. Three fields of Stripe 82's co-add have about 5 of
 r < 21.5, and counts rise by .38 dex per magnitude."""
-_NUMBER = ((13.5, -2.0), (16.0, -1.2), (18.0, -0.6), (19.0, -0.1), (20.0, 0.25), (21.0, 0.4), (25.0, 0.8))
-"""Luminosity function: r, and log10 of the relative number of stars per magnitude; linear between."""
+_NUMBER = ((14.2, -1.8), (16.0, -1.2), (18.0, -0.6), (19.0, -0.1), (20.0, 0.25), (21.0, 0.4), (25.0, 0.8))
+"""Luminosity function: r, and log10 of the relative number of stars per magnitude; linear between. Brighter
+stars are saturated in SDSS."""
 _COLOUR = (
-    (13.5, 1.0),
+    (14.2, 0.95),
     (16.0, 0.68),
     (18.0, 0.52),
     (19.0, 0.36),
@@ -51,6 +52,10 @@ _LOCUS = {"u-g": (0.72, 1.3), "r-i": (-0.03, 0.45), "i-z": (-0.02, 0.25)}
 """Other colours [mag] as linear functions (intercept, slope) of g - r: SDSS's stellar locus."""
 _SURROUND = 12.0
 """[px] Width of the frame around the image in which there are stars too: their cores reach into the image."""
+
+_PAD = 16
+"""[px] Width of the frame that is rendered around the image and cut off. The bands of a simulated field are
+shifted by up to 11 px; after the cut, every band shows the same sky."""
 
 
 def cluster_sources(
@@ -125,7 +130,14 @@ def simulate_cluster(
         InputError: see :func:`cluster_sources`.
     """
     sources = cluster_sources(shape, np.random.default_rng((seed, 1)), density=density, faintest=faintest)
-    return simulate_field(sources=sources, seed=seed, shape=shape, bands=bands, psf="survey")
+    height, width = shape
+    sources["x"] += _PAD
+    sources["y"] += _PAD
+    rendered = (height + 2 * _PAD, width + 2 * _PAD)
+    images, truth = simulate_field(sources=sources, seed=seed, shape=rendered, bands=bands, psf="survey")
+    truth["x"] -= _PAD
+    truth["y"] -= _PAD
+    return crop(images, slice(_PAD, _PAD + height), slice(_PAD, _PAD + width)), truth
 
 
 def blurred_psf(images: Field, *, blur: float = 0.04, radius: float = 12.0) -> Field:

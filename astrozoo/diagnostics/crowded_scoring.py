@@ -2,7 +2,7 @@
 
 Truth and catalogue are astropy tables with ``x``, ``y`` [px of the reference image] and ``flux_{band}``
 [nMgy]. The truth has ``is_star``. A catalogue may have ``p_exists``, ``p_star``, and quantiles of fluxes
-(``flux_{band}_q16``, ``_q84``, ``_q02``, ``_q98``). Only sources inside a border are scored, and their
+(``flux_{band}_q16``, ``_q84``, ``_q025``, ``_q975``). Only sources inside a border are scored, and their
 partners may lie outside it. The truth must reach fainter than ``limit``: a source of the catalogue that is
 brighter than the limit may be one that is truly a little fainter.
 
@@ -40,7 +40,7 @@ BORDER = 5.0
 """[px] Width of the frame of the image in which nothing is scored, as published."""
 LIMIT = 22.3
 """[mag] Magnitude to which HST's catalogue of M2 is complete enough to be a truth."""
-_LEVELS = {0.68: ("q16", "q84"), 0.95: ("q02", "q98")}
+_LEVELS = {0.68: ("q16", "q84"), 0.95: ("q025", "q975")}
 """Nominal coverage, and the columns of quantiles that bound the interval."""
 
 
@@ -148,7 +148,7 @@ def flux_coverage(
     i, j = pairs
     rows: list[dict[str, object]] = []
     for band in bands:
-        names = [f"flux_{band}_{name}" for name in ("q16", "q84", "q02", "q98")]
+        names = [f"flux_{band}_{name}" for name in ("q16", "q84", "q025", "q975")]
         if not set(names) <= set(catalogue.colnames):
             raise InputError("catalogue", f"columns {catalogue.colnames}", f"{names} among them")
         true = np.asarray(truth[f"flux_{band}"], float)[i]

@@ -40,18 +40,39 @@ _RUN_OPTIONS = (
     ),
     Option(
         "sweeps",
-        "The most passes over the sources; crowded fields reach it.",
+        "The most passes over the sources.",
         type=int,
         metavar="N",
         default=20,
         minimum=1,
     ),
     Option(
+        "crowded",
+        "Sample whole catalogues, as a crowded field needs; the density of sources decides if not given.",
+        type=bool,
+    ),
+    Option("stars", "A crowded field has stars only, no galaxies.", type=bool, default=False),
+    Option(
         "star_fraction",
         "The probability of a star before the pixels are seen; learned from the field if it is not given.",
         type=float,
         metavar="P",
         check="astrozoo.survey.fields:check_fraction",
+    ),
+    Option(
+        "position_error",
+        "Standard deviation of the positions of --catalog in each coordinate, which are then held to it.",
+        type=float,
+        metavar="ARCSEC",
+        check="astrozoo.survey.fields:check_position_error",
+    ),
+    Option("chains", "Chains of a crowded field (default 4).", type=int, metavar="N", minimum=2),
+    Option(
+        "draws",
+        "Draws of each source (default 512); of a crowded field, catalogues of each chain (default 100).",
+        type=int,
+        metavar="N",
+        minimum=4,
     ),
 )
 
@@ -103,6 +124,8 @@ ENTRY = Entry(
             "astrozoo run celeste --data images.yaml --out results",
             "astrozoo run celeste --data FOLDER --survey hst --out results",
             "astrozoo run celeste --data FOLDER --catalog mine.csv --out results",
+            "astrozoo run celeste --data FOLDER --box 600:760,280:440 --crowded --out cluster",
+            "astrozoo run celeste --data FOLDER --crowded --catalog mine.csv --position-error 0.01 --out out",
         ),
         "compare": (
             "astrozoo compare celeste --methods svi,hmc --out compared",

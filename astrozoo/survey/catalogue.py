@@ -26,28 +26,36 @@ _SUFFIXES = {"hours": units.hourangle, "rad": units.rad}
 """Units that a name ends in. A unit of the column comes first."""
 
 
-def read_sources(path: Path, images: Field) -> Table:
+def read_sources(path: Path, images: Field, margin: float = 0.0) -> Table:
     """Positions of a catalogue (FITS, Parquet, CSV, VOTable ...) that lie on the reference image.
 
+    Args:
+        path: of the file.
+        images: the field.
+        margin: distance from the image to which sources are read too [px].
+
     Returns:
-        ``id`` (the file's own if it has one of integers, else its row number from 1), ``ra``, ``dec`` [deg].
+        ``id`` (the file's own if it has one of integers, else its row number from 1), ``ra``, ``dec`` [deg];
+        and ``position_error`` [arcsec] if the file has a column of this name, or ``ra_sd`` and ``dec_sd`` as
+        the catalogues of this package.
 
     Raises:
-        DataError: no such file, or no table with positions (:func:`sky_positions`).
+        DataError: no such file, no table with positions (:func:`sky_positions`), or position errors that are
+            not positive angles.
         InputError: none of its sources is on the field.
     """
     try:
         table = Table.read(path)
-    except (OSError, IORegistryError, ValueError) as error:
+    except (OSError, IORegistryError, ValueError) as cause:
         raise DataError(
-            str(path), f"{type(error).__name__}: {error}", "a table that astropy can read"
-        ) from error
+            str(path), f"{type(cause).__name__}: {cause}", "a table that astropy can read"
+        ) from cause
     ra, dec = sky_positions(table, str(path))
     names = {name.lower(): name for name in table.colnames}
     file_ids = np.asarray(table[names["id"]]) if "id" in names else np.zeros(0)
     ids = file_ids if file_ids.dtype.kind in "iu" and len(file_ids) == len(ra) else np.arange(1, len(ra) + 1)
     reference = reference_image(images)
-    inside = _contains(reference, ra, dec)
+    inside = _contains(reference, ra, dec, margin)
     if not inside.any():
         in_hours, in_radians = (
             _contains(reference, 15 * ra, dec),
@@ -60,7 +68,36 @@ def read_sources(path: Path, images: Field) -> Table:
                     f"; {found.sum()} would be in other units: name the columns {name}, or give them units"
                 )
         raise InputError(str(path), f"{len(ra)} sources, none on field {images.name!r} as degrees", hint)
-    return Table({"id": ids[inside], "ra": ra[inside], "dec": dec[inside]})
+    sources = Table({"id": ids[inside], "ra": ra[inside], "dec": dec[inside]})
+    error = _position_error(table, names, str(path))
+    if error is not None:
+        bad = int((~(error[inside] > 0) | ~np.isfinite(error[inside])).sum())
+        if bad:
+            raise DataError(str(path), f"{bad} position errors not positive", "standard deviations")
+        sources["position_error"] = error[inside]
+    return sources
+
+
+def _position_error(table: Table, names: dict[str, str], what: str) -> Float[np.ndarray, "s"] | None:
+    """SD of each coordinate [arcsec], if a table has it.
+
+    A column without a unit is in the unit of this package's catalogues.
+    """
+    if "position_error" in names:
+        return _angles(table, names["position_error"], units.arcsec, what)
+    if {"ra_sd", "dec_sd"} <= names.keys():
+        east, north = (_angles(table, names[name], units.mas, what) for name in ("ra_sd", "dec_sd"))
+        return np.sqrt((east**2 + north**2) / 2)
+    return None
+
+
+def _angles(table: Table, name: str, default: units.UnitBase, what: str) -> Float[np.ndarray, "s"]:
+    """The angles of a column [arcsec]; NaN where one is missing."""
+    unit = table[name].unit or default
+    if not isinstance(unit, units.UnitBase) or not unit.is_equivalent(units.arcsec):
+        raise DataError(f"{what}: {name}", f"the unit {unit}", "one of angle")
+    values: np.ndarray = np.ma.filled(np.ma.asarray(table[name], float), np.nan)
+    return values * unit.to(units.arcsec)
 
 
 def sky_positions(table: Table, what: str) -> tuple[Float[np.ndarray, "s"], Float[np.ndarray, "s"]]:
@@ -120,22 +157,27 @@ def _angle(text: str, sexagesimal: units.UnitBase, what: str) -> float:
         raise DataError(what, repr(text), "an angle such as 150.1, 10:00:24.3 or 10h00m24.3s") from error
 
 
-def _contains(image: Image, ra: Float[np.ndarray, "s"], dec: Float[np.ndarray, "s"]) -> Bool[np.ndarray, "s"]:
-    """Whether sky positions [deg] lie on an image; not where they are NaN or beyond a pole."""
+def _contains(
+    image: Image, ra: Float[np.ndarray, "s"], dec: Float[np.ndarray, "s"], margin: float = 0.0
+) -> Bool[np.ndarray, "s"]:
+    """Whether sky positions [deg] lie on an image or within a margin [px] of it; not where they are NaN."""
     known = np.isfinite(ra) & (np.abs(dec) <= 90)
     inside = np.zeros(len(ra), bool)
-    inside[known] = _on(image, ra[known], dec[known])
+    inside[known] = _on(image, ra[known], dec[known], margin)
     return inside
 
 
-def _on(image: Image, ra: Float[np.ndarray, "s"], dec: Float[np.ndarray, "s"]) -> Bool[np.ndarray, "s"]:
-    """Whether finite sky positions [deg] lie on an image."""
+def _on(
+    image: Image, ra: Float[np.ndarray, "s"], dec: Float[np.ndarray, "s"], margin: float
+) -> Bool[np.ndarray, "s"]:
+    """Whether finite sky positions [deg] lie on an image or within a margin [px] of it."""
     ny, nx = image.shape
     ra_0, dec_0 = image.wcs.all_pix2world((nx - 1) / 2, (ny - 1) / 2, 0)
     # near only: a projection onto a plane shows the far side of the sky too
     far = np.abs(dec - dec_0) + np.abs((ra - ra_0 + 180) % 360 - 180) * np.cos(np.deg2rad(dec_0)) > 20
     x, y = image.wcs.all_world2pix(np.where(far, ra_0, ra), np.where(far, dec_0, dec), 0)
-    return ~far & (x > -0.5) & (x < nx - 0.5) & (y > -0.5) & (y < ny - 0.5)
+    edge = 0.5 + margin
+    return ~far & (x > -edge) & (x < nx - 1 + edge) & (y > -edge) & (y < ny - 1 + edge)
 
 
 def write_catalogue(table: Table, path: str | Path) -> Path:

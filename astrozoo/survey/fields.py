@@ -7,12 +7,25 @@ import re
 from dataclasses import replace
 
 import numpy as np
+from jaxtyping import Bool
+from scipy.ndimage import binary_dilation
 
 from astrozoo.data.images import Field, Image
 from astrozoo.errors import InputError
 
-__all__ = ["check_fraction", "check_pixels", "fingerprint", "read_box", "usable_field", "with_finite_noise"]
+__all__ = [
+    "check_fraction",
+    "check_pixels",
+    "check_position_error",
+    "fingerprint",
+    "good_pixels",
+    "read_box",
+    "usable_field",
+    "with_finite_noise",
+]
 
+_CORE = 3
+"""Distance from a saturated pixel within which pixels are left out [px], because charge bleeds into them."""
 _BOX = re.compile(r"(\d+):(\d+),(\d+):(\d+)")
 
 
@@ -70,6 +83,28 @@ def with_finite_noise(image: Image) -> Image:
         if wrong.any() and image.valid.any():
             changed[name] = np.where(wrong, np.median(values[image.valid]), values)
     return replace(image, **changed) if changed else image
+
+
+def check_position_error(value: float) -> None:
+    """Raise unless a number is a standard deviation of positions.
+
+    Raises:
+        InputError: it is not positive and finite.
+    """
+    if not 0 < value < np.inf:
+        raise InputError("position error", value, "a positive number [arcsec]")
+
+
+def good_pixels(images: Field) -> list[Bool[np.ndarray, "y x"]]:
+    """Valid pixels outside saturated cores, which goodness of fit is judged by."""
+    grow = np.ones((3, 3))
+    good = []
+    for image in images:
+        core = image.saturated
+        if core.any():
+            core = binary_dilation(core, grow, iterations=_CORE)
+        good.append(image.valid & ~core)
+    return good
 
 
 def read_box(text: str) -> tuple[slice, slice]:

@@ -69,7 +69,7 @@ def test_coverage_of_intervals() -> None:
     n = 400
     truth = Table({"flux_r": np.full(n, 10.0)})
     mean = rng.normal(10, 1, n)
-    spread = {"q16": -0.994, "q84": 0.994, "q02": -1.96, "q98": 1.96}
+    spread = {"q16": -0.994, "q84": 0.994, "q025": -1.96, "q975": 1.96}
     catalogue = Table({f"flux_r_{name}": mean + z for name, z in spread.items()})
     rows = np.arange(n)
     (row,) = flux_coverage(truth, catalogue, (rows, rows), "r")
@@ -99,7 +99,7 @@ def test_all_scores_of_a_good_catalogue() -> None:
     catalogue["p_star"] = np.where(np.arange(n) == np.argmin(truth["flux_r"]), 1.0, 0.9)
     catalogue["p_star"][np.argmax(truth["flux_r"])] = 0.2
     catalogue["p_exists"] = 0.95
-    for name, factor in {"q16": 0.9, "q84": 1.1, "q02": 0.8, "q98": 1.2}.items():
+    for name, factor in {"q16": 0.9, "q84": 1.1, "q025": 0.8, "q975": 1.2}.items():
         catalogue[f"flux_r_{name}"] = factor * truth["flux_r"]
     scores = score_crowded(truth, catalogue, _SHAPE)
     assert scores["published rule"]["F1"] == scores["1 px"]["F1"] == scores["bright"]["precision"] == 1

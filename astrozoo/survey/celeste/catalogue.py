@@ -30,6 +30,7 @@ from astrozoo.survey.flags import POSITION_FLAGS, position_flags
 
 if TYPE_CHECKING:
     from astrozoo.survey.celeste.fit import FieldFit
+    from astrozoo.survey.crowded.fit import CrowdedFit
 
 __all__ = ["FLAGS", "catalogue", "measured_bands"]
 
@@ -96,7 +97,7 @@ def catalogue(fit: FieldFit) -> Table:
     return table
 
 
-def measured_bands(fit: FieldFit) -> list[str]:
+def measured_bands(fit: FieldFit | CrowdedFit) -> list[str]:
     """The bands of the field's images, in the prior's order (that of wavelength)."""
     return [band for band in fit.prior.bands if band in fit.field.bands]
 

@@ -8,32 +8,16 @@ import numpy as np
 import torch
 from astropy.table import Table
 from jaxtyping import Bool, Int
-from scipy.ndimage import binary_dilation
 
 from astrozoo.data.images import Image
 from astrozoo.survey.celeste.canvas import dispersion
 from astrozoo.survey.celeste.catalogue import measured_bands
+from astrozoo.survey.fields import good_pixels
 
 if TYPE_CHECKING:
     from astrozoo.survey.celeste.fit import FieldFit
 
-__all__ = ["chi2_by_band", "good_pixels", "nearest_pixels", "patches"]
-
-_CORE = 3
-"""Distance from a saturated pixel within which pixels are left out [px], because charge bleeds into them."""
-
-
-def good_pixels(fit: FieldFit) -> list[Bool[np.ndarray, "y x"]]:
-    """Valid pixels outside saturated cores."""
-    out = []
-    for image in fit.field:
-        core = (
-            binary_dilation(image.saturated, np.ones((3, 3)), iterations=_CORE)
-            if image.saturated.any()
-            else image.saturated
-        )
-        out.append(image.valid & ~core)
-    return out
+__all__ = ["chi2_by_band", "nearest_pixels", "patches"]
 
 
 def patches(fit: FieldFit) -> list[Bool[np.ndarray, "y x"]]:
@@ -65,7 +49,7 @@ def chi2_by_band(fit: FieldFit) -> list[dict[str, object]]:
         A row per band: the mean over all these pixels, over those inside the sources' patches, over the other
         pixels (sky only), over all pixels with Poisson noise only, and the number of residuals above 5 sigma.
     """
-    good, inside = good_pixels(fit), patches(fit)
+    good, inside = good_pixels(fit.field), patches(fit)
     rows: list[dict[str, object]] = []
     for band in measured_bands(fit):
         square, poisson, near = [], [], []

@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,17 @@ from astrozoo.data.images import Field, crop, reference_image
 from astrozoo.data.simulate import simulate_field
 from astrozoo.data.surveys import read_images
 from astrozoo.errors import DataError, InputError
+from astrozoo.models.celeste import Prior
 from astrozoo.survey.catalogue import read_sources, write_catalogue
 from astrozoo.survey.celeste.catalogue import FLAGS, catalogue, measured_bands
-from astrozoo.survey.celeste.field_prior import field_notes
+from astrozoo.survey.celeste.crowded_job import CHAINS, SAMPLES, CrowdedSettings, run_crowded
+from astrozoo.survey.celeste.field_prior import field_notes, prior_of_field
 from astrozoo.survey.celeste.fit import FieldFit, fit_field
 from astrozoo.survey.celeste.goodness import chi2_by_band
 from astrozoo.survey.celeste.pictures import cutouts, overview
+from astrozoo.survey.crowded.density import crowding
+from astrozoo.survey.crowded.fit import OUTSIDE
+from astrozoo.survey.detect import detect
 from astrozoo.survey.fields import read_box, usable_field
 from astrozoo.types import Outcome, Page, Result, Status
 
@@ -34,6 +40,8 @@ __all__ = ["report_pages", "run", "to_result"]
 _DEMO = "sdss-2583-2-136"
 _DEMO_BOX = "300:556,1400:1656"
 _METHOD = "importance"
+DRAWS = 512
+"""Default number of draws of each source of an ordinary field."""
 _ROWS = 200
 _LOOK = 5.0
 """chi2 per pixel above which a source is shown whatever its flux."""
@@ -58,7 +66,12 @@ def run(
     catalog: Path | None = None,
     pictures: int | None = 24,
     sweeps: int = 20,
+    crowded: bool | None = None,
+    stars: bool = False,
     star_fraction: float | None = None,
+    position_error: float | None = None,
+    chains: int | None = None,
+    draws: int | None = None,
     progress: bool = True,
 ) -> Outcome:
     """Read a field, detect its sources, fit them, and write ``catalog.fits`` and ``catalog.parquet``.
@@ -82,7 +95,14 @@ def run(
             None for all.
         sweeps: passes over the sources, at most: crowded fields end by it. A run that was interrupted may go
             on with more.
-        star_fraction: see :func:`astrozoo.survey.celeste.fit.fit_field`.
+        crowded: fit the field as a crowded one (:func:`astrozoo.survey.crowded.fit.fit_crowded`), or not. By
+            default the density of its sources decides (:func:`astrozoo.survey.crowded.density.crowding`).
+        stars: a crowded field has stars only.
+        star_fraction: probability of a star before the pixels are seen; learned from the field by default.
+        position_error: SD of a catalogue's positions in each coordinate [arcsec], in place of that of its
+            columns.
+        chains: of a crowded field.
+        draws: of each source; of a crowded field, catalogues kept of each chain.
         progress: show progress on standard error.
 
     Raises:
@@ -93,6 +113,12 @@ def run(
     """
     if demo and path is not None:
         raise InputError("demo", f"data too ({path})", "one of them")
+    if stars and star_fraction is not None:
+        raise InputError("--stars", f"--star-fraction {star_fraction:g} too", "one of them")
+    if position_error is not None and catalog is None:
+        raise InputError("--position-error", position_error, "--catalog with it")
+    if crowded is False:
+        _check_ordinary(stars, chains)
     if box is not None:
         read_box(box)  # a bad one is an error before files are read
     console = Console(stderr=True, quiet=not progress, highlight=False, soft_wrap=True)
@@ -105,23 +131,47 @@ def run(
         images, origin = _field(path, survey, box, seed, say)
         masked = [image.name or image.band for image in images if not image.valid.any()]
         images = usable_field(images)
-        notes = field_notes(images)
+        notes = list(field_notes(images))
         if masked:
             notes.append(f"every pixel masked, so not used: {', '.join(masked)}")
     ny, nx = reference_image(images).shape
     say(f"field: {origin}; {len(images.images)} images ({', '.join(images.bands)}) of about {ny}x{nx} pixels")
     for note in notes:
         say(f"note: {note}")
-    sources = None if catalog is None else read_sources(catalog, images)
+    sources = None if catalog is None else _given(catalog, images, position_error)
     if sources is not None:
         say(f"sources: the {len(sources)} of {catalog} that are on the field")
+    crowded, why = _way(crowded, images, sources)
+    say(f"{why} (--{'no-' if crowded else ''}crowded for the other way)")
     kept = out / "checkpoint"
     going = "going on with an earlier run" if any(kept.glob("*.npz")) else "detecting and fitting sources"
     say(f"{going} (Ctrl-C stops; the same command then goes on from there)")
+    if crowded:
+        if catalog is not None:
+            sources = _given(catalog, images, position_error, OUTSIDE)
+        fraction = 1.0 if stars else star_fraction
+        settings = CrowdedSettings(seed, chains or CHAINS, draws or SAMPLES, fraction)
+        return run_crowded(
+            images, sources, origin, why, settings, out=out, progress=progress, say=say, notes=notes
+        )
+    _check_ordinary(stars, chains)
+    if sources is not None and "position_error" in sources.colnames and position_error is None:
+        notes.append(
+            "The catalogue's position errors are used for crowded fields only; --position-error holds the "
+            "positions of this one."
+        )
+        say(f"note: {notes[-1]}")
     fit = fit_field(
-        images, sources, seed=seed, max_sweeps=sweeps, star_fraction=star_fraction, progress=progress,
+        images,
+        sources,
+        prior=_prior(images, position_error),
+        seed=seed,
+        draws=draws or DRAWS,
+        max_sweeps=sweeps,
+        star_fraction=star_fraction,
+        progress=progress,
         checkpoint=kept,
-    )  # fmt: skip
+    )
     seconds |= fit.stats.get("seconds", {})
     table = catalogue(fit)
     for name in ("catalog.fits", "catalog.parquet"):
@@ -134,7 +184,7 @@ def run(
     return Outcome(
         to_result(fit, table, seed),
         pages=pages,
-        summary=_summary(fit, table, origin)
+        summary=_summary(fit, table, origin, why)
         | ({"notes": notes} if notes else {})
         | {"seconds": {k: round(v, 1) for k, v in seconds.items()}},
         files={
@@ -142,6 +192,41 @@ def run(
             "catalog.parquet": "the same (Parquet)",
         },
     )
+
+
+def _check_ordinary(stars: bool, chains: int | None) -> None:
+    """Raise if options of crowded fields are given for another one.
+
+    Raises:
+        InputError: one is given.
+    """
+    for flag, value in (("--stars", stars), ("--chains", chains)):
+        if value:
+            raise InputError(flag, value, f"{flag} with a crowded field (--crowded) only")
+
+
+def _given(catalog: Path, images: Field, position_error: float | None, margin: float = 0.0) -> Table:
+    """The sources of a catalogue on the field, with the position error of the command if it has one."""
+    sources = read_sources(catalog, images, margin)
+    if position_error is not None:
+        sources["position_error"] = position_error
+    return sources
+
+
+def _way(crowded: bool | None, images: Field, sources: Table | None) -> tuple[bool, str]:
+    """Whether the field is fitted as a crowded one, and why."""
+    if crowded is not None:
+        return crowded, f"fitted as {'a crowded' if crowded else 'an ordinary'} field, as the command says"
+    measured = crowding(images, detect(images) if sources is None else sources)
+    return measured.crowded, (
+        f"fitted as {'a crowded' if measured.crowded else 'an ordinary'} field: it has {measured}"
+    )
+
+
+def _prior(images: Field, position_error: float | None) -> Prior:
+    """The prior of an ordinary field, with the command's error of catalogued positions."""
+    prior = prior_of_field(images)
+    return prior if position_error is None else replace(prior, position_sd=position_error)
 
 
 @contextmanager
@@ -305,11 +390,12 @@ def _listed(table: Table, fit: FieldFit) -> list[Any]:
     return [caption_text, rows, f"Flags. {meaning}."]
 
 
-def _summary(fit: FieldFit, table: Table, origin: str) -> dict[str, Any]:
+def _summary(fit: FieldFit, table: Table, origin: str, why: str) -> dict[str, Any]:
     p = np.asarray(table["p_star"])
     chi2 = {str(row["band"]): round(float(str(row["chi2 per pixel"])), 3) for row in chi2_by_band(fit)}
     return {
         "field": origin,
+        "way": why,
         "sources": len(table),
         "stars": int((p > 0.5).sum()),
         "galaxies": int((p <= 0.5).sum()),

@@ -20,10 +20,12 @@ from scipy.ndimage import affine_transform
 
 from astrozoo.data.images import Image, reference_image
 from astrozoo.survey.celeste.catalogue import FLAGS, measured_bands
-from astrozoo.survey.celeste.goodness import good_pixels, nearest_pixels
+from astrozoo.survey.celeste.goodness import nearest_pixels
+from astrozoo.survey.fields import good_pixels
 
 if TYPE_CHECKING:
     from astrozoo.survey.celeste.fit import FieldFit
+    from astrozoo.survey.crowded.fit import CrowdedFit
 
 __all__ = ["cutouts", "overview"]
 
@@ -42,7 +44,7 @@ _HALF = 14
 _Warp = Callable[[np.ndarray, int], np.ndarray]
 
 
-def overview(fit: FieldFit, table: Table) -> Figure:
+def overview(fit: FieldFit | CrowdedFit, table: Table) -> Figure:
     """Data, model and marked sources in colour; residuals of the reference band and of all bands together.
 
     Args:
@@ -82,19 +84,19 @@ def overview(fit: FieldFit, table: Table) -> Figure:
     return figure
 
 
-def _filters(fit: FieldFit) -> str:
+def _filters(fit: FieldFit | CrowdedFit) -> str:
     red, green, blue = _colour_bands(fit)
     return f"{red}, {green}, {blue} as red, green, blue"
 
 
-def _colour_bands(fit: FieldFit) -> tuple[str, str, str]:
+def _colour_bands(fit: FieldFit | CrowdedFit) -> tuple[str, str, str]:
     bands = measured_bands(fit)
     if {"g", "r", "i"} <= set(bands):
         return "i", "r", "g"
     return bands[-1], bands[len(bands) // 2], bands[0]
 
 
-def _composites(fit: FieldFit) -> tuple[np.ndarray, np.ndarray]:
+def _composites(fit: FieldFit | CrowdedFit) -> tuple[np.ndarray, np.ndarray]:
     """Data and model in colour [y, x, 3], with the same stretch, on the reference image's pixels."""
     reference = reference_image(fit.field)
     planes: list[list[np.ndarray]] = [[], []]
@@ -142,7 +144,7 @@ def _to_reference(reference: Image, image: Image) -> _Warp:
     return warp
 
 
-def _residuals(fit: FieldFit) -> tuple[Float[np.ndarray, "y x"], Float[np.ndarray, "y x"]]:
+def _residuals(fit: FieldFit | CrowdedFit) -> tuple[Float[np.ndarray, "y x"], Float[np.ndarray, "y x"]]:
     """Residuals of the reference image, and of the sum of all images' electrons; NaN where masked."""
     reference = reference_image(fit.field)
     excess, expected = np.zeros(reference.shape), np.zeros(reference.shape)
@@ -170,7 +172,7 @@ def _kinds(table: Table) -> list[tuple[str, str, Bool[np.ndarray, "s"]]]:
     ]
 
 
-def _mark(ax: Axes, fit: FieldFit, table: Table) -> None:
+def _mark(ax: Axes, fit: FieldFit | CrowdedFit, table: Table) -> None:
     reference = reference_image(fit.field)
     x, y = (
         reference.wcs.all_world2pix(np.asarray(table["ra"]), np.asarray(table["dec"]), 0)
@@ -231,9 +233,9 @@ def _ellipses(image: Image, table: Table) -> tuple[np.ndarray, np.ndarray, np.nd
     )
 
 
-def _histogram(ax: Axes, fit: FieldFit, aspect: float) -> None:
+def _histogram(ax: Axes, fit: FieldFit | CrowdedFit, aspect: float) -> None:
     grid = np.linspace(-6, 6, 61)
-    cores = good_pixels(fit)
+    cores = good_pixels(fit.field)
     for band in measured_bands(fit):
         values = [
             ((image.counts - model) / np.sqrt(model))[good]

@@ -10,7 +10,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,10 +21,12 @@ from astrozoo.survey.crowded.locus import Locus
 from astrozoo.survey.crowded.scene import Scene, Sources, expected
 from astrozoo.survey.crowded.stamps import Stamps, make_stamps, reaches
 
-__all__ = ["Linearised", "Prior", "Stars", "far_light", "improve", "linearise"]
+__all__ = ["Linearised", "Prior", "Stars", "far_light", "improve", "laplace_draws", "linearise"]
 
 _TOLERANCE, _MAX_PRODUCTS = 0.05, 40
 """Relative residual at which conjugate gradients stop, and their limit: a step needs no more accuracy."""
+_DRAW = (0.01, 300)
+"""The same two limits for draws, whose covariance must be right."""
 _MAX_STEP = (1.0, 0.4)
 """Largest change in one step of a log flux, and of a position [px]: a third of a PSF's sigma."""
 _POSITION_SCALE = 0.3
@@ -35,7 +37,7 @@ _GAIN = (0.1, 0.25, 0.75)
 """Actual over predicted gain below which a step is refused, below which damping grows, and above which it
 shrinks: the usual values of trust-region methods."""
 _MARGIN = 3.0
-"""[px] Distance outside the reference image to which stars may move."""
+"""[px] Distance outside the reference image to which stars may move; catalogued stars may be beyond it."""
 
 
 @dataclass(frozen=True)
@@ -237,9 +239,27 @@ def _moved(scene: Scene, stars: Stars, step: _Step) -> Stars:
     corner = np.array(scene.shape[::-1]) - 1 + _MARGIN
     return Stars(
         stars.log_flux + np.clip(step.log_flux, -limit, limit),
-        np.clip(xy, -_MARGIN, corner),
+        np.clip(xy, np.minimum(-_MARGIN, stars.xy), np.maximum(corner, stars.xy)),
         stars.planes + step.planes,
     )
+
+
+def laplace_draws(
+    scene: Scene, stars: Stars, prior: Prior, count: int, seed: int
+) -> Iterator[tuple[Float[np.ndarray, "s band"], Float[np.ndarray, "s 2"]]]:
+    """Draws of log fluxes and positions from the normal distribution at a joint mode.
+
+    Each is the solution of the Gauss-Newton system for a right-hand side of noise that has its curvature as
+    covariance. A log flux has a prior SD of 1 about the mode, which bounds that of a star that is not seen.
+
+    References:
+        Papandreou & Yuille 2010, NIPS 23 (samples of a Gaussian by local perturbations).
+    """
+    model = linearise(scene, stars, far_light(scene, stars))
+    system = _System(scene, stars, model, prior)
+    for number in range(count):
+        step = system.solve(1.0, system.noise(np.random.default_rng([seed, number])), *_DRAW)
+        yield stars.log_flux + step.log_flux, stars.xy + step.xy
 
 
 class _System:
@@ -288,6 +308,18 @@ class _System:
             ),
         )
 
+    def noise(self, rng: np.random.Generator) -> _Step:
+        """A right-hand side whose covariance is the curvature of the cost with a damping of 1."""
+        images = [np.sqrt(weight) * rng.standard_normal(weight.shape) for weight in self.model.weight]
+        count, bands = self.flux.shape
+        colour = rng.standard_normal((count, bands)) @ _root(self.prior.locus.precision)
+        pinned = np.sqrt(self.prior.position_precision) * rng.standard_normal((count, 2))
+        loose = rng.standard_normal((count, 2)) / _POSITION_SCALE
+        damped = rng.standard_normal((count, bands))
+        return self._project(images).add(
+            1.0, _Step(colour + damped, pinned + loose, np.zeros((len(images), 3)))
+        )
+
     def gain(self, step: _Step) -> float:
         """Predicted decrease of the cost."""
         return self.gradient.dot(step) - 0.5 * step.dot(self.product(step))
@@ -320,8 +352,21 @@ class _System:
 
         return apply
 
-    def solve(self, damping: float) -> _Step:
-        """The damped Gauss-Newton step, by preconditioned conjugate gradients."""
+    def solve(
+        self,
+        damping: float,
+        right: _Step | None = None,
+        tolerance: float = _TOLERANCE,
+        products: int = _MAX_PRODUCTS,
+    ) -> _Step:
+        """The damped Gauss-Newton step, by preconditioned conjugate gradients.
+
+        Args:
+            damping: in units of a log flux.
+            right: solves for this in place of the gradient.
+            tolerance: relative residual at which the iteration ends.
+            products: limit of its products.
+        """
         precondition = self._preconditioner(damping)
         damped = _Step(
             np.full_like(self.flux, damping),
@@ -333,12 +378,12 @@ class _System:
             extra = _Step(damped.log_flux * step.log_flux, damped.xy * step.xy, damped.planes * step.planes)
             return self.product(step).add(1.0, extra)
 
-        residual = self.gradient
+        residual = self.gradient if right is None else right
         solution = _Step(*(np.zeros_like(part) for part in (residual.log_flux, residual.xy, residual.planes)))
         direction = scaled = precondition(residual)
         size = first = residual.dot(scaled)
-        for _ in range(_MAX_PRODUCTS):
-            if size <= _TOLERANCE**2 * first:
+        for _ in range(products):
+            if size <= tolerance**2 * first:
                 break
             curved = product(direction)
             length = size / direction.dot(curved)
@@ -348,3 +393,9 @@ class _System:
             previous, size = size, residual.dot(scaled)
             direction = scaled.add(size / previous, direction)
         return solution
+
+
+def _root(matrix: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
+    """The symmetric square root of a positive semi-definite matrix."""
+    values, vectors = np.linalg.eigh(matrix)
+    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
