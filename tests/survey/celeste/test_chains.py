@@ -10,6 +10,7 @@ from astropy.table import Table
 from astrozoo.checkpoint import Checkpoint
 from astrozoo.data.simulate import simulate_field
 from astrozoo.models.celeste import load_prior
+from astrozoo.survey.celeste import chains
 from astrozoo.survey.celeste.blend import Blend
 from astrozoo.survey.celeste.chains import redraw, sample_type
 from astrozoo.survey.celeste.posterior import TypedDraws, draw_type, mix_types
@@ -106,13 +107,28 @@ def test_a_neighbour_widens_the_errors_of_chains(job):
     assert chains.u[:, 2].std() > 1.1 * fixed[2]
 
 
-def test_draws_of_one_value_are_replaced(job):
+def test_more_importance_draws_are_tried_first(job):
+    typed = {name: importance(job, 2, name == "star") for name in ("star", "galaxy")}
+    expected = typed["star"].log_evidence[0].clone()
+    for drawn in typed.values():
+        drawn.log_weight[0] = -torch.inf
+        drawn.log_weight[0, 0] = 0.0
+        drawn.k_hat[0] = 2.0
+    quality = redraw(job, np.array([2]), typed, 1)
+    assert float(quality.k_hat[0]) <= 0.7
+    assert math.isnan(float(quality.r_hat[0]))
+    assert abs(typed["star"].log_evidence[0] - expected) < 0.1
+    assert (typed["star"].u[0].std(0) > 0).all()
+
+
+def test_draws_of_one_value_are_replaced(job, monkeypatch):
     """All weight on one draw made standard deviations of exactly 0, with a k-hat of 2 and more."""
     typed = {name: importance(job, 2, name == "star") for name in ("star", "galaxy")}
     for drawn in typed.values():
         drawn.log_weight[0] = -torch.inf
         drawn.log_weight[0, 0] = 0.0
         drawn.k_hat[0] = 2.0
+    monkeypatch.setattr(chains, "draw_type", lambda *_, **__: typed["star"])  # no better
     quality = redraw(job, np.array([2]), typed, 1)
     assert math.isnan(float(quality.k_hat[0]))
     assert float(quality.r_hat[0]) < 1.05
