@@ -37,10 +37,12 @@ def test_convolution_is_the_direct_sum(shape, side):
     torch.testing.assert_close(two[1], 2 * two[0], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of torch's forward mode
 def test_convolution_differentiates():
     g = torch.Generator().manual_seed(0)
-    image, psf = (torch.rand(n, n, generator=g, dtype=F64).requires_grad_() for n in (6, 3))
-    assert torch.autograd.gradcheck(imaging.convolve, (image, psf))
+    image, psf = (torch.rand(*n, generator=g, dtype=F64).requires_grad_() for n in ((2, 6, 5), (3, 3)))
+    assert torch.autograd.gradcheck(imaging.convolve, (image, psf), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(imaging.convolve, (image, psf))
 
 
 def test_likelihoods_are_those_of_scipy_and_leave_out_what_is_masked():
