@@ -97,7 +97,9 @@ class _Circular(torch.autograd.Function):
     def jvp(ctx: Any, da: Tensor | None, db: Tensor | None, _: None) -> Tensor:
         a, b = ctx.saved_tensors
         parts = [
-            _Circular.apply(x, y, ctx.reflect) for x, y in ((da, b), (a, db)) if x is not None and y is not None
+            _Circular.apply(x, y, ctx.reflect)
+            for x, y in ((da, b), (a, db))
+            if x is not None and y is not None
         ]
         return sum(parts[1:], parts[0])
 
