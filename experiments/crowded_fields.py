@@ -51,7 +51,7 @@ def of_mode(fit: ModeFit) -> Table:
     for b, band in enumerate(fit.scene.bands):
         flux, sd = fit.sources.flux[:, b], fit.log_flux_sd[:, b]
         table[f"flux_{band}"] = flux
-        for name, z in (("q02", -1.96), ("q16", -0.994), ("q84", 0.994), ("q98", 1.96)):
+        for name, z in (("q025", -1.96), ("q16", -0.994), ("q84", 0.994), ("q975", 1.96)):
             table[f"flux_{band}_{name}"] = flux * np.exp(z * sd)
     return table
 
@@ -66,7 +66,13 @@ def sampled(
     """Scores of the joint mode and of the sampler, of one field."""
     began = time.perf_counter()
     fit = fit_crowded(
-        images, seed=seed, chains=options.chains, samples=options.samples, refit_psf=refit, progress=True
+        images,
+        seed=seed,
+        chains=options.chains,
+        samples=options.samples,
+        steps=options.steps,
+        refit_psf=refit,
+        progress=True,
     )
     seconds = time.perf_counter() - began
     shape = images.images[0].shape
@@ -78,7 +84,8 @@ def sampled(
     chi2 = next(row for row in fit.chi2() if row["band"] == "r")["chi2 per pixel"]
     cost = {"seconds per source": seconds / max(1, len(fit.consensus))}
     scores["sampler"] = scored(truth, fit.consensus, shape, **{"chi2 r": float(chi2)}, **cost)
-    scores["sampler"]["r_hat"] = {name: float(value) for name, value in fit.samples.r_hat.items()}
+    names, mixing = fit.samples.mixing()
+    scores["sampler"]["r_hat"] = dict(zip(names, mixing.r_hat[0].tolist(), strict=True))
     return scores
 
 
@@ -199,6 +206,7 @@ if __name__ == "__main__":
     parser.add_argument("--ways", default=",".join(WAYS), help=f"some of {', '.join(WAYS)}")
     parser.add_argument("--chains", type=int, default=4)
     parser.add_argument("--samples", type=int, default=100, help="catalogues kept of each chain")
+    parser.add_argument("--steps", type=int, default=4000, help="moves per source and chain")
     parser.add_argument("--quick", action="store_true", help="one field of 53 px, two chains")
     parser.add_argument("--out", type=Path, required=True, help="stem of the two files")
     options = parser.parse_args()
