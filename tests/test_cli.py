@@ -172,6 +172,7 @@ def test_options_of_a_job_are_checked_before_any_work(line, tmp_path, monkeypatc
         (("celeste", "--demo", "--guide", "mean_field"), "--guide: got mean_field, expected nothing"),
         (("celeste", "--demo", "--device", "cuda"), "--device: got cuda, expected nothing"),
         (("celeste", "--demo", "--sweeps", "0"), "--sweeps: got 0, expected 1 or more"),
+        (("celeste", "--demo", "--star-fraction", "1.5"), "expected a number between 0 and 1"),
         (("celeste", "--demo", "--sweeps", "many"), "--sweeps: got 'many', expected a value of type int"),
         (("strong_lens", "--demo", "--setting", "gigalense"), "expected one of gigalens, compact, talk"),
         (("celeste", "--demo", "--nonsense", "1"), "--nonsense"),
