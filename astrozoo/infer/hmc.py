@@ -70,8 +70,6 @@ _START = 0
 """Stream of the random numbers of the chains' starts."""
 _RESCUE = 9
 """Stream of those that choose a chain whose place a stranded one takes."""
-_DRAWN = ("energy", "acceptance_rate", "diverging", "n_steps", "lp", "discrete")
-"""Statistics that are recorded of each draw."""
 
 
 @dataclass
@@ -82,8 +80,12 @@ class HMCState:
         log_step, averaging: of each chain (the same in all chains of a problem, once the early warm-up is
             over), and the state of dual averaging.
         window: positions and gradients since the mass matrix was last estimated.
-        drawn: energies and so on of each draw, and its discrete coordinates.
-        recorder: what is kept of the continuous ones.
+        recorder: what is kept of the continuous coordinates of the draws.
+
+    Attributes:
+        drawn: statistics of the draws and their discrete coordinates, ``[draw, B, C, ...]`` on the CPU. The
+            first ``recorder.count`` rows are filled. They are allocated once: small arrays that are made at
+            every draw, between large ones, would fragment the heap.
     """
 
     position: Float[Tensor, "B C d"]
@@ -99,13 +101,33 @@ class HMCState:
     warmup_gradients: int = 0
     rescued: int = 0
     window: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    drawn: dict[str, list[np.ndarray]] = field(default_factory=lambda: {name: [] for name in _DRAWN})
+    drawn: dict[str, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        draws, (problems, chains, coordinates) = self.recorder.draws, self.position.shape
+        kinds = dict.fromkeys(("energy", "acceptance_rate", "lp"), self.value.dtype)
+        kinds |= {"diverging": torch.bool, "n_steps": torch.int64}
+        self.drawn = {name: torch.empty(draws, problems, chains, dtype=kind) for name, kind in kinds.items()}
+        discrete = coordinates - self.recorder.dim
+        self.drawn["discrete"] = torch.empty(draws, problems, chains, discrete, dtype=self.position.dtype)
+
+    def record(self, statistics: Mapping[str, Float[Tensor, "B C"]]) -> None:
+        """Record the position as the next draw.
+
+        Args:
+            statistics: of the transition to it, by the names in ``drawn``.
+        """
+        row = self.recorder.count
+        for name, column in self.drawn.items():
+            discrete = name == "discrete"
+            column[row] = self.position[..., self.recorder.dim :] if discrete else statistics[name]
+        self.recorder.add(self.position)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """For a checkpoint."""
         held = {n: getattr(self, n).cpu().numpy() for n in _TENSORS} | _chart.arrays(self.chart)
         held |= {n: np.asarray(getattr(self, n)) for n in _COUNTS}
-        held |= {f"drawn_{name}": np.asarray(rows) for name, rows in self.drawn.items()}
+        held |= {f"drawn_{name}": rows[: self.recorder.count].numpy() for name, rows in self.drawn.items()}
         held |= self.recorder.arrays()
         for name, column in zip(("window_x", "window_g"), zip(*self.window, strict=True), strict=False):
             held[name] = torch.stack(column).cpu().numpy()
@@ -129,13 +151,15 @@ class HMCState:
         held: dict[str, Any] = {n: torch.as_tensor(arrays[n], device=device) for n in _TENSORS}
         held |= {n: int(arrays[n]) for n in _COUNTS}
         columns = [torch.as_tensor(arrays.get(name, ()), device=device) for name in ("window_x", "window_g")]
-        return cls(
+        state = cls(
             **held,
             chart=_chart.restored(arrays, device, outer),
             recorder=recorder,
             window=list(zip(*columns, strict=True)),
-            drawn={name: list(arrays[f"drawn_{name}"]) for name in _DRAWN},
         )
+        for name, column in state.drawn.items():
+            column[: recorder.count] = torch.as_tensor(arrays[f"drawn_{name}"])
+        return state
 
 
 _TENSORS = ("position", "value", "gradient", "log_step", "averaging", "length")
@@ -186,11 +210,7 @@ def _advance(chains: Chains, state: HMCState, plan: _Plan) -> None:
     state.position, state.value, state.gradient = out["position"], out["lp"], out["gradient"]
     state.iteration = n + 1
     if not warming:
-        state.recorder.add(state.position)
-        # A copy: a view would keep the whole position of every draw in memory.
-        out["discrete"] = state.position[..., state.recorder.dim :].clone()
-        for name in _DRAWN:
-            state.drawn[name].append(out[name].cpu().numpy())
+        state.record(out)
         return
     acceptance = out["acceptance_rate"]
     if not early:
@@ -392,12 +412,8 @@ def _result(
     began: float,
 ) -> Result:
     batched = problem.batch is not None
-    columns = {}
-    for name, rows in state.drawn.items():
-        B, C = state.position.shape[:2]
-        rest = (len(target.choices),) if name == "discrete" else ()
-        column = np.asarray(rows[: run.draws]).reshape(len(rows[: run.draws]), B, C, *rest)
-        columns[name] = torch.as_tensor(column).movedim(0, 2)  # [B, C, draw, ...]
+    count = state.recorder.count
+    columns = {name: rows[:count].movedim(0, 2) for name, rows in state.drawn.items()}  # [B, C, draw, ...]
     discrete = columns.pop("discrete")
     fields = state.recorder.finished(state.position)
     if early_end is not None:

@@ -169,8 +169,9 @@ def open_draws(folder: str | Path) -> dict[str, np.ndarray]:
 class Recorder:
     """What is kept of the draws of ``C`` chains of ``B`` problems.
 
-    Draws are collected until they are ``AT_ONCE`` numbers, then constrained and stored. Moments, and
-    summaries if they are wanted, are of all draws; those that are kept may be fewer.
+    Draws are collected in a buffer until they are ``AT_ONCE`` numbers, then constrained and stored. The
+    buffer and the arrays of kept draws are allocated once. Moments, and summaries if they are wanted, are of
+    all draws; those that are kept may be fewer.
 
     Args:
         constrain: from ``z [B, m, d]`` and the index of the first draw to ``{site: [B, m, *shape]}``.
@@ -205,7 +206,8 @@ class Recorder:
         self.thin, self.keep, self.summarise, self.disk = thin, keep, summarise, disk
         self.moments = Moments(problems, dim, dtype=dtype)
         self.halves = [Moments(problems * chains, dim, dense=False, dtype=dtype) for _ in range(2)]
-        self.waiting: list[Tensor] = []
+        self.buffer: Tensor | None = None  # [B, C, m, d], made by the first draw
+        self.waiting = 0  # draws in the buffer
         self.stored = 0
         self.kept: dict[str, np.ndarray] = {}  # of all draws to come; the first ``kept_count`` are filled
         self.summaries: dict[str, Summary] = {}
@@ -213,17 +215,21 @@ class Recorder:
 
     def add(self, position: Float[Tensor, "B C d"]) -> None:
         """The next draw of every chain."""
-        self.waiting.append(position.detach())
-        if len(self.waiting) * position.numel() >= AT_ONCE:
+        if self.buffer is None:
+            most = min(self.draws, -(-AT_ONCE // position.numel()))
+            self.buffer = position.new_empty(*position.shape[:2], most, position.shape[2])
+        self.buffer[:, :, self.waiting] = position.detach()
+        self.waiting += 1
+        if self.waiting * position.numel() >= AT_ONCE:
             self.store()
 
     def store(self) -> None:
-        """Constrain and store the draws that wait."""
-        if not self.waiting:
+        """Constrain and store the draws in the buffer."""
+        if self.buffer is None or not self.waiting:
             return
-        z = torch.stack(self.waiting, 2)  # [B, C, m, d]
-        self.waiting = []
-        first, m = self.stored, z.shape[2]
+        first, m = self.stored, self.waiting
+        z = self.buffer[:, :, :m]
+        self.waiting = 0
         inner = z[..., : self.dim]
         self.moments.add(inner.flatten(1, 2))
         half = self.draws // 2
@@ -254,6 +260,11 @@ class Recorder:
             if name not in self.kept:
                 self.kept[name] = np.empty((x.shape[0], total_kept, *x.shape[2:]), x.dtype)
             self.kept[name][:, first_kept : first_kept + x.shape[1]] = x
+
+    @property
+    def count(self) -> int:
+        """How many draws of each chain were added."""
+        return self.stored + self.waiting
 
     @property
     def kept_count(self) -> int:
@@ -308,8 +319,8 @@ class Recorder:
         found = {"recorder_stored": np.asarray(self.stored)} | self.moments.arrays("recorder_moments")
         for i, half in enumerate(self.halves):
             found |= half.arrays(f"recorder_half{i}")
-        if self.waiting:
-            found["recorder_waiting"] = torch.stack(self.waiting).cpu().numpy()
+        if self.buffer is not None and self.waiting:
+            found["recorder_waiting"] = self.buffer[:, :, : self.waiting].movedim(2, 0).clone().cpu().numpy()
         for name, x in self.kept.items():
             found[f"recorder_kept_{name}"] = x[:, : self.kept_count]
         for name, summary in self.summaries.items():
@@ -323,7 +334,6 @@ class Recorder:
         self.moments.restore(arrays, "recorder_moments")
         for i, half in enumerate(self.halves):
             half.restore(arrays, f"recorder_half{i}")
-        self.waiting = list(torch.as_tensor(arrays.get("recorder_waiting", ())))
         for key in arrays:
             if key.startswith("recorder_kept_"):
                 part = arrays[key]
@@ -336,3 +346,5 @@ class Recorder:
                 summary = Summary(self.problems * self.shapes[name].numel())
                 summary.restore(arrays, f"recorder_summary_{name}")
                 self.summaries[name] = summary
+        for position in torch.as_tensor(arrays.get("recorder_waiting", ())):
+            self.add(position)

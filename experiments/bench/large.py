@@ -98,7 +98,7 @@ def pixels(sides: Sequence[int], seed: int = 0) -> tuple[Problem, dict[str, np.n
 
 
 RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "hmc": ("waves", "hmc", {"chains": 8, "draws": 60, "warmup": 100, "metric": {"x": "fourier"}}),
+    "hmc": ("waves", "hmc", {"chains": 8, "draws": 125, "warmup": 100, "metric": {"x": "fourier"}}),
     "hmc_plain": ("waves", "hmc", {"chains": 8, "draws": 60, "warmup": 100}),
     "laplace": ("waves", "laplace", {"draws": 400, "metric": {"x": "fourier"}}),
     "laplace_plain": ("waves", "laplace", {"draws": 200}),

@@ -41,6 +41,19 @@ def test_kept_draws_are_all_draws_whatever_the_parts(monkeypatch):
         torch.testing.assert_close(fields["location"][0], flat.mean(0))
 
 
+def test_buffer_and_kept_draws_are_allocated_once(monkeypatch):
+    positions = _positions()
+    monkeypatch.setattr(recorder, "AT_ONCE", 24)  # two draws
+    made = Recorder(_constrain, 1, 3, 40, 4, False)
+    addresses = set()
+    for position in positions:
+        made.add(position)
+        if made.stored:
+            addresses.add((made.buffer.data_ptr(), *(x.ctypes.data for x in made.kept.values())))
+    assert made.count == made.kept_count == 40
+    assert len(addresses) == 1
+
+
 def test_thinned_draws_and_chosen_sites(monkeypatch):
     positions = _positions(draws=41)
     fields = _recorded(positions, monkeypatch, thin=7, keep=("a",)).finished(positions[-1])
