@@ -33,8 +33,8 @@ def sizes_of(problem: Problem, size: int | Mapping[str, int], what: str = "minib
     """Elements of each plate in one minibatch.
 
     Raises:
-        InputError: if a number alone is given and the problem has not one data plate, or for a plate that
-            the problem does not declare.
+        InputError: if ``size`` is a number and the problem does not have exactly one data plate, or if
+            ``size`` names a plate that the problem does not declare.
     """
     declared = tuple(problem.data_plates)
     if isinstance(size, Mapping):
@@ -70,10 +70,10 @@ class CheckedCut:
 
 
 def checked_cut(problem: Problem, plates: Sequence[str]) -> CheckedCut:
-    """The cut of a problem's data, tried on a few elements of each of these plates.
+    """The cut of a problem's data, after a check on a few elements of each of these plates.
 
-    Halves of the data must have log probabilities that add up to the whole inside the plate, and leave
-    those outside it as they are.
+    The check cuts those elements into halves. Inside the plate, the log probabilities of the halves must add
+    up to that of the whole. Outside the plate, the log probability must not change.
 
     Raises:
         InputError: if the declaration leaves open which axes are cut.
@@ -118,7 +118,7 @@ def _reads(cut: Cut, plate: str, args: tuple[Any, ...]) -> bool:
 
 
 def _lengths(problem: Problem, row: tuple[Any, ...], scope: Scope) -> dict[str, int]:
-    """Lengths of the data plates by a run of the model (of a Dataset: its own)."""
+    """Lengths of the data plates, from a run of the model. A Dataset gives its length itself."""
     if problem.datasets:
         return {plate: len(problem.datasets[0]) for plate in problem.data_plates}  # type: ignore[arg-type]
     with scope.drawing(), torch.no_grad():
@@ -200,10 +200,11 @@ def _in_plate(site: Any, plate: str) -> bool:
 
 
 class Minibatches:
-    """The ELBO on random elements of data plates, their log probabilities weighted by ``length / size``.
+    """The ELBO on random elements of data plates.
 
-    One graph serves all minibatches: the data are its inputs. Latent sites may lie in a plate if the guide
-    is amortised: it must make their distributions from the data of the minibatch.
+    The log probabilities of the elements are weighted by ``length / size`` of their plate. All minibatches
+    use one graph, because the data are its inputs. Latent sites may lie in a plate if the guide is amortised,
+    which means that it computes their distributions from the data of the minibatch.
 
     Args:
         size: elements of a minibatch, of the only data plate or by plate.
@@ -245,19 +246,19 @@ class Minibatches:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Evaluations so far, of one minibatch each."""
+        """Numbers of evaluations so far. Each evaluation is of one minibatch."""
         return self.target.counts
 
     @property
     def disjoint(self) -> int:
-        """How many minibatches without a common element there are."""
+        """The number of minibatches that have no element in common."""
         return min(self.cut.lengths[plate] // n for plate, n in self.sizes.items())
 
     def draw(self, rows: Tensor, generator: torch.Generator, part: int = 0) -> Elbo:
-        """The ELBO of a random minibatch (the same elements in each of the problems ``rows``).
+        """The ELBO of a random minibatch, which has the same elements in each of the problems ``rows``.
 
         Args:
-            part: which of the :attr:`disjoint` minibatches of one random order.
+            part: index of the minibatch among the :attr:`disjoint` ones of a random order.
         """
         index = {
             plate: torch.randperm(self.cut.lengths[plate], generator=generator)[part * n : (part + 1) * n]
@@ -284,8 +285,8 @@ def check_amortised(
     """Check that guides for minibatches of two sizes have the same parameters.
 
     Args:
-        plates: that are cut.
-        local: latent sites inside them.
+        plates: the plates that are cut.
+        local: latent sites inside these plates.
 
     Raises:
         CaptureError: if the guide has parameters for each element.

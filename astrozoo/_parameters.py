@@ -87,7 +87,7 @@ class Parameters:
 
     @classmethod
     def of(cls, items: Sequence[Parameter]) -> Parameters:
-        """With the slices set."""
+        """Place parameters one after another in the flat vector."""
         placed, start = [], 0
         for item in items:
             placed.append(replace(item, start=start))
@@ -99,7 +99,7 @@ class Parameters:
 
     @property
     def names(self) -> list[str]:
-        """In the order of the vector."""
+        """Names of the parameters, in the order of the vector."""
         return [p.name for p in self.items]
 
     @property
@@ -125,7 +125,7 @@ class Parameters:
         """The flat vector of constrained values.
 
         Raises:
-            InputError: if a value lacks, is of another shape, or lies outside of its constraint.
+            InputError: if a value is missing, has another shape, or lies outside its constraint.
         """
         parts = []
         for p in self.items:
@@ -143,7 +143,7 @@ class Parameters:
         return torch.cat(parts, -1)
 
     def only(self, names: Sequence[str]) -> Parameters:
-        """Those of these names."""
+        """The parameters that have one of these names."""
         return Parameters.of([p for p in self.items if p.name in names])
 
     @contextmanager
@@ -175,7 +175,7 @@ class Parameters:
 
 @contextmanager
 def sharing(parameters: Parameters) -> Iterator[None]:
-    """While it lasts, statements of these names are answered with initial values, and others by Pyro."""
+    """Inside this context, statements of these parameters return initial values. Pyro answers all others."""
     stated = {
         p.name: _with_unconstrained(p.transform, p.unconstrained.detach())
         for p in parameters.items
@@ -199,7 +199,7 @@ def module_parameters(module: nn.Module, shared: Parameters) -> Parameters:
 
 @contextmanager
 def empty_store() -> Iterator[None]:
-    """While it lasts, Pyro's parameter store is an empty one; afterwards it is what it was."""
+    """Inside this context, Pyro's parameter store is empty. Its contents are restored afterwards."""
     store = pyro.get_param_store()
     before = store._params, store._param_to_name, store._constraints
     store._params, store._param_to_name, store._constraints = {}, {}, {}
@@ -239,7 +239,10 @@ class _Answers(Messenger):
                 self._unknown(msg, name, given)
 
     def _unknown(self, msg: Any, name: str, given: Any) -> None:
-        """A statement of a constant: its tensor requires no gradients, which Pyro's store would change."""
+        """Answer a statement of a tensor that requires no gradients: with the tensor itself, as a constant.
+
+        Pyro's store would make it require gradients.
+        """
         if not isinstance(given, nn.Parameter):
             raise CaptureError(f"parameter {name!r} appears in some runs of the program and not in others")
         msg["value"], msg["done"] = given.detach(), True
@@ -277,7 +280,7 @@ class _Replaces(TorchFunctionMode):
 
 
 class Watch:
-    """A context in which a run of a program shows its parameters; the values are the initial ones.
+    """A context that records the parameters of the programs that run in it, at their initial values.
 
     Args:
         program: the model or guide, in which parameters are looked up to name them.
@@ -306,7 +309,7 @@ class Watch:
             yield
 
     def found(self) -> Parameters:
-        """The parameters of the runs so far that were not known: in the order of their first use."""
+        """Parameters that the runs so far have used and that were not known, in the order of first use."""
         items: list[Parameter] = []
         taken = {id(leaf) for _, _, leaf in self.statements.values() if leaf is not None}
         for name, (constraint, value, leaf) in self.statements.items():
@@ -462,7 +465,7 @@ def _named(program: Any) -> tuple[dict[int, str], dict[int, str]]:
 
 
 def _reachable(program: Any) -> Iterator[tuple[str, Any]]:
-    """Objects that a program refers to, directly or not, with their names; the nearest come first."""
+    """Names and objects to which a program refers, directly or through other objects, the nearest first."""
     seen: set[int] = set()
     keep: list[Any] = []  # so that no address is used twice
     queue: list[tuple[Any, str, int]] = [(program, "", 0)]
@@ -481,7 +484,7 @@ def _joined(prefix: str, name: str) -> str:
 
 
 def _children(thing: Any) -> list[tuple[str, Any]]:
-    """Objects that a program refers to, with the part that they add to a name."""
+    """Objects to which an object refers directly, each with the part that it adds to a name."""
     if isinstance(thing, MethodType):
         return [("", thing.__self__), ("", thing.__func__)]
     if isinstance(thing, partial):
@@ -534,10 +537,11 @@ def _is_set(cell: Any) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Fixed:
-    """A model, some of whose parameters are constants: see :meth:`astrozoo.Problem.fix`.
+    """A model with constant values of some of its parameters (see :meth:`astrozoo.Problem.fix`).
 
     Args:
-        flat: their unconstrained values; None: the last argument of the model holds them.
+        parameters: the parameters that are constant.
+        flat: their unconstrained values. If it is None, the last argument of the call contains them.
     """
 
     model: Callable[..., Any]

@@ -22,14 +22,14 @@ __all__ = ["Problem", "stack"]
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """A Pyro model with its data: all that a backend needs to know.
+    """A Pyro model with its data, which is all that a backend needs.
 
     Args:
-        model: a Pyro model, called as ``model(*args)``. Data come in as arguments, never by closure.
-        args: its arguments; tensors, or (named) tuples, lists and dicts of them. In place of data a
-            ``torch.utils.data.Dataset`` may stand, whose items are stacked along axis 0 as they are read:
-            for training, and for ``svi`` with minibatches. For its ``version`` see :attr:`digest`.
-        name: shown in reports.
+        model: a Pyro model, called as ``model(*args)``. Data are arguments, never closed over.
+        args: its arguments: tensors, or (named) tuples, lists and dicts of them. An argument may also be a
+            ``torch.utils.data.Dataset``, for training and for ``svi`` with minibatches. Its items are stacked
+            along axis 0 as they are read. For its ``version`` see :attr:`digest`.
+        name: the name of the problem in reports.
         batch: None, or the number of independent problems that every tensor of ``args`` holds along
             its leading axis. The model is written for one of them.
         data_plates: plates over conditionally independent data, which may be cut into minibatches or
@@ -39,23 +39,24 @@ class Problem:
             ``("data",)``, stand for the axes that are as long as the plate, if no tensor has two of these.
         start: constrained starting values of some or all latent sites (with the leading axis if batched).
         dims: names of the axes of each site, for labelled results (an axis called as a site is gets a ``_``).
-        coords: values along those named axes.
+        coords: values along the axes that ``dims`` names.
         guides: guides made for this model: name -> factory(problem) -> Pyro guide module.
         objectives: objectives in place of the Monte-Carlo ELBO: name -> factory(problem, guide) -> pure
             function of (flat guide parameters, ``*args``) returning a scalar to be maximised. It may carry
             an attribute ``derivatives``, a function of the same arguments returning that scalar, its
             gradient and its Hessian, which then takes the place of automatic second derivatives.
-            Factories may be given as "module:attribute", imported when asked for.
+            A factory may be written as "module:attribute", which is imported at its first use.
         preconditioner: the default ``metric`` of ``hmc``, ``laplace`` and ``auto``: the kind of a mass matrix
             for each site, ``{"x": "fourier"}``, for all latents, or an operator near a root of the
             posterior's covariance (:class:`astrozoo.infer.options.HMCSettings`).
         images: observed sites that are images, whose goodness of fit results report
             (:func:`astrozoo.goodness_of`).
-        proposals: starts of a search, in place of three quarters of the draws of the prior: a function
-            ``(count, generator) -> {site: [(problem,) count, ...]}`` of constrained values of all latents.
-        version: stands in for the model, its code and its settings, in the digest. It is needed for a model
-            that cannot be hashed by content (one that uses a compiled extension, say). Change it whenever the
-            model changes.
+        proposals: a function that makes starts of a search, which replace three quarters of the draws of the
+            prior: ``(count, generator) -> {site: [(problem,) count, ...]}``, constrained values of all
+            latents.
+        version: a string that replaces the model, its code and its settings in the digest. It is needed for a
+            model that cannot be hashed by content, for example one that uses a compiled extension. Change it
+            whenever the model changes.
 
     Raises:
         InputError: if tensors are of several floating dtypes or devices, or not ``batch`` long; if a data
@@ -116,7 +117,7 @@ class Problem:
         """The factory of one of this problem's "guides" or "objectives".
 
         Raises:
-            UnknownNameError: if it has none of that name.
+            UnknownNameError: if the problem has no factory of that name.
         """
         known = getattr(self, kind)
         if name not in known:
@@ -141,7 +142,7 @@ class Problem:
         """How the data plates cut ``args``.
 
         Args:
-            lengths: of the plates; needed where these are declared by name alone.
+            lengths: lengths of the plates. They are needed if the plates are declared by name alone.
 
         Raises:
             InputError: if the declaration does not fit ``args``, or leaves open which axes are cut.
@@ -151,14 +152,14 @@ class Problem:
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the data; float64 where there are none."""
+        """The floating dtype of the data; float64 if there are no data."""
         items = pytree.tree_leaves([first_item(data) for data in self.datasets])
         floats = [t.dtype for t in (*self.tensors, *items) if t.is_floating_point()]
         return floats[0] if floats else torch.float64
 
     @property
     def device(self) -> torch.device:
-        """That of the data; the CPU where there are none."""
+        """The device of the data; the CPU if there are no data."""
         return next((t.device for t in self.tensors), torch.device("cpu"))
 
     @property
@@ -186,7 +187,7 @@ class Problem:
         return known[1]
 
     def _identity(self) -> tuple[Any, ...]:
-        """All values that make the posterior what it is."""
+        """All values that determine the posterior."""
         model = self.model if self.version is None else ("version", self.version)
         return model, pytree.tree_map(_readable, self.args), self.batch, self.data_plates
 
@@ -256,11 +257,11 @@ class Problem:
 
 
 def stack(problems: Sequence[Problem]) -> Problem:
-    """Independent problems of one model as one batched problem, which a single call infers.
+    """Join independent problems of one model into one batched problem, which a single call infers.
 
     Args:
-        problems: with the same model and settings, and data of the same shapes; names of axes, coordinates,
-            guides and objectives are those of the first.
+        problems: problems with the same model and settings, and with data of the same shapes. Names of axes,
+            coordinates, guides and objectives are taken from the first.
 
     Raises:
         InputError: if there are none, if one is a batch already, or if they are not alike.
@@ -289,7 +290,7 @@ def stack(problems: Sequence[Problem]) -> Problem:
 def _joined(
     proposals: Sequence[Callable[[int, torch.Generator], Mapping[str, Tensor]]],
 ) -> Callable[[int, torch.Generator], Mapping[str, Tensor]]:
-    """Those of a batch, problem by problem."""
+    """The proposals of a batch, from the proposals of each problem."""
 
     def joined(count: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         each = [propose(count, generator) for propose in proposals]
@@ -303,10 +304,10 @@ def _is_operator(preconditioner: Any) -> bool:
 
 
 def _check_preconditioner(value: Any) -> None:
-    """Its type. Whether it fits the model is checked by the methods, which know the sites.
+    """Check the type of a preconditioner. Methods check whether it fits the model, since they know the sites.
 
     Raises:
-        InputError: if it is neither a kind, nor kinds by site, nor an operator.
+        InputError: if the value is neither a kind, nor a mapping of sites to kinds, nor an operator.
     """
     if isinstance(value, Mapping):
         good = all(isinstance(x, str) for pair in value.items() for x in pair)
@@ -317,19 +318,19 @@ def _check_preconditioner(value: Any) -> None:
 
 
 def _readable(leaf: Any) -> Any:
-    """What the digest has of an argument: of a Dataset its content, anything else itself."""
+    """The value of an argument in the digest: the content of a Dataset, and any other argument itself."""
     return dataset_content(leaf) if isinstance(leaf, Dataset) else leaf
 
 
 def _comparable(preconditioner: Any) -> Any:
-    """Operators are the same only where they are one object."""
+    """A value that is equal for equal preconditioners. Operators are equal if they are one object."""
     if _is_operator(preconditioner):
         return type(preconditioner).__name__, id(preconditioner)
     return dict(preconditioner) if isinstance(preconditioner, Mapping) else preconditioner
 
 
 def _kind(problem: Problem) -> dict[str, Any]:
-    """What problems must share to be one batch, by a name for messages."""
+    """Values that all problems of a batch must share, by the names that messages give them."""
     leaves, tree = pytree.tree_flatten((problem.args, dict(problem.start)))
     constants = [_readable(leaf) for leaf in leaves if not isinstance(leaf, Tensor)]
     return {

@@ -32,7 +32,7 @@ and 15 s, and at 130,000 the matrix alone would take 135 GB.
 
 
 class Status(enum.StrEnum):
-    """How a run ended. A value, never an exception (unless the caller asks for ``throw=True``)."""
+    """How a run ended. A run returns it and raises an exception instead only with ``throw=True``."""
 
     CONVERGED = "converged"
     BUDGET_SPENT = "budget spent"
@@ -41,19 +41,20 @@ class Status(enum.StrEnum):
 
     @property
     def ok(self) -> bool:
-        """True where the result may be used as it is."""
+        """Whether the run converged, so that the result may be used."""
         return self is Status.CONVERGED
 
 
 @dataclass(frozen=True)
 class Goodness:
-    """How well a model explains the images that it was fitted to. It is apart from :class:`Status`: a run may
-    converge to a model that does not fit.
+    """How well a model explains the images to which it was fitted.
+
+    It is separate from :class:`Status`, because a run may converge to a model that does not fit.
 
     Args:
         chi2: mean squared residual per pixel, over the variance of the noise: 1 if the model is right.
-        limit: the greatest chi2 of a model that fits.
-        parts: chi2 of parts of the images, by name.
+        limit: the largest chi2 of a model that fits.
+        parts: chi2 of each part of the images, by name.
     """
 
     chi2: float
@@ -94,32 +95,35 @@ _GROUPS = {
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What every backend returns.
+    """The result of a run, which every backend returns.
 
     Args:
-        draws: posterior draws, constrained: ``{site: [chain, draw, ...]}``; in a batched problem
+        draws: constrained posterior draws, ``{site: [chain, draw, ...]}``; in a batched problem
             ``[chain, draw, problem, ...]``.
-        sample_stats: per draw: ``{name: [chain, draw, ...]}`` (diverging, energy, acceptance_rate ...).
-        trace: per iteration: ``{name: [iteration, problem or start]}`` (elbo, radius, gradient norm ...);
-            NaN where that problem had already finished.
-        stats: scalars and short strings: counts of evaluations, compile and run seconds, notes.
-        status: of the run; of a batched run, the worst.
-        goodness: of the fit of the problem's images; None if it has none, or for a batch.
-        statuses: one status per independent problem.
+        sample_stats: statistics of each draw, ``{name: [chain, draw, ...]}``: diverging, energy,
+            acceptance_rate and others.
+        trace: values of each iteration, ``{name: [iteration, problem or start]}``: elbo, radius, gradient
+            norm and others. They are NaN after the problem has finished.
+        stats: scalars and short strings: counts of evaluations, seconds of compiling and running, notes.
+        status: the status of the run. For a batch it is the worst of all problems.
+        goodness: goodness of fit of the problem's images. It is None for a problem without images and for a
+            batch.
+        statuses: the status of each problem of a batch.
         location: mean or mode in unconstrained space, ``[problem, dim]``.
         covariance: in unconstrained space, ``[problem, dim, dim]``; None above :data:`DENSE_COVARIANCE`
             latents.
-        variance: its diagonal, ``[problem, dim]``, for any number of latents.
+        variance: the diagonal of the covariance, ``[problem, dim]``, for any number of latents.
         guide_parameters: flat parameters of a fitted guide, ``[problem, parameter]``; those of the model are
             at the end.
-        parameters: fitted (constrained) values of the model's parameters by name; in a batched problem
-            ``[problem, ...]``, as independent problems share none.
-        summaries: mean, SD and quantiles of all draws, ``{site: [statistic, ...]}`` in the order of
-            :data:`astrozoo.infer.recorder.STATISTICS`, where a run was asked for them.
+        parameters: fitted, constrained values of the model's parameters, by name. In a batched problem they
+            are ``[problem, ...]``, because independent problems share no parameter.
+        summaries: mean, SD and quantiles of all draws, ``{site: [statistic, ...]}``, in the order of
+            :data:`astrozoo.infer.recorder.STATISTICS`. They are empty unless the run had ``summaries=True``.
         observed: the data, by observed site.
-        log_likelihood, log_prior: per draw, of the elements of observed and of latent sites.
-        predictive: replicated data, by observed site. These, and ``observed``, are filled in by
-            :func:`astrozoo.predictive`; their draws may be fewer (evenly chosen).
+        log_likelihood: log likelihood of each draw and element, by observed site.
+        log_prior: log prior density of each draw and element, by latent site.
+        predictive: replicated data, by observed site. :func:`astrozoo.predictive` fills in these four fields.
+            They may have fewer draws than ``draws``, evenly chosen.
     """
 
     draws: dict[str, np.ndarray]
@@ -153,7 +157,7 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        """Whether the run converged, and to a model that fits."""
+        """Whether the run converged and the model fits (or has no measure of fit)."""
         return self.status.ok and (self.goodness is None or self.goodness.ok)
 
     @property
@@ -162,7 +166,10 @@ class Result:
         return self.status.value if self.goodness is None else f"{self.status.value}, {self.goodness}"
 
     def groups(self) -> dict[str, xr.Dataset]:
-        """Labelled data sets by group name: those of ArviZ, and trace, approximation and parameters."""
+        """Labelled data sets, by name of the group.
+
+        They are ArviZ's groups, and further ones: trace, approximation, summaries and parameters.
+        """
         import xarray as xr
 
         out = {
@@ -232,7 +239,7 @@ class Result:
         return data.assign_coords(used)
 
     def to_arviz(self) -> Any:
-        """As ``arviz.InferenceData`` (ArviZ 0.x) or ``xarray.DataTree`` (ArviZ 1.x)."""
+        """The result as ``arviz.InferenceData`` (ArviZ 0.x) or ``xarray.DataTree`` (ArviZ 1.x)."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # 0.23 announces 1.0, once a day
             import arviz
@@ -247,10 +254,10 @@ class Result:
         return xr.DataTree.from_dict(groups)
 
     def save(self, path: str | Path) -> Path:
-        """Write NetCDF-4, to a temporary name first.
+        """Write the result as NetCDF-4, first to a file of a temporary name.
 
         Raises:
-            OutputError: if it cannot be written; what stood at ``path`` is then untouched.
+            OutputError: if it cannot be written. An older file at ``path`` then remains as it was.
         """
         import xarray as xr
 
@@ -274,7 +281,7 @@ class Result:
 
     @classmethod
     def load(cls, path: str | Path) -> Result:
-        """Read what :meth:`save` wrote.
+        """Read a result that :meth:`save` wrote.
 
         Raises:
             DataError: if the file is missing or is not a saved result.
@@ -328,7 +335,7 @@ def load(path: str | Path) -> Result:
 
 
 def _leading(group: str, batched: bool) -> tuple[str, ...]:
-    """The axes that the variables of a group begin with."""
+    """The leading axes of the variables of a group."""
     if group == "trace":
         return "iteration", "problem" if batched else "start"
     if group == "summaries":
@@ -338,7 +345,7 @@ def _leading(group: str, batched: bool) -> tuple[str, ...]:
 
 
 def _axis_label(axis: str, labels: Mapping[str, str]) -> str:
-    """An axis of a data set: without ``/``, and with a ``_`` where a variable has its name."""
+    """The label of an axis in a data set: without ``/``, and with a ``_`` if a variable has the same name."""
     label = axis.replace("/", ".").replace("\0", ".")
     while label in labels.values():
         label += "_"

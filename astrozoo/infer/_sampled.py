@@ -31,7 +31,10 @@ Hessian-vector product take about thirty times as much."""
 
 
 class Sampled:
-    """The objective with its noise, and the derivatives of rows that have not moved (fixed mode only)."""
+    """Gradients, Hessians and gains of an objective, sampled with its noise.
+
+    In fixed mode the derivatives of rows that have not moved are cached.
+    """
 
     def __init__(
         self,
@@ -52,7 +55,10 @@ class Sampled:
         self._noise: tuple[Any, dict[Any, list[Tensor | None]]] = (None, {})
 
     def pieces(self, level: int, iteration: int, *stream: int) -> list[Tensor | None]:
-        """Noise of a stream, in parts of one size, for which one graph serves; fixed: of a level."""
+        """The noise of a level and a stream, in parts of equal size, so that one graph evaluates all of them.
+
+        In fixed mode it depends on the level alone.
+        """
         if self.objective.noise_dim == 0:
             return [None]
         if self.fixed:
@@ -78,11 +84,11 @@ class Sampled:
         return found
 
     def _part(self, level: int) -> int:
-        """Fixed mode: draws that are evaluated at once; few of a batch, whose rows fill the cache already."""
+        """Fixed mode: the number of draws that are evaluated at once (see :func:`part_size`)."""
         return self.coarse if level == 0 else part_size(self.draws, self.coarse, self.objective)
 
     def grouped(self, levels: Tensor, of: Callable[[Tensor, int], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """``of(indices, level)`` for the rows of each level, put together again."""
+        """Evaluate ``of(indices, level)`` for the rows of each level, and return the values in row order."""
         out: tuple[Tensor, ...] = ()
         for level in levels.unique().tolist():
             index = torch.nonzero(levels == level)[:, 0]
@@ -93,9 +99,9 @@ class Sampled:
         return out
 
     def model(self, state: TrustRegionState, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Step, its promised gain and the objective: ``[b, p], [b], [b]``; NaN where derivatives are.
+        """Step, its predicted gain and the objective, ``[b, p], [b], [b]``; NaN where derivatives are NaN.
 
-        Stochastic mode: also sets the levels of the gradient and of the Hessian for the next iteration.
+        In stochastic mode it also sets the levels of the gradient and of the Hessian for the next iteration.
         """
         radius, levels = state.radius[rows], state.levels[rows]
         if self.fixed and self.dense:
@@ -134,7 +140,7 @@ class Sampled:
         return s, gain.where(good, torch.nan), value
 
     def _remembered(self, state: TrustRegionState, rows: Tensor) -> tuple[Tensor, ...]:
-        """Fixed mode: value, gradient and Hessian (or none); of rows that have not moved, those known."""
+        """Fixed mode: value, gradient, and the Hessian or the gradient's error, cached until a row moves."""
         fresh = torch.tensor(
             [r for r in rows.tolist() if r not in self.known], dtype=torch.int64, device=rows.device
         )
@@ -155,7 +161,7 @@ class Sampled:
         return mean_of_parts([objective.value_grad_hessian(w, e) for e in noise])
 
     def _gradient(self, w: Tensor, rows: Tensor, level: int, iteration: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Value, gradient, and the squared error of this gradient (by the difference of its halves)."""
+        """Value, gradient and the squared error of the gradient, from the difference of its halves."""
         objective = self.objective.take(rows)
         found = [objective.value_and_grad(w, e) for e in self.pieces(level, iteration, 0)]
         value, g = mean_of_parts(found)
@@ -164,7 +170,7 @@ class Sampled:
         return value, g, error
 
     def _hessian(self, state: TrustRegionState, rows: Tensor, level: int) -> tuple[Tensor, Tensor]:
-        """Of both halves of the draws."""
+        """The Hessian on each half of the draws."""
         objective, w = self.objective.take(rows), state.w[rows]
         halves = torch.zeros(2, len(rows), objective.dim, objective.dim, dtype=w.dtype, device=w.device)
         pieces = self.pieces(level, state.iteration, 1)
@@ -173,7 +179,7 @@ class Sampled:
         return halves[0], halves[1]
 
     def _products(self, state: TrustRegionState, rows: Tensor, v: Tensor, level: int) -> tuple[Tensor, ...]:
-        """Hessians times ``v``, of both halves of the draws (fixed mode: the same twice)."""
+        """Hessians times ``v`` on each half of the draws. In fixed mode both are the mean over all draws."""
         objective, w = self.objective.take(rows), state.w[rows]
         found = [(objective.hvp(w, e, v),) for e in self.pieces(level, state.iteration, 1)]
         if self.fixed:
@@ -190,9 +196,9 @@ class Sampled:
     def change(
         self, state: TrustRegionState, rows: Tensor, s: Tensor, value: Tensor, least: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean of the paired differences, its standard error (0 in fixed mode), objective at ``w + s``.
+        """Mean of the paired differences, its standard error (0 in fixed mode), and objective at ``w + s``.
 
-        Stochastic mode: draws double at once where the test is unresolved.
+        In stochastic mode the number of draws is doubled until the test is resolved.
         """
         if self.fixed:
             there = state.w[rows] + s
@@ -218,14 +224,18 @@ class Sampled:
         return gain, error, after
 
     def _ahead(self, w: Tensor, rows: Tensor, level: int) -> tuple[Tensor, ...]:
-        """Fixed mode: the objective, with its gradient where the next iteration will want only that."""
+        """Fixed mode: the objective. The gradient is added if the next iteration needs only that."""
         if self.objective.noise_dim and not self.dense:
             return self._gradient(w, rows, level, 0)
         objective, noise = self.objective.take(rows), self.pieces(level, 0)
         return mean_of_parts([(objective.values(w, e).mean(1),) for e in noise])
 
     def accept(self, state: TrustRegionState, rows: Tensor, accepted: Tensor, changed: Tensor) -> None:
-        """Forget what was known of the rows that moved, or keep what the test has told already."""
+        """Update the cache after the steps.
+
+        The cached derivatives of rows that moved are removed. If the test computed gradients, they replace
+        them, except for rows whose draws have changed.
+        """
         for k, r in enumerate(rows.tolist()):
             if accepted[k]:
                 self.known.pop(r, None)
@@ -247,7 +257,7 @@ class Sampled:
         return paired.mean(1), error, torch.stack(after).mean(0)
 
     def hessian(self, state: TrustRegionState) -> Tensor:
-        """At the end of the run."""
+        """The Hessian at the end of the run."""
         rows = torch.arange(len(state.w), device=state.w.device)
         if self.fixed and self.dense:
             return self._remembered(state, rows)[2]
@@ -256,9 +266,10 @@ class Sampled:
 
 
 def part_size(draws: int, coarse: int, objective: Objective) -> int:
-    """Fixed draws that are evaluated at once: at most :data:`PART` (or ``coarse``), and a divisor of them.
+    """The number of fixed draws that are evaluated at once, which divides the number of all draws.
 
-    The rows of a batch fill the cache already: there it is ``coarse``.
+    It is at most :data:`PART`, or ``coarse`` if that is larger. For a batch it is ``coarse``, because the
+    rows of a batch fill the processor's cache already.
     """
     if objective.batch is not None:
         return coarse
@@ -268,7 +279,7 @@ def part_size(draws: int, coarse: int, objective: Objective) -> int:
 
 
 def antithetic_parts(noise: Float[Tensor, "m e"], size: int) -> list[Tensor]:
-    """Split draws whose second half is the first half negated into parts of ``size`` with that property."""
+    """Split antithetic draws into antithetic parts of ``size``: the second half is the first half negated."""
     return [part.flatten(0, 1) for part in noise.unflatten(0, (2, -1)).split((size + 1) // 2, 1)]
 
 

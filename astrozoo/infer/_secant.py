@@ -21,15 +21,15 @@ SKIP = 1e-8
 
 
 class Secant(Sampled):
-    """Fixed draws, one gradient a step: symmetric rank-one updates of ``state.curvature``.
+    """Fixed draws with one gradient a step: ``state.curvature`` is a model of the Hessian.
 
-    A row that has no model yet begins with its Hessian. Near the maximum steps are Newton's own: only these
-    tell that no step in any direction promises more. They are by the Hessian, which then becomes the model,
-    where Hessians are dense; else by its products, preconditioned with the model. Rejected steps tell of the
-    curvature too.
+    The model changes by symmetric rank-one updates, after accepted and after rejected steps. For a row that
+    has no model yet, it is the Hessian. Near the maximum Newton steps are taken, because only their gain
+    bounds the gain of every other step. If Hessians are dense, a Newton step evaluates the Hessian, which
+    becomes the model. Otherwise it uses Hessian-vector products, preconditioned with the model.
 
     Args:
-        near: gain within the radius below which a row counts as near its maximum.
+        near: predicted gain [nat] within the radius, below which a row is near its maximum.
 
     References:
         Conn, Gould & Toint 1991; Nocedal & Wright 2006, algorithm 6.2.
@@ -41,7 +41,7 @@ class Secant(Sampled):
         self._asked: tuple[Tensor, ...] = ()
 
     def model(self, state: TrustRegionState, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Step, its promised gain and the objective: ``[b, p], [b], [b]``; NaN where derivatives are."""
+        """Step, its predicted gain and the objective, ``[b, p], [b], [b]``; NaN where derivatives are NaN."""
         self._evaluate(state, rows[state.curvature[rows].isnan().flatten(1).any(1)])
         value, g, _ = self._remembered(state, rows)
         radius = state.radius[rows]
@@ -56,7 +56,7 @@ class Secant(Sampled):
         return s, gain, value
 
     def accept(self, state: TrustRegionState, rows: Tensor, accepted: Tensor, changed: Tensor) -> None:
-        """Learn the curvature along the steps, and forget or keep as :class:`Sampled` does."""
+        """Update the model by the curvature along the steps, and the cache as :class:`Sampled` does."""
         asked, *columns = self._asked
         g, s, gain = (x[torch.searchsorted(asked, rows)] for x in columns)
         state.curvature[rows] = updated(state.curvature[rows], s, self._proposed[1] - g)
@@ -70,7 +70,10 @@ class Secant(Sampled):
     def _newton(
         self, state: TrustRegionState, rows: Tensor, g: Tensor, radius: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Newton's step and its gain; by products at most one posterior SD long, as the model has it."""
+        """Newton's step and its gain.
+
+        With Hessian-vector products the step is at most one posterior SD long, by the SDs of the model.
+        """
         if self.dense:
             self._evaluate(state, rows)
             return self._solve(g, state.curvature[rows], radius)
@@ -96,7 +99,7 @@ class Secant(Sampled):
         return back(u, every), gain
 
     def _evaluate(self, state: TrustRegionState, rows: Tensor) -> None:
-        """The Hessians of some rows, and what comes with them."""
+        """Evaluate the Hessians of some rows, and cache their values and gradients."""
         if not len(rows):
             return
         value, g, state.curvature[rows] = self.grouped(
@@ -116,9 +119,10 @@ class Secant(Sampled):
 def updated(
     H: Float[Tensor, "b p p"], s: Float[Tensor, "b p"], y: Float[Tensor, "b p"]
 ) -> Float[Tensor, "b p p"]:
-    """``H`` changed by a symmetric matrix of rank one, to take the step ``s`` to the difference ``y``.
+    """``H`` plus the symmetric matrix of rank one for which the sum maps the step ``s`` to ``y``.
 
-    Left as it is where no such matrix exists, or where rounding alone would make it.
+    ``y`` is the difference of the gradients along the step. ``H`` does not change if no such matrix exists,
+    or if rounding errors dominate the matrix.
     """
     r = y - (H @ s[..., None])[..., 0]
     along = (r * s).sum(1)

@@ -19,15 +19,18 @@ _AVERAGED = 1000
 
 
 class Response:
-    """``(-H)^-1 J'`` at the optimum, H the Hessian of the objective, J the derivative of the guide's centre.
+    """The linear response ``(-H)^-1 J'`` at the optimum of an ELBO.
 
-    J is by central differences: exact where the centre is linear in the parameters, as in all stock guides.
+    H is the Hessian of the objective. J is the derivative of the guide's centre by its parameters. J is
+    computed by central differences, which are exact if the centre is linear in the parameters, as it is in
+    all stock guides.
 
     Args:
         target: the :class:`astrozoo.density.Elbo`.
         w: the optimum.
-        hessian: there; None: solved with Hessian-vector products on ``noise``, by conjugate gradients
-            preconditioned with the guide's own variances.
+        hessian: the Hessian at the optimum. If it is None, the response is solved by conjugate gradients with
+            Hessian-vector products, preconditioned with the variances of the guide.
+        noise: draws on which the Hessian-vector products are computed.
 
     References:
         Giordano, Broderick & Jordan 2018, JMLR 19, 51 (eq. 7); Giordano, Ingram & Broderick 2023, section 3.
@@ -51,7 +54,7 @@ class Response:
             self.moves = self.inverse @ self.J.mT  # [b, p, d]
 
     def _solve(self, noise: Tensor | None, row: int) -> Float[Tensor, "d p"]:
-        """All of one problem's quantities at once."""
+        """The response of one problem, for all latents at once, by Hessian-vector products."""
         J, objective = self.J[row], self.target.take(torch.tensor([row], device=self.w.device))
         w = self.w[row].expand(len(J), -1)
 
@@ -68,22 +71,23 @@ class Response:
         return solve(curvature, J, torch.where(scale > 0, scale, 0.5))
 
     def covariance(self) -> Float[Tensor, "b d d"]:
-        """``J (-H)^-1 J'``."""
+        """Covariance of the latents, ``J (-H)^-1 J'``."""
         return self.J @ self.moves
 
     def posterior_sd(self) -> Float[Tensor, "b d"]:
-        """SDs of the latents by :meth:`covariance`."""
+        """SDs of the latents, from :meth:`covariance`."""
         return self.covariance().diagonal(dim1=1, dim2=2).sqrt()
 
     def sd(
         self, of: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda sites: sites
     ) -> dict[str, Float[Tensor, "b ..."]]:
-        """SDs of functions of the latents: ``J (-H)^-1 J'``, J the derivative of their means under the guide.
+        """SDs of functions of the latents: the root of the diagonal of ``J (-H)^-1 J'``.
 
-        For a function that is not linear this is not the SD of a normal with :meth:`covariance`.
+        Here J is the derivative of the functions' means under the guide. For a function that is not linear
+        this differs from its SD under a normal with :meth:`covariance`.
 
         Args:
-            of: the functions, ``[b, m, ...]`` each, of draws ``{site: [b, m, *shape]}``.
+            of: computes the functions, ``[b, m, ...]`` each, from draws ``{site: [b, m, *shape]}``.
 
         References:
             Giordano, Broderick & Jordan 2018, JMLR 19, 51, section 3.
@@ -125,7 +129,10 @@ def _centre_derivative(target: VariationalObjective, w: Float[Tensor, "b p"]) ->
 
 
 def _pseudo_inverse(curvature: Float[Tensor, "b p p"]) -> Float[Tensor, "b p p"]:
-    """Of symmetric matrices: a parameter that changes nothing, as masked weights of flows, moves nothing."""
+    """Pseudo-inverses of symmetric matrices.
+
+    A parameter without influence on the objective, such as a masked weight of a flow, has no response.
+    """
     values, vectors = torch.linalg.eigh(curvature)
     least = values.abs().amax(-1, keepdim=True) * curvature.shape[-1] * torch.finfo(values.dtype).eps
     inverse = torch.where(values.abs() > least, 1 / values, 0.0)

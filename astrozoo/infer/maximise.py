@@ -50,15 +50,16 @@ draws."""
 
 @dataclass(frozen=True)
 class Solution:
-    """What :func:`maximise` returns.
+    """The solution that :func:`maximise` returns.
 
     Args:
         value: the last estimate of the objective.
-        hessian: at ``w`` (mean over the draws of fixed mode; over fresh ones in stochastic mode), or None
-            above ``dense_limit`` dimensions and for an interrupted run; the model kept from a ``curvature``.
-        trace: per iteration and row: value, radius, step length, predicted and observed gain, draws of the
-            gradient, of the Hessian and of the test, seconds since the start without those of compiling; NaN
-            once the row has ended.
+        hessian: the Hessian at ``w``, its mean over the draws of fixed mode or over fresh draws in stochastic
+            mode. In a run from a ``curvature`` it is the model of the Hessian. It is None above
+            ``dense_limit`` dimensions and for an interrupted run.
+        trace: values of each iteration and row: value, radius, step length, predicted and observed gain,
+            draws of the gradient, of the Hessian and of the test, and seconds since the start, without those
+            of compiling. They are NaN after the row has ended.
     """
 
     w: Float[Tensor, "b p"]
@@ -92,38 +93,41 @@ def maximise(
 ) -> Solution:
     """Maximise ``E_e[f(w; e)]`` by a trust region on sampled gradients and Hessians.
 
-    Each row has its own radius, its own numbers of draws and its own end; rows that have ended take no more
-    work. A step ``s`` maximises the quadratic model within the radius, where it promises a gain ``m'``; the
-    observed gain ``l'`` is the mean of paired differences ``f(w + s; e') - f(w; e')``; it is accepted iff
-    ``l' >= max(ETA m', THETA radius^2)``.
+    Each row has a radius and numbers of draws of its own, and ends by itself. Rows that have ended are not
+    evaluated any more. A step ``s`` maximises the quadratic model within the radius. The model predicts a
+    gain ``m'``. The observed gain ``l'`` is the mean of paired differences ``f(w + s; e') - f(w; e')``. The
+    step is accepted if ``l' >= max(ETA m', THETA radius^2)`` (the second term in stochastic mode only).
 
-    * ``stochastic``: fresh draws for each gradient and Hessian, and others, independent, for each test. The
-      numbers of all three begin at ``draws``, double, at most ``doublings`` times, and fall again, each by
-      its own standard error: the gradient's where the squared error of ``g`` exceeds ``GRADIENT |g|^2``; the
-      Hessian's where that of the curvature along the step exceeds ``CURVATURE m'``; the test's, at once,
-      until it is *resolved*, ``l'`` two errors from zero (or one below what is accepted). ``PATIENCE``
-      unresolved tests in a row with the most draws mean convergence: the row has come to its noise floor. So
-      does a radius below ``min_radius``.
-    * ``fixed``: the draws are made once, matched to the moments of a normal, and their average is maximised
-      exactly, after a beginning on ``coarse`` draws. Converged where the Newton step, measured by the
-      curvature itself (``sqrt(2 m')``, in units of posterior SDs where ``f`` is an ELBO), is at most
-      ``tolerance`` and lies inside the radius.
-    * ``fixed`` from a ``curvature``: the gradients of successive points keep this model up to date, and
-      Hessians or their products are only taken near the maximum (:class:`Secant`). For up to some hundred
+    * ``stochastic``: each gradient and each Hessian uses fresh draws, and each test uses independent ones.
+      The three numbers of draws begin at ``draws`` and are doubled at most ``doublings`` times. They fall
+      again when the error allows it. The gradient's number is doubled if the squared error of ``g`` exceeds
+      ``GRADIENT |g|^2``. The Hessian's number is doubled if the error of the curvature along the step exceeds
+      ``CURVATURE m'``. The test's number is doubled within the iteration until the test is *resolved*: ``l'``
+      is two standard errors from zero, or one below the least gain that is accepted. A row converges at its
+      noise floor, after ``PATIENCE`` unresolved tests in a row with the most draws. It also converges if its
+      radius falls below ``min_radius``.
+    * ``fixed``: the draws are made once and matched to the moments of a normal. Their average is maximised
+      exactly, at first on ``coarse`` draws. A row converges if its Newton step lies inside the radius and is
+      at most ``tolerance`` long. The length is ``sqrt(2 m')``; if ``f`` is an ELBO, its unit is one posterior
+      SD.
+    * ``fixed`` from a ``curvature``: the gradients of successive points update this model. Hessians or their
+      products are evaluated only near the maximum (:class:`Secant`). This suits up to a few hundred
       parameters.
 
-    Objectives without noise take the fixed mode. Randomness depends on the seed and the iteration alone
-    and is the same in every row: a row's course does not depend on which others run beside it.
+    Objectives without noise use the fixed mode. Random numbers depend on the seed and the iteration alone and
+    are the same in every row, so that a row does not depend on which other rows run.
 
     Args:
         w0: starts.
-        draws: Monte-Carlo draws (in antithetic pairs), at first or for good.
-        coarse: draws of the fixed mode while far from the maximum; None: all from the start.
-        dense_limit: above so many dimensions, Hessian-vector products take the place of Hessians.
-        curvature: first model of each row's Hessian. Of a row where it is NaN the Hessian is evaluated; the
-            others are taken to be near their maximum and leave out the coarse draws.
-        callback: called after every iteration; KeyboardInterrupt anywhere ends the run with what there is.
-        state: continue from here (a checkpoint) instead of from ``w0``.
+        draws: the number of Monte-Carlo draws, in antithetic pairs: of all iterations in fixed mode, of the
+            first ones in stochastic mode.
+        coarse: the number of draws of fixed mode far from the maximum; None: ``draws``.
+        dense_limit: above this number of dimensions Hessian-vector products replace Hessians.
+        curvature: the first model of each row's Hessian. If it is NaN for a row, the Hessian is evaluated.
+            The other rows are assumed to be near their maximum and begin with all draws.
+        callback: called after every iteration. A KeyboardInterrupt ends the run, and the solution so far is
+            returned.
+        state: a state from a checkpoint, from which the run continues. ``w0`` is then not used.
 
     Raises:
         InputError: for starts of the wrong shape or a setting out of its range.
@@ -198,7 +202,7 @@ def _iterate(
     min_radius: float,
     max_radius: float,
 ) -> None:
-    """One step of every row that still runs."""
+    """One step of every row that has not ended."""
     rows = state.active
     used = state.levels[rows]
     s, predicted, value = run.model(state, rows)
@@ -243,7 +247,7 @@ def _iterate(
 
 
 def _record(state: TrustRegionState, rows: Tensor, columns: tuple[Tensor, ...]) -> None:
-    """An iteration of the trace; without columns, one in which all rows that still ran have ended."""
+    """Add an iteration to the trace. It has no columns if all active rows ended before their step."""
     told: dict[str, Any] = {name: torch.full_like(state.value, torch.nan) for name in TRACED}
     for name, column in zip(TRACED, columns, strict=False):
         told[name][rows] = column.to(state.value)
@@ -255,7 +259,7 @@ def _record(state: TrustRegionState, rows: Tensor, columns: tuple[Tensor, ...]) 
 def _retire(
     state: TrustRegionState, rows: Tensor, s: Tensor, predicted: Tensor, value: Tensor, tolerance: float
 ) -> Bool[Tensor, "b"]:
-    """Fixed mode: end the rows whose Newton step promises too little to be worth taking; tell which go on."""
+    """Fixed mode: end the rows whose Newton step is below the tolerance, and return which rows continue."""
     floor = torch.clamp(16 * torch.finfo(value.dtype).eps * value.abs(), min=tolerance**2 / 2)
     small = (predicted <= floor) & (torch.linalg.vector_norm(s, dim=1) < 0.9 * state.radius[rows])
     small &= state.levels[rows, 0] > 0
