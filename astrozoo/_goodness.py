@@ -14,7 +14,7 @@ from astrozoo._scope import Scope
 from astrozoo.density import layout_of
 from astrozoo.types import Goodness, Problem, Result
 
-__all__ = ["goodness_of", "scored"]
+__all__ = ["goodness_of", "improvable", "scored"]
 
 _DRAWS = 32
 """Draws that the model's image is averaged over. Their error adds 1/32 of the posterior variance."""
@@ -26,7 +26,8 @@ _TOLERANCE = 0.3
 """Part of the noise's variance that misfits may add before a model does not fit. Correct models of
 simulations reach 0.05, a source of pixels behind a real galaxy up to 0.4, and wrong solutions 1 or more."""
 _SIGMAS = 4.0
-"""Number of standard deviations of chi2 by chance that are added to the tolerance."""
+"""Number of standard deviations of chi2 by chance that are added to 1, or to the tolerance. At 4 a right
+model exceeds 1 by more in one of 30,000 images, so that a greater chi2 is the model's and not the noise's."""
 
 
 def goodness_of(problem: Problem, result: Result) -> Goodness | None:
@@ -65,6 +66,15 @@ def goodness_of(problem: Problem, result: Result) -> Goodness | None:
         np.concatenate([x.ravel() for x in part]) for part in zip(*images, strict=True)
     )
     return scored(data[used], mean[used], variance[used])
+
+
+def improvable(goodness: Goodness) -> bool:
+    """Whether chi2 exceeds 1 by more than chance does, given the number of pixels.
+
+    Such a model may fit (:attr:`Goodness.ok`): the tolerance is for what no model of a real galaxy reaches.
+    But a richer model is worth trying first.
+    """
+    return goodness.chi2 > goodness.limit - _TOLERANCE
 
 
 def _array(x: Tensor) -> np.ndarray:

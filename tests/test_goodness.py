@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import astrozoo
-from astrozoo._goodness import scored
+from astrozoo._goodness import improvable, scored
 from astrozoo.diagnostics.report import report
 from astrozoo.types import Problem, Result
 
@@ -95,3 +95,13 @@ def test_a_large_dark_frame_hides_no_misfit_and_too_large_a_noise_no_more() -> N
     assert not wrong.ok
     assert scored(off, mean, np.full_like(mean, 4.0)).chi2 == pytest.approx(wrong.chi2, rel=1e-3)
     assert not scored(np.full(100, np.nan), mean[:100], np.ones(100)).ok
+
+
+@pytest.mark.parametrize(("pixels", "better"), [(10_000, True), (200, False)])
+def test_a_model_that_fits_may_be_improvable(pixels: int, better: bool) -> None:
+    """A chi2 of 1.25 is chance in 200 pixels, and is not in 10,000."""
+    data = np.sqrt(1.25) * np.where(np.arange(pixels) % 2, 1.0, -1.0)
+    score = scored(30 + data, np.full(pixels, 30.0), np.ones(pixels))
+    assert score.chi2 == pytest.approx(1.25)
+    assert score.ok
+    assert improvable(score) is better

@@ -49,6 +49,9 @@ def gauss_newton(
         iterations: the most.
         tolerance: it has converged when an iteration raises the log density by less [nat].
         draws: of the normal, in the result.
+
+    Returns:
+        A Result whose ``stats["log_evidence"]`` is Laplace's ln Z.
     """
     target = log_density(problem, compile=compile)
     data, *rest = problem.args
@@ -74,8 +77,10 @@ def gauss_newton(
                 status = Status.CONVERGED
                 break
     covariance = torch.linalg.inv(_curvature(problem, target, prior, z))
+    root = torch.linalg.cholesky(covariance)
+    evidence = value + root.diagonal().log().sum() + len(z) / 2 * math.log(2 * math.pi)
     normals = torch.randn(draws, len(z), generator=torch.Generator().manual_seed(seed), dtype=z.dtype)
-    drawn = target.layout.constrain(z + normals @ torch.linalg.cholesky(covariance).T)
+    drawn = target.layout.constrain(z + normals @ root.T)
     return Result(
         draws={name: values[None].numpy() for name, values in drawn.items()},
         status=status,
@@ -83,7 +88,13 @@ def gauss_newton(
         model=problem.name,
         method="gauss_newton",
         digest=problem.digest,
-        stats={"log_density": float(value), "iterations": i + 1, "notes": [], "counts": dict(target.counts)},
+        stats={
+            "log_density": float(value),
+            "log_evidence": float(evidence),
+            "iterations": i + 1,
+            "notes": [],
+            "counts": dict(target.counts),
+        },
         dims=dict(problem.dims),
         coords=dict(problem.coords),
         location=z[None].numpy(),

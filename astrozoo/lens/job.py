@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from astrozoo import registry
-from astrozoo._goodness import goodness_of
+from astrozoo._goodness import goodness_of, improvable
 from astrozoo._jobs import CHECKPOINT, with_data
 from astrozoo.density import layout_of
 from astrozoo.diagnostics.metrics import z_scores
@@ -45,8 +45,8 @@ def run(
 ) -> Outcome:
     """Read a lens, fit it, and show it.
 
-    With the method "auto" and no given source, a Sersic source is fitted first. Where its best solution does
-    not fit, a source of pixels takes its place.
+    With the method "auto" and no given source, a Sersic source is fitted first. Where its best solution
+    leaves more than noise, even if it fits within the tolerance, a source of pixels takes its place.
 
     Args:
         out: folder, which exists.
@@ -103,7 +103,7 @@ def _stages(
     mode = infer(problem, "laplace", start="search", draws=1, seed=seed, checkpoint=folder / "search.npz")
     first = at_location(problem, mode)
     print(f"Sersic source, the best of the starts: {first.goodness}")
-    if not choose or not (first.goodness and first.goodness.ok):
+    if not choose or first.goodness is None or improvable(first.goodness):
         print(f"fitting a source of {pixels} x {pixels} pixels")
         values = layout_of(problem).constrain(torch.as_tensor(mode.location)[0])
         task, normal = pixelated_mode(problem, values, pixels=pixels, seed=seed)

@@ -116,11 +116,18 @@ def choosing(monkeypatch: pytest.MonkeyPatch, sersic: float, pixels: float) -> l
 
 @pytest.mark.parametrize(
     ("sersic", "pixels", "ran"),
-    [(1.1, 1.0, ["laplace", "auto"]), (3.0, 1.1, ["laplace", "pixelated"]), (3.0, 3.5, ["laplace", "auto"])],
+    [
+        (1.05, 1.0, ["laplace", "auto"]),
+        (1.32, 1.03, ["laplace", "pixelated"]),
+        (1.32, 1.33, ["laplace", "auto"]),
+        (3.0, 1.1, ["laplace", "pixelated"]),
+        (3.0, 3.5, ["laplace", "auto"]),
+    ],
 )
-def test_pixels_take_over_where_a_sersic_source_does_not_fit(
+def test_pixels_take_over_where_a_sersic_source_leaves_more_than_noise(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clumpy: Any, sersic: float, pixels: float, ran: list[str]
 ) -> None:
+    """Although a chi2 of 1.32 is within the limit of 1.4."""
     seen = choosing(monkeypatch, sersic, pixels)
     job._stages(clumpy[0], "auto", 16, True, {}, seed=0, folder=tmp_path)
     assert seen == ran
