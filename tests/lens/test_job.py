@@ -7,19 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from scipy.stats import multivariate_normal
 
 from astrozoo.data import lenses
 from astrozoo.data.simulate_lens import simulate_lens
 from astrozoo.density import layout_of
 from astrozoo.errors import InputError
 from astrozoo.infer import infer
-from astrozoo.lens import job
+from astrozoo.lens import job, pixelated
+from astrozoo.lens.gauss_newton import gauss_newton
 from astrozoo.lens.pictures import count_images, critical_lines, lens_figure
 from astrozoo.lens.pixelated import at_location, pixelated_mode, pixelated_posterior
+from astrozoo.models.lens_exposure import Exposure
 from astrozoo.models.lens_prior import IMAGE
-from astrozoo.models.strong_lens import problem
+from astrozoo.models.strong_lens import problem, simulate
 from astrozoo.types import Goodness, Problem, Result, Status
 
 TRUTH = {"einstein_radius": 1.2, "slope": 2.0, "centre_x": 0.0, "centre_y": 0.0, "gamma1": 0.0, "gamma2": 0.0}
@@ -63,6 +68,49 @@ def test_the_posterior_of_a_source_of_pixels(mode: tuple[Problem, Result]) -> No
     assert result.draws["source_field"].shape == (2, 4, 16, 16)
     assert result.goodness is not None
     assert result.goodness.chi2 < 2
+
+
+class Linear:
+    """An image that is linear in two amplitudes."""
+
+    def __init__(self, shapes: torch.Tensor) -> None:
+        self.shapes = shapes
+
+    def render(self, values: Any, data: Exposure) -> torch.Tensor:
+        return torch.einsum("k,kbyx->byx", values["amplitudes"], self.shapes)
+
+    def __call__(self, data: Exposure) -> None:
+        prior = dist.Normal(torch.zeros(2).double(), 2.0).to_event(1)
+        image = self.render({"amplitudes": pyro.sample("amplitudes", prior)}, data)
+        noise = dist.Normal(image, data.variance.sqrt()).mask(data.mask)
+        pyro.sample("image", noise.to_event(3), obs=data.image)
+
+
+def test_the_evidence_of_a_linear_model_is_exact() -> None:
+    g = torch.Generator().manual_seed(0)
+    shapes, image = (torch.randn(*n, 1, 5, 5, generator=g).double() for n in ((2,), ()))
+    blank = torch.ones(1, 5, 5).double()
+    psf, gain, scale = torch.ones(1, 1, 1).double(), torch.zeros(1).double(), torch.tensor(1.0).double()
+    task = Problem(Linear(shapes), (Exposure(image, psf, 0.3 * blank, gain, blank > 0, scale),))
+    result = gauss_newton(task, torch.zeros(2).double(), compile="never", progress=False, draws=2)
+    rows = shapes.flatten(1).numpy()
+    exact = multivariate_normal(np.zeros(25), 0.3 * np.eye(25) + 4 * rows.T @ rows)
+    assert result.stats["log_evidence"] == pytest.approx(exact.logpdf(image.flatten().numpy()), abs=1e-4)
+
+
+@pytest.mark.parametrize(("one", "two", "halo"), [(10.0, 12.0, True), (10.0, 9.0, False)])
+def test_evidence_chooses_the_components_of_the_light(
+    monkeypatch: pytest.MonkeyPatch, one: float, two: float, halo: bool
+) -> None:
+    """Whether or not chi2 calls one component a fit: noise maps that are too large hide its misfit."""
+
+    def mode(task: Any, values: Any, halo: bool, *rest: Any) -> tuple[bool, Result]:
+        stats = {"log_evidence": two if halo else one}
+        return halo, Result({}, Status.CONVERGED, 0, "", "gauss_newton", stats=stats)
+
+    monkeypatch.setattr(pixelated, "_mode", mode)
+    lens, truth = simulate(3, size=16, pixel_scale=0.3)
+    assert pixelated_mode(problem(lens, prior="gigalens"), truth, pixels=8, seed=0)[0] is halo
 
 
 def test_pictures_of_a_source_of_pixels(mode: tuple[Problem, Result]) -> None:
