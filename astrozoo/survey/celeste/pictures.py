@@ -36,6 +36,8 @@ _RANGE = 5.0
 """Residuals at the ends of the colour scale [sigma]."""
 _SOFTEN = 8.0
 """Softening ``Q`` of the asinh stretch of colour pictures (Lupton et al. 2004)."""
+_DARK = 0.02
+"""[1] Quantile of a picture's model that is drawn as sky. In a crowded field most pixels have light of stars."""
 _PER_PAGE = 4
 """Number of sources per figure of cut-outs."""
 _HALF = 14
@@ -105,7 +107,7 @@ def _composites(fit: FieldFit | CrowdedFit) -> tuple[np.ndarray, np.ndarray]:
         k = next(k for k, image in enumerate(fit.field) if image.band == band)
         image = fit.field.images[k]
         warp = _to_reference(reference, image)
-        sky = image.sky + np.median(fit.model[k] - image.sky)  # the sky may have been refitted
+        sky = image.sky + np.quantile(fit.model[k] - image.sky, _DARK)  # the sky may have been refitted
         seen = image.valid | image.saturated
         scale = float(np.median(image.calibration))
         for plane, electrons in zip(planes, (np.where(seen, image.counts, sky), fit.model[k]), strict=True):
