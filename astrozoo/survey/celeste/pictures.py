@@ -37,7 +37,7 @@ _RANGE = 5.0
 _SOFTEN = 8.0
 """Softening ``Q`` of the asinh stretch of colour pictures (Lupton et al. 2004)."""
 _DARK = 0.02
-"""[1] Quantile of a picture's model that is drawn as sky. In a crowded field most pixels have light of stars."""
+"""[1] Quantile of the model that pictures show as sky: most pixels of a crowded field have light of stars."""
 _PER_PAGE = 4
 """Number of sources per figure of cut-outs."""
 _HALF = 14
