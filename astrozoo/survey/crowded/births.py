@@ -62,21 +62,20 @@ def births(
         sums = _scores(scene.psf[k], scene.oversampling, place, slope, curve, _REACH)
         score += colour[column] * sums[:, 0]
         inform += colour[column] ** 2 * sums[:, 1]
-    raw = np.where((score > 0) & (inform > 0), score**2 / np.maximum(inform, 1e-300), 0.0)
-    raw = raw.reshape(len(grid[1]), len(grid[0]))
+    raw = _gains(score, inform, (score > 0) & (inform > 0)).reshape(len(grid[1]), len(grid[0]))
     peak = (raw == maximum_filter(raw, 3)) & (raw > _RAW * threshold)
     where = np.flatnonzero(peak)
     if not len(where):
         return np.zeros((0, 2)), np.zeros(0), np.zeros(0)
     xy = np.column_stack([x[where], y[where]]) + _vertex(np.sqrt(raw), where)
     left = inform[where] - _absorbed(scene, stars, model, colour, xy)
-    gain = np.where(left > _KEPT * inform[where], score[where] ** 2 / np.maximum(left, 1e-300), 0.0)
+    gain = _gains(score[where], left, left > _KEPT * inform[where])
     order = [i for i in np.argsort(-gain, kind="stable") if gain[i] > threshold]
     chosen: list[int] = []
     for i in order:
         if all(np.hypot(*(xy[i] - xy[j])) > _APART for j in chosen):
             chosen.append(i)
-    return xy[chosen], (score[where] / np.maximum(left, 1e-300))[chosen], gain[chosen]
+    return xy[chosen], score[where[chosen]] / left[chosen], gain[chosen]
 
 
 def information(scene: Scene, stars: Stars, model: Linearised, distance: float = _REACH + 2.0) -> csr_array:
@@ -127,6 +126,13 @@ def weakest(
         near = [t for t in tree.query_ball_point(xy[s], _RIVALS) if t != s]
         result[s] = not any((significance[t], t) < (significance[s], s) for t in near)
     return result
+
+
+def _gains(
+    score: Float[np.ndarray, "n"], inform: Float[np.ndarray, "n"], tested: Bool[np.ndarray, "n"]
+) -> Float[np.ndarray, "n"]:
+    """Changes of chi2 of the candidates that are tested, 0 for others, whose information may be negative."""
+    return np.divide(score**2, inform, out=np.zeros(len(score)), where=tested)
 
 
 def _faint_colour(

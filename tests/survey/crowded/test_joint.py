@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from astrozoo.survey.crowded import births as births_module
 from astrozoo.survey.crowded.births import births, significances, weakest
 from astrozoo.survey.crowded.joint import Prior, Stars, _Step, _System, far_light, improve, linearise
 from astrozoo.survey.crowded.locus import first_locus, learn_locus
@@ -84,6 +87,17 @@ def test_score_and_significance_predict_the_change_of_chi2(scene, truth, fitted)
     assert np.hypot(*(places[nearest] - stars.xy[faint])) < 0.7
     assert gains[nearest] == pytest.approx(rise, rel=0.5)
     assert levels[nearest] == pytest.approx(truth[1][faint, 1], rel=0.4)
+
+
+def test_candidates_that_neighbours_absorb_are_not_born(scene, monkeypatch):
+    """Rounding can leave a candidate on a bright star less than no information, whatever its score."""
+    stars = Stars(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros((2, 3)))
+    counts = tuple(sky + 1e4 * (count - sky) for count, sky in zip(scene.counts, scene.sky, strict=True))
+    bright = replace(scene, counts=counts)
+    model, locus = linearise(bright, stars, far_light(bright, stars)), first_locus(bright)
+    assert len(births(bright, stars, model, locus, 30.0)[0])
+    monkeypatch.setattr(births_module, "_absorbed", lambda *arguments: np.full(len(arguments[-1]), 1e30))
+    assert not len(births(bright, stars, model, locus, 30.0)[0])
 
 
 def test_only_the_weakest_of_rivals_dies():
