@@ -153,12 +153,12 @@ def test_without_data_the_prior_is_reproduced(make_scene, make_prior):
     scene = replace(scene, valid=tuple(np.zeros((14, 14), bool) for _ in scene.band))
     prior = make_prior(density=0.05)
     start = Sources.stars(np.full((20, 2), 6.0), np.tile([5.0, 6.0, 5.0], (20, 1)))
-    samples = sample(scene, start, prior, seed=2, chains=2, steps=12_000, keep=500)
+    samples = sample(scene, start, prior, seed=2, chains=2, steps=6000, keep=300)
     names, mixing = samples.mixing()
     effective = dict(zip(names, mixing.bulk_ess[0].tolist(), strict=True))
     counts = samples.totals()["sources"]
     mean = 0.05 * (14 + 2 * MARGIN) ** 2
-    assert effective["sources"] > 200
+    assert effective["sources"] > 150
     assert counts.mean() == pytest.approx(mean, abs=4 * (mean / effective["sources"]) ** 0.5)
     assert counts.var() == pytest.approx(mean, rel=4 * (2 / effective["sources"]) ** 0.5)
     galaxies = 1 - samples.is_star.mean()
@@ -225,7 +225,7 @@ def test_number_of_sources_is_that_of_the_integral(make_scene, make_prior, monke
     monkeypatch.setattr(sampler._Run, "_light", lambda self, catalogue: [np.zeros((10, 10))])
     monkeypatch.setattr(sampler._Run, "_core", lambda self, catalogue: [np.zeros((10, 10))])
     start = Sources.stars(np.repeat(true.xy, 5, 0), np.repeat(true.flux, 5, 0))
-    samples = sample(scene, start, prior, seed=1, chains=2, steps=12_000, keep=1200)
+    samples = sample(scene, start, prior, seed=1, chains=2, steps=12_000, keep=450)
     counts = samples.totals()["sources"]
     few = np.array([(counts == n).mean() for n in range(3)])
     wanted = _evidence(scene, prior, 0.5)
