@@ -26,6 +26,7 @@ from astrozoo.data.simulate_crowded import blurred_psf, simulate_cluster
 from astrozoo.diagnostics.crowded_scoring import BORDER, score_crowded
 from astrozoo.survey.crowded.fit import fit_crowded
 from astrozoo.survey.crowded.mode import ModeFit, fit_mode
+from astrozoo.survey.crowded.sampler import STEPS
 from astrozoo.survey.crowded.scene import Scene
 
 WAYS = ("known", "learned", "positions")
@@ -206,7 +207,7 @@ if __name__ == "__main__":
     parser.add_argument("--ways", default=",".join(WAYS), help=f"some of {', '.join(WAYS)}")
     parser.add_argument("--chains", type=int, default=4)
     parser.add_argument("--samples", type=int, default=100, help="catalogues kept of each chain")
-    parser.add_argument("--steps", type=int, default=4000, help="moves per source and chain")
+    parser.add_argument("--steps", type=int, default=STEPS, help="moves per source and chain")
     parser.add_argument("--quick", action="store_true", help="one field of 53 px, two chains")
     parser.add_argument("--out", type=Path, required=True, help="stem of the two files")
     options = parser.parse_args()

@@ -17,6 +17,7 @@ from astrozoo.survey.catalogue import write_catalogue
 from astrozoo.survey.celeste.crowded_catalogue import CROWDED_FLAGS, crowded_catalogue, sampled_catalogues
 from astrozoo.survey.celeste.crowded_pages import crowded_pages
 from astrozoo.survey.crowded.fit import CrowdedFit, fit_crowded
+from astrozoo.survey.crowded.sampler import STEPS
 from astrozoo.survey.crowded.samples import Samples
 from astrozoo.survey.fields import fingerprint
 from astrozoo.types import Outcome, Page, Result
@@ -29,8 +30,6 @@ CHAINS = 4
 """Default number of chains."""
 SAMPLES = 100
 """Default number of catalogues that each chain keeps."""
-STEPS = 4000
-"""Moves per source of each chain. Longer chains gain little in single catalogues; they are averaged."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from astrozoo.survey.crowded.consensus import consensus, given_sources
 from astrozoo.survey.crowded.joint import Prior, Stars, laplace_draws
 from astrozoo.survey.crowded.mode import fit_mode
 from astrozoo.survey.crowded.prior import FieldPrior
-from astrozoo.survey.crowded.sampler import sample
+from astrozoo.survey.crowded.sampler import STEPS, sample
 from astrozoo.survey.crowded.samples import Samples
 from astrozoo.survey.crowded.scene import Scene, Sources
 from astrozoo.survey.fields import check_pixels, fingerprint, good_pixels
@@ -122,7 +122,7 @@ def fit_crowded(
     seed: int = 0,
     chains: int = 4,
     samples: int = 100,
-    steps: int = 4000,
+    steps: int = STEPS,
     star_fraction: float | None = None,
     refit_psf: bool = True,
     progress: bool = True,
