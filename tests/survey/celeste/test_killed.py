@@ -141,7 +141,7 @@ def test_companions_that_were_found_are_not_looked_for_again(
     np.testing.assert_allclose(again.p_star, straight.p_star, rtol=1e-6, atol=1e-9)
     a, b = again.draws["log_flux"], straight.draws["log_flux"]
     np.testing.assert_array_equal(np.isnan(again.r_hat), np.isnan(straight.r_hat))
-    weighted = np.isnan(straight.r_hat)  # Markov chains enlarge differences of rounding to those of other draws
+    weighted = np.isnan(straight.r_hat)  # Markov chains enlarge differences of rounding
     assert weighted.any()
     np.testing.assert_allclose(a[weighted], b[weighted], rtol=1e-6, atol=1e-6)
     standard_error = np.sqrt(2 / a.shape[1]) * b.std(1)
