@@ -283,7 +283,7 @@ def _first_step(chains: Chains, state: HMCState, plan: _Plan) -> None:
 
 
 def _begin(target: Density, chains: Chains, recorder: Recorder, run: RunOptions, plan: _Plan) -> HMCState:
-    """Starts, and the mass matrix of ``precondition`` or else the identity."""
+    """The state before the first step. The mass matrix is that of ``precondition``, or the identity."""
     problems, count, start = target.batch or 1, run.chains, run.start
     precondition: Result | None = plan.settings.precondition
     d, discrete = target.layout.dim, len(target.choices)

@@ -123,7 +123,7 @@ class Blend:
 
     @property
     def root(self) -> Float[Tensor, "dim dim"]:
-        """A root of the covariance of each member given the others."""
+        """Block-diagonal matrix R. R R^T has, for each member, its covariance given the other members."""
         return torch.block_diag(*(block for member in self._members for block in member.root))
 
     def values(self, w: Float[Tensor, "b dim"], noise: Tensor | None = None) -> Float[Tensor, "b 1"]:
