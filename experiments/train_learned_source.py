@@ -20,7 +20,6 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from pyro.distributions import TransformedDistribution
 from torch import Tensor
 
 import astrozoo
@@ -28,6 +27,7 @@ from astrozoo._files import write_json
 from astrozoo.guides.learned_source import Encoder
 from astrozoo.models import learned_source
 from astrozoo.models.learned_source import LATENT, Decoder
+from astrozoo.nets.flow import FlowDistribution
 
 STRETCH = 0.0004
 """[fraction of a galaxy's light per pixel] Brightness at which the pictures' stretch becomes logarithmic."""
@@ -35,7 +35,7 @@ STRETCH = 0.0004
 
 @torch.no_grad()
 def scores(
-    encoder: Encoder, decoder: Decoder, prior: TransformedDistribution, images: Tensor, trained_on: Tensor
+    encoder: Encoder, decoder: Decoder, prior: FlowDistribution, images: Tensor, trained_on: Tensor
 ) -> dict[str, float]:
     """How well images are reproduced, beside as many principal components of the training set."""
     mean, sd = encoder.moments(images)
@@ -63,16 +63,14 @@ def scores(
 
 
 @torch.no_grad()
-def pictures(
-    encoder: Encoder, decoder: Decoder, prior: TransformedDistribution, images: Tensor, out: Path
-) -> None:
+def pictures(encoder: Encoder, decoder: Decoder, prior: FlowDistribution, images: Tensor, out: Path) -> None:
     """At most twelve galaxies with reconstructions and differences; 36 samples of the prior."""
     shown = images[:12]
     decoded = decoder(encoder.moments(shown)[0])
     normals = torch.randn(36, LATENT, generator=torch.Generator().manual_seed(1))
     panels = {
         "reconstructions": torch.cat((shown, decoded, shown - decoded)),
-        "samples": decoder(prior.transforms[0](normals)),
+        "samples": decoder(prior.push(normals)),
     }
     titles = {
         "reconstructions": "galaxies not trained on; reconstructions; differences (arcsinh stretch)",

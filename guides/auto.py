@@ -22,6 +22,7 @@ from torch.nn.functional import softplus
 
 from astrozoo.density import Layout, layout_of, lower_triangle
 from astrozoo.errors import InputError
+from astrozoo.nets.flow import flow_distribution, inverted, make_flow, start_as_identity
 from astrozoo.types import DENSE_COVARIANCE, Problem, Result
 
 __all__ = ["full_rank", "iaf", "low_rank", "mean_field", "nsf", "point"]
@@ -179,14 +180,13 @@ class _Flow(_Whitened):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.flow = make(len(self.loc)).to(self.loc)
-        for parameter in _last_layers(self.flow):
-            nn.init.zeros_(parameter)
+        start_as_identity(self.flow)
         self.log_scale = nn.Parameter(torch.full_like(self.loc, math.log(self.width)))
 
     def latent(self) -> Float[Tensor, "dim"]:
-        base = dist.Normal(torch.zeros_like(self.loc), 1.0).to_event(1)
-        noise = pyro.sample("_guide_noise", base, infer=_HIDDEN)
-        y, log_jacobian = self.flow.transform().call_and_ladj(noise)
+        flow = flow_distribution(self.flow)
+        noise = pyro.sample("_guide_noise", flow.noise, infer=_HIDDEN)
+        y, log_jacobian = flow.push_with_jacobian(noise)
         z = self.loc + self.log_scale.exp() * y
         log_density = -log_jacobian - self.log_scale.sum()
         if self.whitens:
@@ -216,17 +216,6 @@ def _whitening(around: Result, dim: int) -> tuple[Tensor, Tensor]:
     if failed or not root.isfinite().all():
         raise InputError("around", "a covariance that is not positive definite", "a converged result")
     return torch.from_numpy(around.location[0]), root
-
-
-def _last_layers(flow: zuko.lazy.Flow) -> list[nn.Parameter]:
-    """Parameters of a flow's elementwise transforms, and of the last layer of each of its networks."""
-    parameters: list[nn.Parameter] = []
-    for step in flow.transform.modules():
-        if isinstance(step, zuko.flows.MaskedAutoregressiveTransform):
-            parameters += step.hyper[-1].parameters()
-        elif isinstance(step, zuko.flows.ElementWiseTransform):
-            parameters += step.parameters()
-    return parameters
 
 
 def mean_field(problem: Problem) -> _MeanField:
@@ -269,7 +258,7 @@ def iaf(
     References:
         Kingma et al. 2016 (IAF).
     """
-    return _flow(problem, zuko.flows.MAF, transforms, hidden, around)
+    return _flow(problem, "maf", transforms, hidden, around)
 
 
 def nsf(
@@ -292,16 +281,15 @@ def nsf(
     References:
         Durkan et al. 2019 (neural spline flows).
     """
-    return _flow(problem, zuko.flows.NSF, transforms, hidden, around, bins=bins)
+    return _flow(problem, "nsf", transforms, hidden, around, bins=bins)
 
 
 def _flow(
-    problem: Problem, kind: Any, transforms: int, hidden: int | None, around: Result | None, **settings: Any
+    problem: Problem, kind: str, transforms: int, hidden: int | None, around: Result | None, **settings: Any
 ) -> _Flow:
     def make(dim: int) -> zuko.lazy.Flow:
         width = max(16, 2 * dim) if hidden is None else hidden
-        smooth = {"hidden_features": (width, width), "activation": nn.SiLU}  # second derivatives exist
-        return kind(dim, transforms=transforms, **smooth, **settings)
+        return inverted(make_flow(kind, dim, transforms=transforms, hidden=(width, width), **settings))
 
     return _Flow(problem, make, around)
 

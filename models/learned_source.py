@@ -6,8 +6,8 @@ A lens model uses both::
     z = pyro.sample("source_latent", prior)          # [32]
     image = decoder(z)                               # [64, 64], surface brightness summing to 1
 
-If a sampler needs independent normals instead of ``z``, transform them by the flow:
-``z = prior.transforms[0](u)`` with ``u ~ N(0, I)`` has the same prior, and takes one pass.
+If a sampler needs independent normals instead of ``z``, transform them by the flow: ``z = prior.push(u)``
+with ``u ~ N(0, I)`` has the same prior, and takes two passes.
 
 :class:`LearnedSource` is the model that the weights are fitted with. ``astrozoo train strong_lens`` fits new
 weights to galaxies drawn by GalSim (:mod:`astrozoo.data.galaxies`). Half of these galaxies are smooth and
@@ -26,11 +26,12 @@ import pyro.distributions as dist
 import torch
 import zuko
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from astrozoo._trained import Trained
 from astrozoo.data.weights import load_weights
 from astrozoo.nets.autoencoder import ConvolutionalDecoder
+from astrozoo.nets.flow import FlowDistribution, flow_distribution, make_flow
 from astrozoo.types import Problem
 
 __all__ = [
@@ -39,7 +40,6 @@ __all__ = [
     "Decoder",
     "LearnedSource",
     "latent_flow",
-    "latent_prior",
     "load",
     "problem",
     "training",
@@ -67,17 +67,9 @@ class Decoder(ConvolutionalDecoder):
         return self.log_image(z).exp()
 
 
-def latent_flow() -> zuko.flows.MAF:
-    """The untrained flow over latents. Its steps are affine couplings, so both directions take one pass."""
-    return zuko.flows.MAF(LATENT, transforms=6, passes=2, hidden_features=(64, 64), activation=nn.SiLU)
-
-
-def latent_prior(flow: zuko.lazy.Flow) -> dist.TransformedDistribution:
-    """The distribution that a flow describes. It has one transform, from standard normals to latents."""
-    like = next(flow.parameters())
-    # Validation reads values, which a traced function cannot do.
-    base = dist.Normal(torch.zeros(LATENT).to(like), torch.ones(LATENT).to(like), validate_args=False)
-    return dist.TransformedDistribution(base.to_event(1), [flow.transform().inv], validate_args=False)
+def latent_flow() -> zuko.lazy.Flow:
+    """The untrained flow over latents. Its steps are affine couplings, so both directions are quick."""
+    return make_flow("maf", LATENT, transforms=6, passes=2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +93,7 @@ class LearnedSource:
         decoder: Any = pyro.module("decoder", self.decoder)
         flow: Any = pyro.module("flow", self.flow)
         with pyro.plate("galaxy", len(images)):
-            z = pyro.sample("latent", latent_prior(flow))
+            z = pyro.sample("latent", flow_distribution(flow))
             logits = decoder.log_image(z).flatten(-2)
             photons = dist.Multinomial(self.photons, logits=logits, validate_args=False)
             pyro.sample("image", photons, obs=self.photons * images.flatten(-2))
@@ -170,7 +162,7 @@ def load(
     weights: str | Path | Trained = "learned_source",
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
-) -> tuple[Decoder, dist.TransformedDistribution]:
+) -> tuple[Decoder, FlowDistribution]:
     """The decoder and the prior over its latents.
 
     Args:
@@ -187,4 +179,4 @@ def load(
     for name, module in (("decoder", decoder), ("flow", flow)):
         trained.load_into(module, f"model.{name}")
         module.to(dtype=dtype, device=device).eval().requires_grad_(False)
-    return decoder, latent_prior(flow)
+    return decoder, flow_distribution(flow)

@@ -215,7 +215,7 @@ class StrongLens:
             index, ellipticity = values["source_index"], values["source_ellipticity"]
             return light.sersic(x, y, torch.ones_like(radius), radius, index, ellipticity, centre)
         decoder, prior = _learned(self.source_weights, x.dtype, x.device)
-        image = decoder(prior.transforms[0](values["source_latent"]))
+        image = decoder(prior.push(values["source_latent"]))
         brightness = _DISC * _PIXELS_PER_RADIUS**2 * image
         return light.interpolate(x, y, brightness, radius / _PIXELS_PER_RADIUS, centre)
 
