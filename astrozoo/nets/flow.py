@@ -42,6 +42,12 @@ __all__ = [
 
 KINDS = ("maf", "nsf", "iaf", "realnvp")
 """Kinds of flows that :func:`make_flow` knows."""
+_STEPS = (
+    zuko.flows.MaskedAutoregressiveTransform,
+    zuko.flows.GeneralCouplingTransform,
+    zuko.flows.ElementWiseTransform,
+)
+"""The steps of these flows, each with a network ``hyper`` (but for one feature without conditions)."""
 _LEAST = 1e-30
 """Values of logarithmic conditions are limited to this from below, so that a logarithm is finite. It is far
 below any radius or flux, and a float32."""
@@ -146,10 +152,10 @@ def inverted(flow: zuko.lazy.Flow) -> zuko.lazy.Flow:
 def start_as_identity(flow: zuko.lazy.Flow) -> None:
     """Set a flow's parameters so that it is the identity: the last layer of each network becomes zero."""
     for step in flow.modules():
-        if isinstance(step, zuko.flows.MaskedAutoregressiveTransform | zuko.flows.GeneralCouplingTransform):
-            last = step.hyper[-1].parameters()
-        elif isinstance(step, zuko.flows.ElementWiseTransform):
+        if isinstance(step, zuko.flows.ElementWiseTransform) and not hasattr(step, "hyper"):
             last = step.parameters()
+        elif isinstance(step, _STEPS):
+            last = step.hyper[-1].parameters()
         else:
             continue
         for parameter in last:
@@ -237,7 +243,14 @@ class StandardisedFlow(nn.Module):
                 self.context_range.copy_(torch.stack((context.amin(0), context.amax(0))))
 
     def forward(self, context: Float[Tensor, "*b context"] | None = None) -> FlowDistribution:
-        """The distribution of ``z`` given conditions in the units of the training set; ``[*b, features]``."""
+        """The distribution of ``z`` given conditions in the units of the training set; ``[*b, features]``.
+
+        Raises:
+            InputError: the number of conditions is another.
+        """
+        count = 0 if context is None else context.shape[-1]
+        if count != len(self.logarithmic):
+            raise InputError("conditions", f"{count} of them", f"{len(self.logarithmic)}")
         batch: Sequence[int] = ()
         if context is not None:
             batch = context.shape[:-1]
@@ -246,10 +259,8 @@ class StandardisedFlow(nn.Module):
         steps = zuko.transforms.ComposedTransform(whiten, self.flow.transform(context))
         return FlowDistribution(steps, _standard_normals((*batch, self.features), self.centre))
 
-    def _is_logarithmic(self, like: Tensor) -> Tensor:
-        return torch.tensor(self.logarithmic, device=like.device)
-
     def _logarithms(self, context: Float[Tensor, "*b context"]) -> Float[Tensor, "*b context"]:
         if not any(self.logarithmic):
             return context
-        return torch.where(self._is_logarithmic(context), context.clamp(min=_LEAST).log(), context)
+        chosen = torch.tensor(self.logarithmic, device=context.device)
+        return torch.where(chosen, context.clamp(min=_LEAST).log(), context)
