@@ -230,10 +230,9 @@ class StandardisedFlow(nn.Module):
             self.centre.copy_(mean)
             self.root.copy_(root)
             if context is not None and len(self.logarithmic):
-                if any(self.logarithmic) and (context[:, self._is_logarithmic(context)] <= 0).any():
-                    raise InputError(
-                        "conditions", "a logarithmic one that is not positive", "positive values"
-                    )
+                if not (context > 0)[:, list(self.logarithmic)].all():
+                    got = "a logarithmic one that is not positive"
+                    raise InputError("conditions", got, "positive values")
                 inner = self._logarithms(context.double())
                 scale = inner.std(0)
                 if not (scale > 0).all():

@@ -38,6 +38,12 @@ SMALL = {
     "nuts": {"draws": 4, "chains": 1, "warmup": 4, "max_tree_depth": 2},
     "auto": {"draws": 4, "chains": 2, "warmup": 6, "starts": 2, "steps": 3},
 }
+QUICK = {"trust_region", "svi", "hmc"}
+PAIRS = [
+    pytest.param(kind, method, marks=() if method in QUICK or kind == "realnvp" else pytest.mark.slow)
+    for kind in KINDS
+    for method in SMALL
+]
 
 
 def flow_of(kind: str, features: int = 2, context: int = 1, **settings):
@@ -108,7 +114,7 @@ def test_it_is_pickled_and_its_weights_are_loaded(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_traced_over_a_batch_with_gradients(kind):
-    flow = flow_of(kind)
+    flow = flow_of(kind, transforms=1)
 
     def f(z):
         given = flow_distribution(flow, CONDITION)
@@ -124,8 +130,7 @@ def test_traced_over_a_batch_with_gradients(kind):
     assert graph(z)[0][0, 1].item() == pytest.approx(slope.item(), rel=1e-6, abs=1e-7)
 
 
-@pytest.mark.parametrize("method", SMALL)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "method"), PAIRS)
 def test_every_flow_under_every_method(kind, method):
     """As a prior whose density is used, and as one whose noise is sampled and pushed through."""
     flow = flow_of(kind, transforms=1)
@@ -144,7 +149,7 @@ def test_every_flow_under_every_method(kind, method):
     torch.testing.assert_close(flow_distribution(flow, CONDITION).push(noise), pushed)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["realnvp", *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS[:3])])
 def test_hmc_with_pushed_noise_samples_the_posterior_of_the_density(kind):
     """Both forms have the posterior that a grid gives."""
     flow, y = flow_of(kind, transforms=1), torch.tensor([0.8, -0.4], dtype=F64)
