@@ -69,14 +69,15 @@ class FlowDistribution(dist.TorchDistribution):
     has_rsample = True
 
     def __init__(self, transform: Transform, noise: dist.TorchDistribution) -> None:
-        self.transform, self.noise = transform, noise
+        self.transform: Any = transform
+        self.noise = noise
         super().__init__(noise.batch_shape, noise.event_shape, validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> FlowDistribution:
+    def expand(self, batch_shape: Any, _instance: Any = None) -> FlowDistribution:
         """The same distribution with a larger batch shape."""
         return type(self)(self.transform, self.noise.expand(torch.Size(batch_shape)))
 
-    def rsample(self, sample_shape: torch.Size | Sequence[int] = ()) -> Float[Tensor, "*s *b features"]:
+    def rsample(self, sample_shape: Any = ()) -> Float[Tensor, "*s *b features"]:
         """Draws, differentiable in the parameters of the transform."""
         return self.push(self.noise.rsample(torch.Size(sample_shape)))
 

@@ -38,7 +38,7 @@ SMALL = {
     "nuts": {"draws": 4, "chains": 1, "warmup": 4, "max_tree_depth": 2},
     "auto": {"draws": 4, "chains": 2, "warmup": 6, "starts": 2, "steps": 3},
 }
-QUICK = {"trust_region", "svi", "hmc"}
+QUICK = {"svi", "hmc"}
 PAIRS = [
     pytest.param(kind, method, marks=() if method in QUICK or kind == "realnvp" else pytest.mark.slow)
     for kind in KINDS
