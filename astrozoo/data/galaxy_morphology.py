@@ -1,13 +1,12 @@
 """Light of galaxies as GalSim objects: bulge, disc, knots, spiral arms, bars and irregular clumps.
 
-Structure is a map of surface brightness in the plane of the disc, in units of the disc's half-light radius. It
-is wrapped in a ``galsim.InterpolatedImage`` and inclined with the disc, which takes a third of the time of a
-sum of many profiles.
+Structure is a map of surface brightness in the plane of the disc, in units of the disc's half-light radius.
+It is wrapped in a ``galsim.InterpolatedImage`` and inclined with the disc, which takes less time than a sum
+of many profiles.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import galsim

@@ -32,8 +32,8 @@ _SMOOTHING = 0.25
 (0.47), because the distributions of sizes and Sersic indices have steeper edges than normal ones."""
 _BULGE_SMOOTHING = 0.05
 """[1] Standard deviation of the kernel of the bulge fraction, which is between 0 and 1."""
-_INDEX = (0.3, 5.0)
-"""Range of Sersic indices that are drawn. Fits outside it lie at the limits of the fitter (0.1 and 6)."""
+_INDEX = (0.5, 5.0)
+"""Range of Sersic indices. Smaller ones have a sharp edge, and larger ones take long Fourier transforms."""
 _AXIS_RATIO = (0.15, 1.0)
 _TRIES = 500
 """Draws before the ranges of a survey are taken for empty."""

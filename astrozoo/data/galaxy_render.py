@@ -12,22 +12,8 @@ from astrozoo.data.galaxy_morphology import draw_components
 from astrozoo.data.galaxy_population import Galaxy, Population
 from astrozoo.data.galaxy_survey import BANDS, KINDS, GalaxySurvey, PsfRange, noise_kernel
 
-__all__ = ["COLUMNS", "render_chunk"]
+__all__ = ["render_chunk"]
 
-COLUMNS = (
-    "noise_rms",
-    "flux",
-    "half_light_radius",
-    "e1",
-    "e2",
-    "x",
-    "y",
-    "kind",
-    "magnitude",
-    "redshift",
-    "snr",
-)
-"""Numbers of each galaxy, beside its images."""
 _GALAXY, _PSF, _PLACE, _NOISE = range(4)
 """Streams of random numbers of one galaxy. Each has a generator, so that a setting changes one of them."""
 _MOFFAT_BETA = 3.0
@@ -41,7 +27,7 @@ _NEIGHBOUR_DISTANCE = 0.2
 def render_chunk(
     survey: GalaxySurvey, population: Population, seed: int, first: int, count: int
 ) -> dict[str, np.ndarray]:
-    """Galaxies ``first`` to ``first + count - 1`` of a seed: ``image``, ``noiseless``, ``psf`` and columns."""
+    """Galaxies ``first`` to ``first + count - 1`` of a seed: the fields of ``GalaxyStamps``."""
     rows = [_galaxy(survey, population, seed, i) for i in range(first, first + count)]
     return {name: np.stack([row[name] for row in rows]).astype(np.float32) for name in rows[0]}
 

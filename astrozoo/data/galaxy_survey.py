@@ -14,8 +14,8 @@ from astrozoo.errors import InputError
 __all__ = ["BANDS", "KINDS", "PSF_PROFILES", "GalaxySurvey", "PsfRange", "noise_kernel"]
 
 KINDS = ("smooth", "knots", "spiral", "barred", "irregular")
-"""Kinds of galaxies. "smooth" is one Sersic profile. The others are a bulge, a disc, and knots, spiral arms, a
-bar (with or without arms), or irregular clumps."""
+"""Kinds of galaxies. "smooth" is one Sersic profile. The others are a bulge, a disc, and knots, spiral arms,
+a bar (with or without arms), or irregular clumps."""
 BANDS = {
     "u": 0.36,
     "g": 0.48,
@@ -109,7 +109,9 @@ class GalaxySurvey:
             raise InputError("pixel_scale [arcsec]", self.pixel_scale, "a positive number")
         if not self.psf.fwhm[1] < self.size * self.pixel_scale / 4:
             limit = self.size * self.pixel_scale / 4
-            raise InputError("PSF fwhm [arcsec]", self.psf.fwhm, f"less than a quarter of a stamp, {limit:.3g}")
+            raise InputError(
+                "PSF fwhm [arcsec]", self.psf.fwhm, f"less than a quarter of a stamp, {limit:.3g}"
+            )
         if self.band not in BANDS:
             raise InputError("band", repr(self.band), f"one of {', '.join(BANDS)}")
         if (self.snr is None) == (self.noise_rms is None):
