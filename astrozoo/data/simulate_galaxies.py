@@ -11,7 +11,7 @@ import json
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -79,8 +79,8 @@ class GalaxyStamps:
         return len(self.image)
 
     def __getitem__(self, index: slice | Tensor) -> GalaxyStamps:
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return GalaxyStamps(**{k: v[index] if isinstance(v, Tensor) else v for k, v in parts.items()})
+        names = [field.name for field in fields(self) if field.name != "population"]
+        return replace(self, **{name: getattr(self, name)[index] for name in names})
 
 
 def simulate_galaxies(
