@@ -26,6 +26,8 @@ import pooch
 import torch
 from filelock import FileLock
 
+from astrozoo._files import replacing
+
 __all__ = ["MAX_BYTES", "VARIABLE", "Store", "open_store"]
 
 VARIABLE = "ASTROZOO_CACHE"
@@ -105,6 +107,20 @@ class Store:
             doomed = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=self.folder))
             self.path(key).rename(doomed / key)  # at once: nobody loads a graph that is half deleted
             shutil.rmtree(doomed)
+
+    def rejection(self, key: str) -> str | None:
+        """Why compiled code of this graph was discarded, or None if it never was."""
+        path = self._rejection_path(key)
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+
+    def reject(self, key: str, reason: str) -> None:
+        """Delete a graph, and record that its compiled code is wrong."""
+        self.remove(key)
+        with replacing(self._rejection_path(key)) as partial:
+            partial.write_text(reason, encoding="utf-8")
+
+    def _rejection_path(self, key: str) -> Path:
+        return self.folder / f"{key}.rejected.txt"
 
     def _evict(self, newest: str) -> None:
         """Delete the least recently used graphs until the rest fit into :data:`MAX_BYTES`."""

@@ -28,12 +28,14 @@ from astrozoo._cache import Store, open_store
 
 __all__ = [
     "Compiled",
+    "RejectedGraphError",
     "announcing",
     "cached",
     "compare",
     "compiled",
     "graph_key",
     "lift_constants",
+    "reject",
 ]
 
 _ARTIFACT = "artifact.bin"
@@ -56,6 +58,10 @@ _ANNOUNCE: ContextVar[Callable[[str], None] | None] = ContextVar("announce", def
 
 _LOCK = threading.RLock()
 """Inductor's settings and its cache folder are global to the process."""
+
+
+class RejectedGraphError(Exception):
+    """The compiler made wrong code of an equal graph before. The message says what was wrong."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,9 @@ def compiled(graph: torch.fx.GraphModule, inputs: tuple[Tensor, ...], fresh: boo
         graph: of tensor operations; it is left as it is.
         inputs: example inputs, whose shapes are those of all later calls.
         fresh: compile again, and replace what the cache has.
+
+    Raises:
+        RejectedGraphError: if the compiled code of an equal graph was found to be wrong on this machine type.
     """
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -108,6 +117,8 @@ def compiled(graph: torch.fx.GraphModule, inputs: tuple[Tensor, ...], fresh: boo
                 _callable(_compile(lifted, example), constants, single), False, (note,) if note else ()
             )
         with store.lock(key):
+            if reason := store.rejection(key):
+                raise RejectedGraphError(reason)
             notes = []
             if fresh:
                 store.remove(key)
@@ -121,6 +132,16 @@ def compiled(graph: torch.fx.GraphModule, inputs: tuple[Tensor, ...], fresh: boo
                     store.remove(key)
             artifact, unsaved = _compile_into(store, key, lifted, example)
             return Compiled(_callable(artifact, constants, single), False, (*notes, *unsaved))
+
+
+def reject(graph: torch.fx.GraphModule, inputs: tuple[Tensor, ...], reason: str) -> None:
+    """Record on disk that the compiler makes wrong code of this graph, so that it is not compiled again."""
+    with _LOCK:
+        store, _ = open_store()
+        if store is not None:
+            key = graph_key(graph, inputs)
+            with store.lock(key):
+                store.reject(key, reason)
 
 
 def graph_key(graph: torch.fx.GraphModule, inputs: tuple[Tensor, ...]) -> str:

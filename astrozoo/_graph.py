@@ -19,9 +19,10 @@ from torch._subclasses import FakeTensorMode
 from torch.func import grad, grad_and_value, jacrev, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from astrozoo._compile import Compiled, compare
+from astrozoo._compile import Compiled, RejectedGraphError, compare
 from astrozoo._compile import cached as is_cached
 from astrozoo._compile import compiled as compile_graph
+from astrozoo._compile import reject as reject_graph
 from astrozoo._scope import computing
 from astrozoo._time_limit import time_limit
 from astrozoo.errors import CaptureError
@@ -29,11 +30,11 @@ from astrozoo.errors import CaptureError
 __all__ = ["Graph", "batched", "graph_size", "trace_graph"]
 
 LOAD_AFTER = 0.5
-"""[s] Time that a graph runs uncompiled before ``compile="auto"`` loads compiled code from the cache on disk.
+"""[s] Processor time that a graph runs uncompiled before ``compile="auto"`` loads compiled code from the cache on disk.
 Loading takes 1 to 2 s, most of it to import inductor."""
 
 UNCAPTURED = 0.25
-"""[s] Time that a function runs as it is before a graph is made of it. Making the graph takes about as long,
+"""[s] Processor time that a function runs as it is before a graph is made of it. Making the graph takes about as long,
 and a short run does not need it."""
 SMALL = 100_000
 """Largest product of rows and elements of other inputs with which a function runs as it is. Larger ones take
@@ -171,13 +172,13 @@ class Graph:
             if self.settled:
                 return self.run(*inputs)  # type: ignore[misc]
             if self.run is None and self._brief(inputs):
-                start = time.perf_counter()
+                start = _clock(inputs)
                 try:
                     return self.f(*inputs)
                 except RuntimeError:  # a factor of one row fails: only a graph goes on; or it tells the cause
                     self.spent = UNCAPTURED
                 finally:
-                    self.spent += time.perf_counter() - start
+                    self.spent += _clock(inputs) - start
             if self.run is None:
                 at_zero = torch.zeros_like(inputs[0])  # where it was checked to run; anywhere else it may not
                 self.run = trace_graph(self.f, (at_zero, *inputs[1:]))
@@ -186,11 +187,9 @@ class Graph:
                 return self._check(inputs)
             if self._pays(inputs):
                 return self._compile(inputs)
-            start = time.perf_counter()
+            start = _clock(inputs)
             out = self.run(*inputs)
-            if inputs[0].is_cuda:
-                torch.cuda.synchronize(inputs[0].device)
-            self.spent += time.perf_counter() - start
+            self.spent += _clock(inputs) - start
             return out
 
     def _brief(self, inputs: tuple[Tensor, ...]) -> bool:
@@ -213,6 +212,9 @@ class Graph:
         try:
             with time_limit(COMPILE_LIMIT):
                 candidate = compile_graph(graph, inputs, fresh)
+        except RejectedGraphError as error:
+            self._reject(f"{error} (found before; the cache has a record of it)", 0.0)
+            return graph(*inputs)
         except Exception as error:  # whatever a compiler may raise: the graph itself still runs
             seconds = time.perf_counter() - start
             self._reject(f"{type(error).__name__}: {str(error)[:200]} (after {seconds:.1f} s)", seconds)
@@ -240,6 +242,7 @@ class Graph:
             self.report(seconds, [f"a cached graph was compiled again: {fault}"], None)
             return self._compile(inputs, fresh=True)
         if fault is not None:
+            reject_graph(graph, inputs, fault)
             self._reject(f"{fault} (discarded after {self.compile_seconds:.1f} s of compiling)", seconds)
         elif rows:
             self.run, self.candidate = candidate.run, None
@@ -257,6 +260,14 @@ class Graph:
         """Run the graph uncompiled from now on."""
         self.settled, self.candidate = True, None
         self.report(seconds, [f"not compiled: {reason}"], None)
+
+
+def _clock(inputs: tuple[Tensor, ...]) -> float:
+    """[s] A clock of the work on these inputs: on a busy CPU it stands still while other processes run."""
+    if inputs[0].is_cuda:
+        torch.cuda.synchronize(inputs[0].device)
+        return time.perf_counter()
+    return time.thread_time()
 
 
 def _next_float(x: Tensor) -> Tensor:

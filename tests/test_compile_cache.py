@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -141,8 +142,39 @@ def test_auto_loads_what_is_cached_and_compiles_again_what_is_wrong(folder, monk
     torch.testing.assert_close(second.values(points())[:, 0], (points().sin() * 2).sum(1))
 
 
+def test_wrong_code_is_remembered_and_not_compiled_again(folder, monkeypatch):
+    made, right = [], _compile._callable
+
+    def wrong(artifact, constants, single):
+        made.append(1)
+        run = right(artifact, constants, single)
+        return lambda *x: run(*x) * 1.5
+
+    monkeypatch.setattr(_compile, "_callable", wrong)
+    for _ in range(2):
+        f = PureFunction(wave, 3, compile="always")
+        torch.testing.assert_close(f.values(points())[:, 0], (points().sin() * 2).sum(1))
+        assert f.compiled == {"fresh": 0, "cached": 0}
+    assert len(made) == 1
+    assert "found before" in f.notes[0]
+    assert "of a row's size" in f.notes[0]
+    assert not graphs(folder)
+
+
+def test_waiting_for_a_processor_does_not_count_as_work(monkeypatch):
+    def slept(w):
+        time.sleep(0.3)
+        return wave(w)
+
+    monkeypatch.setattr(_graph, "UNCAPTURED", 0.2)
+    graph = _graph.Graph(slept, "auto", lambda: 0.1, lambda *_: None)
+    graph(points()[0])
+    assert graph.spent < 0.1
+    assert graph.run is None
+
+
 @pytest.fixture
-def fake_compiler(monkeypatch):
+def fake_compiler(folder, monkeypatch):
     """Compiles nothing; its code returns the graph's results times ``factor[0]``."""
     factor, runs = [1.0], []
 

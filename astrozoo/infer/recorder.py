@@ -316,7 +316,8 @@ class Recorder:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """For a checkpoint. Draws on disk are not in it."""
-        found = {"recorder_stored": np.asarray(self.stored)} | self.moments.arrays("recorder_moments")
+        found = {"recorder_stored": np.asarray(self.stored), "recorder_draws": np.asarray(self.draws)}
+        found |= self.moments.arrays("recorder_moments")
         for i, half in enumerate(self.halves):
             found |= half.arrays(f"recorder_half{i}")
         if self.buffer is not None and self.waiting:
@@ -329,7 +330,18 @@ class Recorder:
         return found
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Continue from a checkpoint."""
+        """Continue from a checkpoint, which may be of a run that was to make another number of draws.
+
+        Raises:
+            InputError: if it has more draws than this run is to make, or if the R-hat of draws that are not
+                kept, which needs both halves of the run, would change its halves.
+        """
+        waiting = torch.as_tensor(arrays.get("recorder_waiting", ()))
+        count, planned = int(arrays["recorder_stored"]) + len(waiting), int(arrays["recorder_draws"])
+        if count > self.draws:
+            raise InputError("draws", self.draws, f"at least the {count} of each chain in the checkpoint")
+        if planned != self.draws and self.keep is not None:
+            raise InputError("draws", self.draws, f"{planned}, as in the checkpoint, because of keep")
         self.stored = int(arrays["recorder_stored"])
         self.moments.restore(arrays, "recorder_moments")
         for i, half in enumerate(self.halves):
@@ -346,5 +358,5 @@ class Recorder:
                 summary = Summary(self.problems * self.shapes[name].numel())
                 summary.restore(arrays, f"recorder_summary_{name}")
                 self.summaries[name] = summary
-        for position in torch.as_tensor(arrays.get("recorder_waiting", ())):
+        for position in waiting:
             self.add(position)

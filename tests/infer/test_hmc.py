@@ -168,6 +168,21 @@ def test_interrupted_it_keeps_its_draws_and_resumes_to_the_same_answer(at, tmp_p
         np.testing.assert_array_equal(rest.sample_stats[name], array)
 
 
+def test_a_finished_run_goes_on_to_more_draws_but_not_to_fewer(tmp_path):
+    problem, _, _ = gaussian(2)
+    options = {"chains": 4, "warmup": 20, **QUIET}
+    whole = hmc(problem, draws=40, **options)
+    first = hmc(problem, draws=25, checkpoint=tmp_path / "c.npz", **options)
+    with pytest.raises(InputError, match="draws: got 10, expected at least the 25 of each chain"):
+        hmc(problem, draws=10, checkpoint=tmp_path / "c.npz", **options)
+    more = hmc(problem, draws=40, checkpoint=tmp_path / "c.npz", **options)
+    np.testing.assert_array_equal(more.draws["z"], whole.draws["z"])
+    np.testing.assert_array_equal(first.draws["z"], whole.draws["z"][:, :25])
+    hmc(problem, draws=20, keep=("z",), checkpoint=tmp_path / "k.npz", **options)
+    with pytest.raises(InputError, match="draws: got 40, expected 20, as in the checkpoint"):
+        hmc(problem, draws=40, keep=("z",), checkpoint=tmp_path / "k.npz", **options)
+
+
 def test_killed_after_any_iteration_it_goes_on_to_the_same_draws(monkeypatch):
     problem, _, _ = gaussian(2)
     states = []
