@@ -30,12 +30,12 @@ from astrozoo.errors import CaptureError
 __all__ = ["Graph", "batched", "graph_size", "trace_graph"]
 
 LOAD_AFTER = 0.5
-"""[s] Processor time that a graph runs uncompiled before ``compile="auto"`` loads compiled code from the cache on disk.
-Loading takes 1 to 2 s, most of it to import inductor."""
+"""[s] Processor time that a graph runs uncompiled before ``compile="auto"`` loads compiled code from the
+cache on disk. Loading takes 1 to 2 s, most of it to import inductor."""
 
 UNCAPTURED = 0.25
-"""[s] Processor time that a function runs as it is before a graph is made of it. Making the graph takes about as long,
-and a short run does not need it."""
+"""[s] Processor time that a function runs as it is before a graph is made of it. Making the graph takes
+about as long, and a short run does not need it."""
 SMALL = 100_000
 """Largest product of rows and elements of other inputs with which a function runs as it is. Larger ones take
 more memory than a graph does."""

@@ -17,7 +17,7 @@ from astrozoo.errors import InputError
 __all__ = ["COMPILE_AFTER", "PureFunction", "rows_of"]
 
 COMPILE_AFTER = 10.0
-"""[s] Processor time that a graph runs uncompiled before ``compile="auto"`` compiles it, which takes 5 to 40 s."""
+"""[s] Processor time that a graph runs uncompiled before ``compile="auto"`` compiles it (5 to 40 s)."""
 
 Part = TypeVar("Part", Tensor, tuple[Tensor, ...])
 """A result of one process: a tensor or several."""
