@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from astrozoo.data.weights import load_weights
     from astrozoo.diagnostics.report import report
     from astrozoo.errors import AstrozooError
+    from astrozoo.galsim_galaxy import GalSimGalaxy
     from astrozoo.infer import infer
     from astrozoo.train import train
     from astrozoo.types import Goodness, Problem, Result, Status, load, stack
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AstrozooError",
     "Entry",
+    "GalSimGalaxy",
     "Goodness",
     "Problem",
     "Result",
@@ -50,6 +52,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "AstrozooError": "astrozoo.errors",
+    "GalSimGalaxy": "astrozoo.galsim_galaxy",
     "Goodness": "astrozoo.types",
     "Problem": "astrozoo.types",
     "Result": "astrozoo.types",

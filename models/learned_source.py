@@ -17,6 +17,7 @@ to 9 pixels. They have no structure smaller than that Gaussian, no spiral arms, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ __all__ = [
     "SIZE",
     "Decoder",
     "LearnedSource",
+    "SourceGenerator",
+    "generator",
     "latent_flow",
     "load",
     "problem",
@@ -180,3 +183,30 @@ def load(
         trained.load_into(module, f"model.{name}")
         module.to(dtype=dtype, device=device).eval().requires_grad_(False)
     return decoder, flow_distribution(flow)
+
+
+@dataclass(frozen=True, eq=False)
+class SourceGenerator:
+    """Draws galaxies for :class:`astrozoo.galsim_galaxy.GalSimGalaxy`.
+
+    The galaxies have unit flux, and half-light radii of 5 to 9 pixels. The model knows no angles.
+
+    Args:
+        decoder, prior: see :func:`load`.
+    """
+
+    decoder: Decoder
+    prior: FlowDistribution
+    size: int = SIZE
+    pixel_scale: float | None = None
+    inputs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def draw(self, random: torch.Generator, inputs: Mapping[str, float]) -> Float[Tensor, "y x"]:
+        """A galaxy that sums to 1."""
+        z = self.prior.push(torch.randn(LATENT, generator=random))
+        return self.decoder(z)
+
+
+def generator(*, weights: str | Path | Trained = "learned_source") -> SourceGenerator:
+    """The generator of galaxies; see :func:`load`."""
+    return SourceGenerator(*load(weights=weights, dtype=torch.float32))
