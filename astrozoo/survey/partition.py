@@ -35,7 +35,9 @@ LARGE_HALF_SIZES = (67, 112, 202)
 The largest contains a de Vaucouleurs galaxy of r = 14 and a half-light radius of 15 arcsec down to a
 twentieth of the noise of a pixel of SDSS."""
 NEGLIGIBLE_LIGHT = 0.3
-"""A patch ends where a point source is fainter than this in every image [sigma of a pixel's noise]."""
+"""A patch ends where its source is fainter than this in every image [sigma of a pixel's noise].
+
+Large patches go on farther (:mod:`astrozoo.survey.celeste.growth`)."""
 _WCS_STEP = 1.0
 """Step for the derivatives of a WCS [arcsec]: a few pixels, over which SDSS's distortion is linear."""
 

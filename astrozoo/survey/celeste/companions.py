@@ -4,6 +4,9 @@ Errors of a model leave residuals too, which must not become sources. Residuals 
 noise that contains three errors: a fraction of the modelled light of every source; for stars, an error of the
 PSF at each distance that is measured on the residuals of the field's bright stars; and nothing is searched
 where a source has not been fitted since its patch grew.
+
+What is detected in the residuals at the end of a fit is not modelled. :func:`unmodelled` lists it, and marks
+the sources whose light overlaps with it.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import torch
 from astropy.table import Table
 from jaxtyping import Bool, Float, Int
 from scipy.spatial import cKDTree
@@ -21,7 +25,7 @@ from astrozoo.survey.celeste.modes import Modes
 from astrozoo.survey.celeste.pairs import PAIR_REACH, may_be_pairs
 from astrozoo.survey.detect import detect
 
-__all__ = ["companions"]
+__all__ = ["companions", "unmodelled"]
 
 _LIGHT_ERROR = 0.2
 """Error of the modelled light, relative to it.
@@ -45,15 +49,17 @@ _COHERENCE = 3.0
 Neighbouring pixels have residuals of the same sign, which a filter does not average out."""
 _NORMAL_MEDIAN = 0.6745
 """Median of the absolute value of a standard normal."""
+_OVERLAP = 0.3
+"""Light of a source at the place of a residual above which the source is marked [sigma of a pixel's noise].
+
+It is the light at which a patch ends: what lies farther out does not enter the source's fit."""
 
 
 def companions(job: Modes) -> Table:
     """Sources that are detected in the residuals; rows like those of detection."""
-    left = [_scaled(job, k) for k in range(len(job.images.images))]
-    table = detect(Field(tuple(left), job.images.name), threshold=_SNR)
+    table, xy = _in_residuals(job)
     if not len(table):
         return table
-    xy = np.stack(job.images.images[0].wcs.all_world2pix(table["ra"], table["dec"], 0), -1)
     known = job.sources.xy[0]
     distance = cKDTree(known).query(xy)[0] if len(known) else np.full(len(table), np.inf)
     keep = (distance > _MIN_DISTANCE) & ~_in_unsettled_patches(job, xy) & ~_in_pairs(job, xy)
@@ -61,6 +67,40 @@ def companions(job: Modes) -> Table:
         keep &= ~np.asarray(table[flag], bool)
     table["blended"] = True
     return table[keep]
+
+
+def unmodelled(job: Modes) -> tuple[Table, Bool[np.ndarray, "s"]]:
+    """What the residuals of a fit contain that no source explains.
+
+    Returns:
+        a row per detection in the residuals, like those of :func:`astrozoo.survey.detect.detect`; and True for
+        each source that has light in the pixel of such a detection.
+    """
+    table, xy = _in_residuals(job)
+    marked = np.zeros(len(job.sources), bool)
+    for ra_dec in zip(table["ra"], table["dec"], strict=True):
+        marked |= _shines_at(job, *ra_dec)
+    return table, marked
+
+
+def _in_residuals(job: Modes) -> tuple[Table, Float[np.ndarray, "n 2"]]:
+    """Detections in the scaled residuals, and their places in the first image [px]."""
+    left = tuple(_scaled(job, k) for k in range(len(job.images.images)))
+    table = detect(Field(left, job.images.name), threshold=_SNR)
+    return table, np.stack(job.images.images[0].wcs.all_world2pix(table["ra"], table["dec"], 0), -1)
+
+
+def _shines_at(job: Modes, ra: float, dec: float) -> Bool[np.ndarray, "s"]:
+    """Which sources have light at a position, in any image."""
+    out = np.zeros(len(job.sources), bool)
+    for k, image in enumerate(job.images):
+        x, y = (float(value) for value in image.wcs.all_world2pix(ra, dec, 0))
+        offset = np.rint(np.array((x, y)) - np.rint(job.sources.xy[k])).astype(int)
+        for row in np.flatnonzero((np.abs(offset) <= job.sources.half[:, None]).all(1) & ~out):
+            at, around = np.array([row]), torch.from_numpy(offset[row])[:, None]
+            light = job.light_at(job.canvas.around(at, around), at)
+            out[row] = bool(light[0, k, 0] > _OVERLAP * job.canvas.sky[k].median().sqrt())
+    return out
 
 
 def _scaled(job: Modes, k: int) -> Image:

@@ -30,13 +30,13 @@ from astrozoo.infer.randomness import generator_for
 from astrozoo.models.celeste import Patch, Prior
 from astrozoo.survey.catalogue import sky_positions
 from astrozoo.survey.celeste.chains import redraw
-from astrozoo.survey.celeste.companions import companions
+from astrozoo.survey.celeste.companions import companions, unmodelled
 from astrozoo.survey.celeste.field_prior import prior_of_field
 from astrozoo.survey.celeste.modes import KINDS
 from astrozoo.survey.celeste.pairs import examine_pairs, split_pairs
 from astrozoo.survey.celeste.population import Fluxes, adopt, learn
 from astrozoo.survey.celeste.posterior import draw_type, mix_types
-from astrozoo.survey.celeste.profile_error import profile_error, with_profile_error
+from astrozoo.survey.celeste.profile_error import profile_error, sky_error, with_flux_error
 from astrozoo.survey.celeste.response import respond
 from astrozoo.survey.celeste.sweeps import Sweeps
 from astrozoo.survey.detect import detect
@@ -74,7 +74,9 @@ class FieldFit:
         chi2: of the pixels of each source's patch, per pixel and band (NaN: no pixels), with the error of the
             PSF of :data:`astrozoo.survey.celeste.canvas.PSF_ERROR`.
         half: half size of each source's patch [px].
-        flags: the catalogue's flags ``outgrows_patch``, ``maybe_double`` and ``poor_profile``.
+        flags: the catalogue's flags ``outgrows_patch``, ``maybe_double``, ``poor_profile`` and
+            ``unmodelled_light``.
+        left_over: what is detected in the residuals, and so not modelled: rows like those of detection.
         stats: sweeps, counts of evaluations, and seconds by stage: of all processes that worked on the fit
             and on the draws.
     """
@@ -93,6 +95,7 @@ class FieldFit:
     n_pixels: Int[np.ndarray, "s"]
     half: Int[np.ndarray, "s"]
     flags: dict[str, np.ndarray]
+    left_over: Table
     stats: dict[str, Any]
 
     @property
@@ -106,6 +109,7 @@ def fit_field(
     images: Field,
     catalog: Table | None = None,
     *,
+    detections: Table | None = None,
     prior: Prior | None = None,
     seed: int = 0,
     draws: int = 512,
@@ -124,6 +128,7 @@ def fit_field(
         catalog: sources to fit, with ``ra`` and ``dec`` [deg] or in a unit that they have
             (:func:`astrozoo.survey.catalogue.sky_positions`); detected where not given. Columns that
             :func:`astrozoo.survey.detect.detect` makes (fluxes, sizes) are used as starts if present.
+        detections: what :func:`astrozoo.survey.detect.detect` gives for these images, where it is known already.
         draws: equal-weight draws per source.
         max_sweeps: at most this many passes; after the second, only over sources whose neighbours changed.
             A run may continue a checkpoint with more.
@@ -157,7 +162,10 @@ def fit_field(
         catalog = Table(catalog, copy=True)
         catalog["ra"], catalog["dec"] = ra, dec
     clock = {"detect": time.perf_counter()}
-    table = detect(images) if catalog is None else catalog
+    if catalog is not None:
+        table = catalog
+    else:
+        table = detect(images) if detections is None else detections
     clock["detect"] = time.perf_counter() - clock["detect"]
     settings = (seed, draws, fit_sky, repr(prior), star_fraction is None, catalog is None)
     key = fingerprint(images, np.asarray(table["ra"]), np.asarray(table["dec"]), *settings)
@@ -192,7 +200,7 @@ def _finish(job: Sweeps, draws: int) -> tuple[FieldFit, float]:
         "u": np.empty((n, draws, 6 + nc), np.float32), "is_star": np.empty((n, draws), np.float32),
         "k_hat": np.empty(n), "r_hat": np.empty(n), "ess": np.empty(n), "seconds": np.empty(n),
         "chi2": np.empty((n, nb)), "p_star": np.empty(n), "n_pixels": np.empty(n, int),
-        "profile_error": np.empty((n, nc)),
+        "profile_error": np.empty((n, nc)), "sky_error": np.empty((n, nc)),
     }  # fmt: skip
     done, left = 0, max(round(_MAX_BY_CHAINS[0] * n), _MAX_BY_CHAINS[1])
     with progress_bar("drawing posteriors", n, job.progress) as report:
@@ -211,10 +219,9 @@ def _finish(job: Sweeps, draws: int) -> tuple[FieldFit, float]:
                     values[rows] = part[key]
                 done, left = done + len(rows), left - int(np.isfinite(part["r_hat"]).sum())
                 report(done, "")
-    u, canvas = (
-        with_profile_error(arrays["u"], arrays["profile_error"], job.prior.reference, job.seed),
-        job.canvas,
-    )
+    flux_error = np.hypot(arrays["profile_error"], arrays["sky_error"])
+    u, canvas = with_flux_error(arrays["u"], flux_error, job.prior.reference, job.seed), job.canvas
+    left_over, beside = unmodelled(job)
     fit = FieldFit(
         field=job.images,
         detections=job.table,
@@ -241,7 +248,9 @@ def _finish(job: Sweeps, draws: int) -> tuple[FieldFit, float]:
             "outgrows_patch": job.state.outgrown,
             "maybe_double": job.state.double,
             "poor_profile": arrays["profile_error"].max(1) > 0,
+            "unmodelled_light": beside,
         },
+        left_over=left_over,
         stats={"sources": n, "sweeps": job.state.sweep, "evaluations": dict(job.state.counts)},
     )
     return fit, float(arrays["seconds"].sum())
@@ -267,6 +276,7 @@ def _posterior(job: Sweeps, rows: Int[np.ndarray, "b"], draws: int, most: int) -
         **{name: values.numpy() for name, values in quality._asdict().items()},
         "chi2": chi2, "n_pixels": n_pixels, "p_star": p_star.numpy(),
         "profile_error": profile_error(patch, own_light, len(job.prior.bands)).numpy(),
+        "sky_error": sky_error(patch, own_light, len(job.prior.bands)).numpy(),
     }  # fmt: skip
 
 

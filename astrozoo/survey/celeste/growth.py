@@ -23,6 +23,11 @@ MIN_AXIS_RATIO = 0.1
 """Axis ratio below which a galaxy is thin: that of the flattest discs seen edge-on.
 
 Thinner ones are trails and bleeding columns, and the patch does not follow them."""
+_LARGE_LIGHT = 0.05
+"""Light at the edge of a large patch above which the patch grows [sigma of a pixel's noise].
+
+A de Vaucouleurs galaxy that is cut at 0.3 sigma has 5 to 10 % of its light outside, which raises the sky
+around it by 0.05 to 0.1 sigma, and lowers its flux by several of its errors."""
 _SIDE = 8
 """Number of points on each side of a patch at which the light is computed."""
 _LADDER = (*HALF_SIZES, *LARGE_HALF_SIZES)
@@ -43,11 +48,14 @@ def grow(job: Modes) -> Bool[np.ndarray, "s"]:
         for size in _LADDER[_LADDER.index(int(half[rows[0]])) :]:
             border = _border(size)
             light = job.light_at(job.canvas.around(rows, border), rows)
-            rows = rows[(job.canvas.signal_to_noise(rows, border, light) > NEGLIGIBLE_LIGHT).numpy()]
+            brightness = job.canvas.signal_to_noise(rows, border, light).numpy()
+            if size == _LADDER[-1]:
+                state.outgrown[rows] = brightness > NEGLIGIBLE_LIGHT
+                break
+            rows = rows[brightness > (NEGLIGIBLE_LIGHT if size <= HALF_SIZES[-1] else _LARGE_LIGHT)]
             if not len(rows):
                 break
-            half[rows] = next((larger for larger in _LADDER if larger > size), size)
-            state.outgrown[rows] = size == _LADDER[-1]
+            half[rows] = next(larger for larger in _LADDER if larger > size)
     larger = half > job.sources.half
     if larger.any():
         job.enlarge(half)

@@ -43,6 +43,8 @@ _METHOD = "importance"
 DRAWS = 512
 """Default number of draws of each source of an ordinary field."""
 _ROWS = 200
+_LISTED = 5
+"""Largest number of detections in the residuals whose places are printed."""
 _LOOK = 5.0
 """chi2 per pixel above which a source is shown whatever its flux."""
 _HOW_TO_READ = (
@@ -141,7 +143,8 @@ def run(
     sources = None if catalog is None else _given(catalog, images, position_error)
     if sources is not None:
         say(f"sources: the {len(sources)} of {catalog} that are on the field")
-    crowded, why = _way(crowded, images, sources)
+    detections = detect(images) if sources is None and crowded is None else None
+    crowded, why = _way(crowded, images, detections if sources is None else sources)
     say(f"{why} (--{'no-' if crowded else ''}crowded for the other way)")
     kept = out / "checkpoint"
     going = "going on with an earlier run" if any(kept.glob("*.npz")) else "detecting and fitting sources"
@@ -164,6 +167,7 @@ def run(
     fit = fit_field(
         images,
         sources,
+        detections=detections,
         prior=_prior(images, position_error),
         seed=seed,
         draws=draws or DRAWS,
@@ -176,6 +180,9 @@ def run(
     table = catalogue(fit)
     for name in ("catalog.fits", "catalog.parquet"):
         write_catalogue(table, out / name)
+    if len(fit.left_over):
+        notes.append(_left_over(fit))
+        say(f"note: {notes[-1]}")
     say(f"{len(table)} sources in {out / 'catalog.fits'}; now the report")
     with _timed(seconds, "pictures"):
         pages = report_pages(fit, table, origin, pictures)
@@ -217,9 +224,21 @@ def _way(crowded: bool | None, images: Field, sources: Table | None) -> tuple[bo
     """Whether the field is fitted as a crowded one, and why."""
     if crowded is not None:
         return crowded, f"fitted as {'a crowded' if crowded else 'an ordinary'} field, as the command says"
-    measured = crowding(images, detect(images) if sources is None else sources)
+    assert sources is not None  # they are detected where the command does not decide
+    measured = crowding(images, sources)
     return measured.crowded, (
         f"fitted as {'a crowded' if measured.crowded else 'an ordinary'} field: it has {measured}"
+    )
+
+
+def _left_over(fit: FieldFit) -> str:
+    """What the residuals contain that is not modelled, in words: number, brightest ones, flagged sources."""
+    brightest = fit.left_over[np.argsort(-np.asarray(fit.left_over["snr"]))][:_LISTED]
+    places = ", ".join(f"{row['ra']:.5f} {row['dec']:+.5f} ({row['snr']:.0f} sigma)" for row in brightest)
+    return (
+        f"{len(fit.left_over)} detections in the residuals are not modelled; the brightest are at {places}. "
+        f"{int(fit.flags['unmodelled_light'].sum())} sources that overlap with them are flagged "
+        "unmodelled_light."
     )
 
 
@@ -354,7 +373,7 @@ def _chosen(table: Table, fit: FieldFit, limit: int | None) -> np.ndarray:
     order = _brightest(table, fit)
     if limit is None:
         return order
-    bad = np.asarray(table["not_converged"]) | np.asarray(table["poor_posterior"])
+    bad = np.any([table[name] for name in ("not_converged", "poor_posterior", "unmodelled_light")], axis=0)
     worst = np.nanmax(np.nan_to_num(np.asarray(fit.chi2, float)), axis=1)
     bad |= worst > _LOOK
     wanted = np.zeros(len(table), bool)
@@ -401,6 +420,7 @@ def _summary(fit: FieldFit, table: Table, origin: str, why: str) -> dict[str, An
         "galaxies": int((p <= 0.5).sum()),
         "star fraction of the prior": round(fit.prior.prob_star, 3),
         "sampled by chains": int(np.isfinite(fit.r_hat).sum()),
+        "not modelled": len(fit.left_over),
         "flagged": {name.replace("_", " "): int(np.sum(table[name])) for name in FLAGS},
         "chi2 per pixel": chi2,
     }

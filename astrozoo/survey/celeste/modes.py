@@ -324,7 +324,7 @@ class Modes:
     def _start_fluxes(self) -> Float[Tensor, "s band"]:
         """ln flux in the reference band and colours, from the table or from the pixels; positive by force."""
         n, bands = len(self.sources), self.prior.bands
-        star, galaxy = self.prior.colour
+        galaxy, star = self.prior.colour
         mean = (star.weights @ star.means + galaxy.weights @ galaxy.means) / 2
         flux = torch.full((n, len(bands)), torch.nan, dtype=torch.float64)
         error = torch.full_like(flux, torch.nan)

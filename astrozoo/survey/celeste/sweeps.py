@@ -49,6 +49,10 @@ _SKY_CELL = 128
 """Side of a cell of the mesh on which the sky is corrected [px]: several times larger than most sources."""
 _MAX_COVERED = 0.8
 """Largest fraction of an image's pixels that may be masked where its sky is corrected."""
+_SETTLED_SKY = 0.01
+"""Change of the sky below which it has settled under large sources [sigma of a pixel]: its statistical error.
+
+A galaxy that covers 4,000 pixels changes by 0.6 of its flux error."""
 _COVERED_LIGHT = 0.1
 """Light of a large source above which a pixel is not used to correct the sky [sigma of its noise]."""
 _EXTENTS = 4.0
@@ -69,7 +73,9 @@ class Sweeps(Modes):
             # so that the first source fitted does not take its neighbours' light for its own
             self.repaint(np.arange(len(self.sources)))
         with progress_bar("fitting sources", len(self.sources), self.progress) as report:
-            while state.sweep < most and (state.sweep_in_progress or state.waiting.any()):
+            while state.sweep < most and (
+                state.sweep_in_progress or state.waiting.any() or (fit_sky and self._sky_moves())
+            ):
                 state.sweep_in_progress = 1
                 while state.colour <= self.colour.max(initial=-1):
                     due = np.flatnonzero(state.waiting & (self.colour == state.colour))
@@ -147,12 +153,27 @@ class Sweeps(Modes):
         state.evidence["galaxy"][out] = -torch.inf
         return out
 
-    def _correct_sky(self) -> None:
+    def _sky_moves(self) -> bool:
+        """Correct the sky beside large sources, once all have settled; True if these need another fit.
+
+        Their outermost light is like a change of the sky. Neither is right before the other is.
+        """
+        large = self.sources.half > HALF_SIZES[-1]
+        moves = bool(large.any()) and self._correct_sky() > _SETTLED_SKY
+        if moves:
+            self.state.waiting |= large
+        return moves
+
+    def _correct_sky(self) -> float:
         """Add to each image's sky what is left of its pixels on a coarse mesh (SEP's clipped background).
 
         Pixels of large sources are left out, because errors of their models are as wide as the mesh. The sky
         of an image that they cover is not corrected.
+
+        Returns:
+            the largest change, in sigma of a pixel.
         """
+        largest = 0.0
         canvas, covered = self.canvas, self._covered()
         for k, image in enumerate(self.images):
             left = canvas.unpadded(canvas.counts[k] - canvas.sky[k] - canvas.model[k], k)
@@ -164,11 +185,13 @@ class Sweeps(Modes):
             )
             lowest = 0.5 * canvas.sky[k]
             canvas.sky[k] = torch.maximum(canvas.sky[k] + canvas.framed(mesh.back()), lowest)
-            if float(np.abs(mesh.back() / np.sqrt(image.sky)).max()) > _NOTICEABLE_SKY:
-                self.state.waiting[:] = True
+            largest = max(largest, float(np.abs(mesh.back() / np.sqrt(image.sky)).max()))
+        if largest > _NOTICEABLE_SKY:
+            self.state.waiting[:] = True
         self.state.skies += 1
         arrays = {f"sky_{k}": sky.numpy() for k, sky in enumerate(canvas.sky)}
         self.checkpoint.save(arrays, f"sky-{self.state.skies}")
+        return largest
 
     def _covered(self) -> list[Bool[np.ndarray, "y x"]]:
         """For each image, the pixels of large sources: by their light, or before a fit by their extent."""

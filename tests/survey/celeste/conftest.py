@@ -85,6 +85,10 @@ def _fit_around(images: Field, truth: Table, rng: np.random.Generator) -> FieldF
         chi2=np.ones((n, len(images.bands))),
         n_pixels=np.full(n, 289),
         half=np.full(n, 8),
-        flags={name: np.zeros(n, bool) for name in ("outgrows_patch", "maybe_double", "poor_profile")},
+        flags={
+            name: np.zeros(n, bool)
+            for name in ("outgrows_patch", "maybe_double", "poor_profile", "unmodelled_light")
+        },
+        left_over=found[:0],
         stats={"seconds": {"detect": 0.1, "fit": 1.0, "draw": 0.2}, "sweeps": 3},
     )

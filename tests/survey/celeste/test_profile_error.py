@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from astrozoo.models.celeste import load_prior, log_band_flux, simulate, star_images
-from astrozoo.survey.celeste.profile_error import profile_error, with_profile_error
+from astrozoo.survey.celeste.profile_error import profile_error, with_flux_error
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_light_that_is_wrong_beyond_a_radius_has_the_scatter_of_its_rings(star):
 
 
 def test_the_error_of_each_band_is_added_to_its_flux():
-    draws = with_profile_error(np.zeros((1, 20_000, 11), np.float32), np.array([[0.1, 0, 0.3, 0.2, 0]]), 2, 0)
+    draws = with_flux_error(np.zeros((1, 20_000, 11), np.float32), np.array([[0.1, 0, 0.3, 0.2, 0]]), 2, 0)
     assert draws.dtype == np.float32
     assert not draws[..., :6].any()
     flux = np.cumsum(draws[0, :, 7:], 1)
