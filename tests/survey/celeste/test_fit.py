@@ -16,6 +16,7 @@ from astrozoo.models.celeste import load_prior
 from astrozoo.survey.celeste import fit as fitting
 from astrozoo.survey.celeste.catalogue import catalogue
 from astrozoo.survey.celeste.companions import companions
+from astrozoo.survey.celeste.field_prior import prior_of_field
 from astrozoo.survey.celeste.fit import Sweeps, fit_field
 from astrozoo.survey.detect import detect
 
@@ -109,6 +110,37 @@ def test_a_source_that_was_missed_is_found_in_the_residuals(scene):
     job.run(2, True)
     found = companions(job)
     assert len(match(truth[:1], found)[0]) == 1
+
+
+def test_what_is_not_modelled_is_listed_and_its_neighbour_is_flagged(scene):
+    images, truth = scene
+    fit = fit_field(images, truth[["ra", "dec"]][:3], **SETTINGS)  # given sources: no search for companions
+    distance = np.hypot(fit.left_over["x"] - truth["x"][3], fit.left_over["y"] - truth["y"][3])
+    assert distance.min() < 1
+    assert distance.max() < 8  # the source beside it is pulled, and leaves a residual of its own
+    assert list(fit.flags["unmodelled_light"]) == [False, False, True]
+    assert list(catalogue(fit)["unmodelled_light"]) == [False, False, True]
+
+
+def test_a_field_that_is_modelled_has_nothing_left_over(fitted):
+    assert len(fitted.left_over) == 0
+    assert not fitted.flags["unmodelled_light"].any()
+
+
+def test_the_wings_of_a_large_galaxy_are_not_taken_for_sky():
+    sources = Table({"is_star": [False], "x": [95.6], "y": [96.2], "radius": [4.0], "axis_ratio": [0.7]})
+    sources["angle"], sources["dev_fraction"] = [30.0], [1.0]
+    for band in "gri":
+        sources[f"flux_{band}"] = [631.0]
+    images, truth = simulate_field(sources=sources, seed=3, shape=(192, 192), bands="gri")
+    images = replace(images, images=images.images[1:2])  # r alone
+    job = Sweeps(images, detect(images), prior_of_field(images), 0, False, Checkpoint(None, {}))
+    job.run(12, fit_sky=True)
+    assert not job.state.waiting.any()
+    image = images.images[0]
+    sky = job.canvas.unpadded(job.canvas.sky[0], 0)
+    assert abs(float(np.mean((sky - image.sky) / np.sqrt(image.sky)))) < 0.03
+    assert not job.state.outgrown.any()
 
 
 def test_a_source_whose_core_is_masked_is_no_small_galaxy(scene):

@@ -119,6 +119,29 @@ def test_a_killed_run_goes_on_to_the_same_answer(
         job.run(out=tmp_path / "killed", seed=1, **settings)
 
 
+def test_sources_are_detected_once_and_what_is_left_over_is_told(
+    fake_fit: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit, _ = fake_fit
+    monkeypatch.setattr(job, "read_images", lambda path, survey=None: fit.field)
+    given: list[Table | None] = []
+
+    def fitted(images: Field, catalog: Table | None, *, detections: Table, **settings: object) -> FieldFit:
+        given.append(detections)
+        left = fit.detections[:2].copy()
+        left["snr"] = [12.0, 30.0]
+        return replace(fit, left_over=left)
+
+    monkeypatch.setattr(job, "fit_field", fitted)
+    outcome = job.run(out=tmp_path, path=tmp_path, progress=True)
+    assert given[0] is not None
+    assert len(given[0]) > 2
+    assert outcome.summary["not modelled"] == 2
+    note = "2 detections in the residuals are not modelled"
+    assert note in capsys.readouterr().err.replace("\n", " ")
+    assert any(note in str(part) for page in outcome.pages for part in page.parts)
+
+
 def test_bad_sources_are_shown_whatever_their_flux(fake_fit: Fake) -> None:
     fit, _ = fake_fit
     table = catalogue(fit)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from astrozoo.models.celeste import load_prior, log_band_flux, simulate, star_images
-from astrozoo.survey.celeste.profile_error import profile_error, with_flux_error
+from astrozoo.survey.celeste.profile_error import profile_error, sky_error, with_flux_error
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,14 @@ def test_light_that_is_wrong_beyond_a_radius_has_the_scatter_of_its_rings(star):
     bright = error[0, 1:4]
     assert ((bright > 0.09) & (bright < 0.11)).all()
     assert (error > 0.05).all()  # u and z are faint, and share the error of the others
+
+
+def test_an_error_of_the_sky_is_what_a_shift_of_the_sky_does_to_the_flux(star):
+    patch, light = star
+    level = 0.02 * patch.background.median(-1).values.sqrt()  # [electron per pixel], by image
+    rate = patch.background + light
+    change = (light / rate * level[..., None]).sum(-1) / (light**2 / rate).sum(-1)
+    torch.testing.assert_close(sky_error(patch, light, 5)[0, patch.band[0]], change[0])
 
 
 def test_the_error_of_each_band_is_added_to_its_flux():
