@@ -132,7 +132,7 @@ def test_the_wings_of_a_large_galaxy_are_not_taken_for_sky():
     sources["angle"], sources["dev_fraction"] = [30.0], [1.0]
     for band in "gri":
         sources[f"flux_{band}"] = [631.0]
-    images, truth = simulate_field(sources=sources, seed=3, shape=(192, 192), bands="gri")
+    images = simulate_field(sources=sources, seed=3, shape=(192, 192), bands="gri")[0]
     images = replace(images, images=images.images[1:2])  # r alone
     job = Sweeps(images, detect(images), prior_of_field(images), 0, False, Checkpoint(None, {}))
     job.run(12, fit_sky=True)
