@@ -40,7 +40,8 @@ FLAGS = {
     "poor_posterior": "k-hat above 0.7, and no Markov chains that converged: means and errors are not to be "
     "trusted",
     "outgrows_patch": "its light goes on beyond the largest patch: flux and size are not to be trusted",
-    "maybe_double": "two stars may explain its pixels better than one source, but are too close or too faint to tell",
+    "maybe_double": "two stars may explain its pixels better than one source, but are too close or too faint "
+    "to tell",
     "poor_profile": "its light does not follow the model's profile: fluxes have larger errors for it",
     "unmodelled_light": "residuals beside it show light that no source explains: its flux may be wrong",
 }

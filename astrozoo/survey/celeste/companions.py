@@ -73,10 +73,10 @@ def unmodelled(job: Modes) -> tuple[Table, Bool[np.ndarray, "s"]]:
     """What the residuals of a fit contain that no source explains.
 
     Returns:
-        a row per detection in the residuals, like those of :func:`astrozoo.survey.detect.detect`; and True for
-        each source that has light in the pixel of such a detection.
+        a row per detection in the residuals, like those of :func:`astrozoo.survey.detect.detect`; and True
+        for each source that has light in the pixel of such a detection.
     """
-    table, xy = _in_residuals(job)
+    table, _ = _in_residuals(job)
     marked = np.zeros(len(job.sources), bool)
     for ra_dec in zip(table["ra"], table["dec"], strict=True):
         marked |= _shines_at(job, *ra_dec)

@@ -128,7 +128,7 @@ def fit_field(
         catalog: sources to fit, with ``ra`` and ``dec`` [deg] or in a unit that they have
             (:func:`astrozoo.survey.catalogue.sky_positions`); detected where not given. Columns that
             :func:`astrozoo.survey.detect.detect` makes (fluxes, sizes) are used as starts if present.
-        detections: what :func:`astrozoo.survey.detect.detect` gives for these images, where it is known already.
+        detections: what :func:`astrozoo.survey.detect.detect` gives for these images, if it is known already.
         draws: equal-weight draws per source.
         max_sweeps: at most this many passes; after the second, only over sources whose neighbours changed.
             A run may continue a checkpoint with more.
@@ -162,10 +162,9 @@ def fit_field(
         catalog = Table(catalog, copy=True)
         catalog["ra"], catalog["dec"] = ra, dec
     clock = {"detect": time.perf_counter()}
-    if catalog is not None:
-        table = catalog
-    else:
-        table = detect(images) if detections is None else detections
+    table = catalog if catalog is not None else detections
+    if table is None:
+        table = detect(images)
     clock["detect"] = time.perf_counter() - clock["detect"]
     settings = (seed, draws, fit_sky, repr(prior), star_fraction is None, catalog is None)
     key = fingerprint(images, np.asarray(table["ra"]), np.asarray(table["dec"]), *settings)

@@ -7,8 +7,8 @@ wings of a PSF by several per cent. Each ring of pixels around a source measures
 disagree by clearly more than their noise, the profile is wrong, and the flux is as uncertain as the scatter
 of the rings. A profile that is wrong in one band is so in others, which have at least the mean error of all.
 
-The level of the sky has an error that is small in a pixel, but is common to all pixels of a source. It matters
-for large galaxies.
+The level of the sky has an error that is small in a pixel, but is common to all pixels of a source. It
+matters for large galaxies.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ Of right profiles, a few in ten thousand exceed it."""
 _SKY_ERROR = 0.02
 """Error of the sky's level around a source [sigma of a pixel].
 
-The statistical error of a cell of the sky's mesh is 0.01. In simulations with a large galaxy the corrected sky
-differs from the true one by 0.005 to 0.025."""
+The statistical error of a cell of the sky's mesh is 0.01. In simulations with a large galaxy the corrected
+sky differs from the true one by 0.005 to 0.025."""
 
 
 def profile_error(patch: Patch, light: Float[Tensor, "b image p"], n_bands: int) -> Float[Tensor, "b band"]:
@@ -65,7 +65,10 @@ def profile_error(patch: Patch, light: Float[Tensor, "b image p"], n_bands: int)
 
 
 def sky_error(patch: Patch, light: Float[Tensor, "b image p"], n_bands: int) -> Float[Tensor, "b band"]:
-    """Standard deviation of ln flux in each band by the error of the sky; arguments of :func:`profile_error`."""
+    """Standard deviation of ln flux in each band by the error of the sky's level.
+
+    Arguments are those of :func:`profile_error`.
+    """
     rate = patch.background + light
     scaled = light * patch.mask / rate
     level = _SKY_ERROR * patch.background.median(-1).values.sqrt()
