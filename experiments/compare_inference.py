@@ -1,8 +1,9 @@
-"""Every backend on posteriors that others computed: one tidy table, graded against their draws.
+"""Every inference method on posteriors whose answers are known: a table of errors and costs.
 
-Expectations against the references of :mod:`experiments.reference_problems` (exact answers, and long runs of
-posteriordb), several seeds; a run that fails keeps its row. Errors are in the true posterior SD; ``z`` in the
-Monte-Carlo errors of both. Seconds are wall-clock from the cold start, compilation told apart.
+The answers are those of :mod:`experiments.reference_problems`: exact, or from long runs of posteriordb. Each
+method runs with several seeds. A run that fails keeps its row. Errors are in units of the true posterior SD,
+and ``z`` in units of the combined Monte-Carlo error. Seconds are wall-clock from a cold start; those of
+compilation have a column too.
 
     python -m experiments.compare_inference --out FOLDER [--methods el2o,laplace ...] [--seeds 5]
         [--problems kidscore,nes ...]
@@ -47,7 +48,7 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def references(names: list[str]) -> Iterator[Reference]:
-    """Those asked for, of all with exact answers and, where their draws are found, the sampled ones."""
+    """Factories of the requested references by name. Those of posteriordb need its files."""
     folder = root()
     known: dict[str, Callable[[], Reference]] = {r.name: lambda r=r: r for r in analytic()}  # type: ignore[misc]
     if folder is not None:
@@ -57,7 +58,7 @@ def references(names: list[str]) -> Iterator[Reference]:
 
 
 def graded(reference: Reference, options: dict[str, Any], seed: int) -> dict[str, Any]:
-    """A row: errors of the expectations, diagnostics and cost of a run."""
+    """A row of the table: errors of the expectations, diagnostics and cost of one run."""
     began = time.monotonic()
     result = astrozoo.infer(reference.problem, seed=seed, progress=False, **options)
     seconds = time.monotonic() - began
@@ -82,7 +83,7 @@ def graded(reference: Reference, options: dict[str, Any], seed: int) -> dict[str
 
 
 def main(out: Path, methods: list[str], problems: list[str], seeds: int) -> list[dict[str, Any]]:
-    """Run all; the table is written after every run."""
+    """Run all methods on all problems. The table is written after every run."""
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for reference in references(problems):
@@ -108,8 +109,8 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--methods", default=",".join(RUNS), help="names with commas between")
-    parser.add_argument("--problems", default="", help="names with commas between; all by default")
+    parser.add_argument("--methods", default=",".join(RUNS), help="names separated by commas")
+    parser.add_argument("--problems", default="", help="names separated by commas; all by default")
     parser.add_argument("--seeds", type=int, default=5)
     given = parser.parse_args()
     found = main(

@@ -60,7 +60,7 @@ def _nanomaggies(mag: np.ndarray, softening: float) -> np.ndarray:
 
 
 def _read(paths: list[Path]) -> tuple[Bool[np.ndarray, "row"], Float[np.ndarray, "row band"], Table]:
-    """True for stars; fluxes [nMgy]: PSF for stars, deV and exp by ``fracdev_r`` for galaxies; the table."""
+    """Whether each row is a star; its fluxes [nMgy], by the PSF or the galaxy model; and the table."""
     if not paths:
         raise DataError("coadd catalogues", "no file", "coadd_*.fit*")
     tables = [Table.read(path) for path in paths]
@@ -80,7 +80,7 @@ def _read(paths: list[Path]) -> tuple[Bool[np.ndarray, "row"], Float[np.ndarray,
 def _colours(
     flux: Float[np.ndarray, "row band"], radius: Float[np.ndarray, "row"]
 ) -> tuple[Float[np.ndarray, "row 4"], Float[np.ndarray, "row 4 4"]]:
-    """ln(f[b+1] / f[b]) and its error covariance. The error grows with the area: radius [arcsec]."""
+    """Colours ln(f[b+1] / f[b]) and their error covariances, which grow with the area (radius [arcsec])."""
     point = 10 ** ((22.5 - np.array(_DEPTH)) / 2.5) / 5
     sd = point * np.sqrt(1 + (radius[:, None] / 0.6) ** 2)
     flux = np.maximum(flux, sd)
@@ -142,7 +142,7 @@ def _round(value: object) -> object:
 
 
 def fit(paths: list[Path], seed: int = 0) -> dict[str, object]:
-    """The priors as the documented dictionary (keys as in ``models/celeste_priors_stripe82.json``)."""
+    """The priors as a dictionary with the keys of ``models/celeste_priors_stripe82.json``."""
     star, flux, table = _read(paths)
     r = 22.5 - 2.5 * np.log10(np.maximum(flux[:, 2], 1e-9))
     dev = np.asarray(table["fracdev_r"], float)
@@ -183,7 +183,7 @@ def fit(paths: list[Path], seed: int = 0) -> dict[str, object]:
 def main(
     catalogs: Annotated[Path | None, typer.Option(help="Folder with coadd_*.fit* catalogues.")] = None,
     out: Annotated[Path, typer.Option(help="Where to write.")] = Path("models/celeste_priors_stripe82.json"),
-    seed: Annotated[int, typer.Option(help="Of the mixture's start.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the start of the mixtures.")] = 0,
 ) -> None:
     """Fit the priors of the Celeste model to co-add catalogues."""
     if catalogs is None:

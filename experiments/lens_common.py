@@ -19,12 +19,15 @@ __all__ = ["ascend", "prior_starts"]
 def ascend(
     target: Objective, z: Float[Tensor, "b dim"], steps: int, *, rate: float | Tensor = 0.05, label: str = ""
 ) -> tuple[Float[Tensor, "b dim"], Float[Tensor, "b"]]:
-    """Adam on a log density from many starts at once, its rate falling to zero; the points and their values.
+    """Ascend a log density by Adam from many starts at once, with a learning rate that falls to zero.
 
     Progress is printed every 100 steps.
 
     Args:
-        rate: the first step, of all coordinates or of each.
+        rate: the first learning rate, of all coordinates or of each.
+
+    Returns:
+        The points that are reached, and their values.
     """
     first, second = torch.zeros_like(z), torch.zeros_like(z)
     for step in range(1, steps + 1):

@@ -2,12 +2,15 @@
 
     python experiments/lens_einstein_radius.py --out runs/einstein_radius
 
-A galaxy of GalSim behind an isothermal sphere, its rays traced by caustics, seen with photon noise; the model
-is that of Chianese, Coogan et al. 2020 (one Einstein radius, a source from a decoder, Poisson noise), its
-decoder the zoo's learned source. Writes ``einstein_radius.png`` (p(r_ein | x) by both methods on one axis,
-with the truth, and the best-fitting source beside the true one) and ``einstein_radius.json`` (means, SDs, the
-truth's distance, R-hat, effective draws, diverging trajectories, the Wasserstein-1 distance of the two
-posteriors over HMC's SD, seconds) and the posteriors, ``VI.nc`` and ``HMC.nc``.
+GalSim draws a galaxy, which caustics lenses by an isothermal sphere. The image has photon noise. The model is
+that of Chianese, Coogan et al. 2020: one Einstein radius, a source from a decoder, Poisson noise. The decoder
+is that of the learned source. The experiment writes:
+
+* ``einstein_radius.png``: p(r_ein | x) by both methods, the truth, and the best-fitting beside the true
+  source;
+* ``einstein_radius.json``: means, SDs, the distance from the truth, R-hat, effective draws, divergences,
+  seconds, and the Wasserstein-1 distance of the two posteriors over the SD of HMC;
+* ``VI.nc`` and ``HMC.nc``: the posteriors.
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ SITE = "einstein_radius"
 
 
 def infer(task: Problem, chains: int, draws: int, **shared: Any) -> dict[str, tuple[Result, float]]:
-    """Results of each method with its seconds, those of the mode that both begin from included."""
+    """The result of each method and its seconds, which include the search for the mode where both start."""
     found, began = {}, time.monotonic()
     target = log_density(task, compile=shared["compile"])
     z, _ = ascend(target, target.initial(1), 150, label="mode")
@@ -84,7 +87,7 @@ def infer(task: Problem, chains: int, draws: int, **shared: Any) -> dict[str, tu
 
 
 def summary(found: dict[str, tuple[Result, float]], truth: float) -> dict[str, Any]:
-    """Of the Einstein radius."""
+    """Mean, SD and convergence diagnostics of the Einstein radius."""
     draws = {name: result.draws[SITE].ravel() for name, (result, _) in found.items()}
     spread = draws["HMC"].std()
     report: dict[str, Any] = {"truth": truth}
@@ -117,7 +120,7 @@ def sources(task: Problem, result: Result, half: float, n: int = 120) -> tuple[n
 
 
 def true_source(truth: dict[str, Any], half: float, n: int = 120) -> np.ndarray:
-    """The galaxy that was drawn [electron / s / arcsec^2], on the same square."""
+    """Surface brightness of the simulated galaxy [electron / s / arcsec^2], on the same square."""
     axis = np.linspace(-half, half, n)
     y, x = np.meshgrid(axis, axis, indexing="ij")
     middle = len(truth["source"]) // 2

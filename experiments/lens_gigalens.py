@@ -52,7 +52,7 @@ TRUTH: dict[str, float | tuple[float, float]] = {
 
 
 def demo() -> LensImage:
-    """The demo's image.
+    """The image of the demo.
 
     Raises:
         DataError: its files are not there.

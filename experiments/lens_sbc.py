@@ -3,14 +3,15 @@
     python -m experiments.lens_sbc --out runs/lens_sbc --lenses 100 --batch 25
 
 Each lens is a draw of the whole model: 22 parameters with the priors of GIGA-Lens (power law, shear, Sersic
-lens light and source), its image, its noise. They are fitted in batches by ``method="auto"``, from draws of
-the prior and with no knowledge of the truth, whose rank among draws of its posterior is kept, with that of
-its log density. If posteriors are right, ranks are uniform. A lens counts whatever its fit came to: to leave
-out those that did not converge would flatter. "Search missed" counts lenses whose truth is more probable than
-any draw by more than 10: their chains are about a mode that is not the best.
+lens light and source), its image and its noise. Lenses are fitted in batches by ``method="auto"``, which
+starts from draws of the prior and does not know the truth. The rank of each true parameter among the draws
+is recorded, and the rank of the true log density. If the posteriors are right, ranks are uniform. Lenses
+whose fit did not converge are counted too, because leaving them out would flatter. "Search missed" counts
+lenses whose true log density is larger than that of every draw by more than 10: their chains are at a mode
+that is not the best.
 
-Batches that are done are kept as ``<first seed>.json``: the same command goes on from there. Written at
-the end: ``calibration.csv`` (a row per parameter) and ``ranks.png``.
+Finished batches are saved as ``<first seed>.json``, and the same command continues from them. At the end
+``calibration.csv`` (a row per parameter) and ``ranks.png`` are written.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def truth_density(task: Problem, truths: Sequence[Mapping[str, Tensor]]) -> np.n
 def ranked(
     result: Result, truths: Sequence[Mapping[str, Tensor]], density: np.ndarray, seeds: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Of each problem of a batch: the truth's rank by parameter, how its chains mixed, if a mode was missed.
+    """For each problem of a batch: ranks of the truth by parameter, R-hat, and whether a mode was missed.
 
     Args:
         density: of the truths, see :func:`truth_density`.
@@ -82,7 +83,7 @@ def ranked(
 
 
 def batch(seeds: Sequence[int], settings: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Simulate and fit a batch of lenses; their rows, and the seconds that the fit took."""
+    """Simulate and fit a batch of lenses. Returns their rows and the seconds of the fit."""
     lenses, truths = zip(*(simulate(seed, **settings) for seed in seeds), strict=True)
     task = problem(list(lenses), prior="gigalens", supersample=settings["supersample"])
     began = time.monotonic()
@@ -94,7 +95,7 @@ def batch(seeds: Sequence[int], settings: Mapping[str, Any], options: Mapping[st
 
 
 def report(done: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """Write the table and the figure; print what is asked most."""
+    """Write the table and the figure, and print a summary."""
     rows = [row for part in done for row in part["rows"]]
     labels = list(rows[0]["ranks"])
     found = np.array([[row["ranks"][label] for label in labels] for row in rows])
@@ -119,7 +120,7 @@ def report(done: Sequence[Mapping[str, Any]], out: Path) -> None:
 
 
 def main(out: Path, lenses: int, size: int, in_batch: int, first: int, settings: Any, options: Any) -> None:
-    """All batches, those that are done already from their files.
+    """Run all batches. Finished ones are read from their files.
 
     Raises:
         InputError: the folder holds batches of other settings, or fewer than 20 lenses are asked for.
@@ -144,12 +145,12 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--lenses", type=int, default=100)
     parser.add_argument("--batch", type=int, default=25, help="lenses fitted at once")
-    parser.add_argument("--seed", type=int, default=0, help="of the first lens; the others' follow")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first lens")
     parser.add_argument("--size", type=int, default=40, help="pixels along a side")
     parser.add_argument("--pixel-scale", type=float, default=0.14, help="[arcsec]")
     parser.add_argument("--supersample", type=int, default=1)
-    parser.add_argument("--chains", type=int, default=20, help="of each lens; as many starts of the search")
-    parser.add_argument("--draws", type=int, default=100, help="of each chain")
+    parser.add_argument("--chains", type=int, default=20, help="chains per lens, and starts of its search")
+    parser.add_argument("--draws", type=int, default=100, help="draws per chain")
     parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--precision", choices=["data", "single"], default="single")
     given = parser.parse_args()

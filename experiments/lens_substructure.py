@@ -1,19 +1,22 @@
-"""A dark subhalo on an arc: found where there is one, not found where there is none.
+"""Detection of a dark subhalo on an arc: the rate of detections, and the rate of false positives.
 
     python experiments/lens_substructure.py --out runs/substructure
 
-Lenses of GalSim and caustics, half of them with a subhalo (NFW, ``--mass`` solar masses) near their
-Einstein ring, behind each a galaxy of Sersic index .5 to 2.5, as the star-forming ones that make most arcs.
-(Of a sharper centre, in images as deep as these, rays miss more light than a subhalo moves.) Each is fitted
-without a subhalo: a few starts of Adam, the best of them to convergence by Levenberg-Marquardt. What is
-left is searched with a matched filter: at places along the arcs, the change of the image by a subhalo of
-1e9 solar masses, less what the smooth lens's own parameters could do, against the residuals. From the best
-place a fit with a subhalo, to convergence too. ``gain`` is what the subhalo adds to the greatest log
-posterior density, less ln of its prior there (so, to the log likelihood and the other priors: half a delta
-chi2); it is detected above ``--threshold``. Lenses whose fits have not converged, or whose one with a
-subhalo leaves a chi2 five SDs above noise's, are counted apart. Rates have 68 % intervals of Jeffreys'.
-Each batch of lenses is kept, and not fitted again when the run is repeated. Writes ``substructure.json``
-(gains, detections, false positives, recovered masses and places) and ``substructure.png``.
+GalSim and caustics simulate lenses. Half of them have a subhalo (NFW, ``--mass`` solar masses) near the
+Einstein ring. Sources have Sersic indices of .5 to 2.5, like the star-forming galaxies that make most arcs.
+(With a sharper centre, in images as deep as these, the error of the rays exceeds the effect of a subhalo.)
+
+1. Each lens is fitted without a subhalo, by a few starts of Adam and then by Levenberg-Marquardt.
+2. A matched filter searches the residuals. At positions along the arcs it compares them with the change of
+   the image by a subhalo of 1e9 solar masses, minus the part that the smooth lens's parameters can reproduce.
+3. A fit with a subhalo starts at the best position.
+
+``gain`` is the change of the largest log posterior density by the subhalo, without the prior of the subhalo:
+half a delta chi2, plus the change of the other priors. A subhalo is detected if the gain exceeds
+``--threshold``. Lenses whose fits did not converge, or whose chi2 with a subhalo is five SDs above that of
+noise, are counted separately. Rates have Jeffreys' 68 % intervals. Finished batches are saved and are not
+fitted again. The experiment writes ``substructure.json`` (gains, detections, false positives, recovered
+masses and positions) and ``substructure.png``.
 """
 
 from __future__ import annotations
@@ -69,7 +72,7 @@ PRIOR = Prior(
 
 
 def simulated(seed: int, mass: float | None, snr: float, exposure: float) -> tuple[LensImage, dict[str, Any]]:
-    """One lens; its subhalo, if it has one, a tenth of an Einstein radius from the ring's brightest part."""
+    """One lens. A subhalo lies a tenth of an Einstein radius from the brightest part of the ring."""
     source = draw_source(np.random.default_rng((seed, 1)), "smooth", INDEX)
     settings: dict[str, Any] = {"source": source, "shape": SHAPE, "pixel_scale": PIXEL, "rays": RAYS}
     settings |= {"peak_snr": snr, "exposure": exposure}
@@ -107,7 +110,7 @@ class Fit:
         return self.model.render(self.layout.constrain(z), self.data).flatten()
 
     def log_prior(self, z: Float[Tensor, "dim"], but: str = "none") -> Tensor:
-        """Of the unconstrained vector; ``but`` for the priors of sites whose names begin so."""
+        """Log prior density of the unconstrained vector, without sites whose names begin with ``but``."""
         values, jacobian = self.layout.constrain_with_jacobian(z)
         priors = self.model.sites(self.data)
         if but != "none":
@@ -122,12 +125,12 @@ class Fit:
         return torch.distributions.Normal(image, sd).log_prob(self.data.image.flatten()).sum()
 
     def slopes(self, z: Float[Tensor, "dim"]) -> Float[Tensor, "dim pixels"]:
-        """Of the image, by central differences."""
+        """Derivatives of the image by each coordinate, by central differences."""
         shifts = 1e-4 * torch.eye(len(z)).to(z)
         return torch.stack([self.seen(z + s) - self.seen(z - s) for s in shifts]) / 2e-4
 
     def climb(self, z: Float[Tensor, "dim"], iterations: int = 80) -> tuple[Tensor, Tensor, float]:
-        """Levenberg-Marquardt: the point, its noiseless image, and how much the last step gained [nat]."""
+        """Levenberg-Marquardt. Returns the point, its noiseless image and the gain of the last step [nat]."""
         image, damping, gained = self.seen(z), 1e-2, math.inf
         value = self.log_likelihood(image) + self.log_prior(z)
         for _ in range(iterations):
@@ -154,7 +157,7 @@ class Fit:
 
 
 def starts_of(images: list[LensImage], starts: int, steps: int, seed: int, compile: str) -> Tensor:
-    """Of each image the best point without a subhalo that Adam finds, by one ray a pixel."""
+    """For each image the best point without a subhalo that Adam finds, with one ray per pixel."""
     many = [image for image in images for _ in range(starts)]
     target = log_density(problem(many, setting="compact", prior=PRIOR), compile=compile)
     z = prior_starts(problem(images[0], setting="compact", prior=PRIOR), len(many), seed)
@@ -163,7 +166,7 @@ def starts_of(images: list[LensImage], starts: int, steps: int, seed: int, compi
 
 
 def scanned(smooth: Fit, one: Fit, z: Tensor, image: Tensor) -> Tensor:
-    """A start of the fit with a subhalo, where one explains most of what the smooth fit leaves.
+    """A start of the fit with a subhalo, at the place where it explains most of the residuals.
 
     With whitened residuals r and the change d by a subhalo of 1e9 solar masses, both without their parts in
     the span of the smooth fit's slopes, an amplitude ``r d / d d`` gains ``(r d)^2 / (2 d d)``.
@@ -191,7 +194,7 @@ def scanned(smooth: Fit, one: Fit, z: Tensor, image: Tensor) -> Tensor:
 
 
 def searched(smooth: Fit, one: Fit, image: LensImage, z: Tensor) -> dict[str, Any]:
-    """What a subhalo adds to one lens, and where."""
+    """The gain of a subhalo in the log density of one lens, and its position."""
     z, clean, last = smooth.climb(z)
     without = smooth.log_likelihood(clean) + smooth.log_prior(z)
     w, lit, end = one.climb(scanned(smooth, one, z, clean))
@@ -211,7 +214,7 @@ def searched(smooth: Fit, one: Fit, image: LensImage, z: Tensor) -> dict[str, An
 def picture(
     rows: list[dict[str, Any]], best: dict[str, Any], image: LensImage, threshold: float, path: Path
 ) -> None:
-    """Gains of both kinds, masses and places found, and the lens of greatest gain."""
+    """Gains with and without a subhalo, recovered masses and positions, and the lens of largest gain."""
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
     gains = {kind: [r["gain"] for r in rows if r["subhalo"] is kind] for kind in (False, True)}
     edges = np.linspace(0, max([2 * threshold, *gains[True]]), 30)
@@ -262,7 +265,7 @@ def batch(seeds: Sequence[int], options: argparse.Namespace) -> dict[str, Any]:
 
 
 def rate(rows: Sequence[Mapping[str, Any]], threshold: float) -> str:
-    """How many pass the threshold, and the 68 % interval of the rate."""
+    """Number of gains above the threshold, and the 68 % interval of the rate."""
     n, passed = len(rows), sum(row["gain"] > threshold for row in rows)
     low, high = scipy.stats.beta.interval(0.68, passed + 0.5, n - passed + 0.5)
     return f"{passed} of {n} ({low:.3f} to {high:.3f})"
@@ -273,7 +276,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--lenses", type=int, default=40, help="every other one has a subhalo")
+    parser.add_argument("--lenses", type=int, default=40, help="every second one has a subhalo")
     parser.add_argument("--batch", type=int, default=10, help="lenses started at once")
     parser.add_argument("--mass", type=float, default=1e9, help="M200 [solar masses]")
     parser.add_argument("--snr", type=float, default=200.0, help="brightest pixel over sky rms")

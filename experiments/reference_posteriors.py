@@ -1,11 +1,11 @@
-"""The samplers beside draws that another code made (posteriordb): eight posteriors, every mean and SD.
+"""Means and SDs of eight posteriors, by our samplers and by the reference draws of posteriordb.
 
     python -m experiments.reference_posteriors [--methods hmc,nuts] [--only arK,garch] [--seed 0]
 
-A z-score is a difference of means (or of SDs) over the standard errors of both sides: that of a mean is
-SD / sqrt(ESS), that of an SD is the error of the mean squared deviation over twice the SD. Wanted: every
-|z| < 4, R-hat (rank-normalised, split) < 1.01. Exits with 1 if any run fails that, or ends in an error, which
-keeps its row.
+A z-score is a difference of means (or of SDs) over the combined standard error. The standard error of a mean
+is SD / sqrt(ESS); that of an SD is the error of the mean squared deviation over twice the SD. A run passes if
+every |z| < 4 and R-hat (rank-normalised, split) < 1.01. The exit status is 1 if any run does not pass or ends
+in an error.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ COLUMNS = {
 
 
 def graded(reference: Reference, method: str, **options: Any) -> dict[str, Any]:
-    """One run: its largest z-scores (in size), R-hat, the smallest ESS, and what it cost."""
+    """A row for one run: the largest absolute z-scores, R-hat, the smallest ESS, and the cost."""
     began = time.monotonic()
     result = astrozoo.infer(reference.problem, method, **{"progress": False} | OPTIONS[method] | options)
     seconds = time.monotonic() - began
@@ -60,7 +60,7 @@ def graded(reference: Reference, method: str, **options: Any) -> dict[str, Any]:
 
 
 def passed(row: dict[str, Any]) -> bool:
-    """All within four standard errors of the reference, and the chains agree."""
+    """Whether all moments are within four standard errors of the reference and R-hat is below 1.01."""
     return (
         "error" not in row and max(row["worst z of means"], row["worst z of SDs"]) < 4 and row["R-hat"] < 1.01
     )

@@ -1,7 +1,8 @@
 """Posteriors whose answers are known: exactly, or from long runs of another code (posteriordb).
 
-``analytic()`` and ``sampled()`` give each as a :class:`Reference`: the problem, how its draws become scalars,
-and the true means and SDs of these, with standard errors. :func:`z_scores` grades a result.
+``analytic()`` and ``sampled()`` return them as :class:`Reference`. A reference holds the problem, the scalars
+that are computed from its draws, and their true means and SDs with standard errors. :func:`z_scores` compares
+a result with them.
 
 References:
     Magnusson et al. 2024, posteriordb, arXiv 2407.04967. Neal 2003, Annals of Statistics 31, 705 (funnel).
@@ -58,7 +59,7 @@ class Reference:
 
     @property
     def name(self) -> str:
-        """Of the problem."""
+        """Name of the problem."""
         return self.problem.name
 
 
@@ -81,7 +82,7 @@ def moments(draws: Float[np.ndarray, "chain draw"], independent: bool = False) -
 
 
 def z_scores(result: Result, reference: Reference) -> dict[str, tuple[float, float]]:
-    """Of each scalar's mean and SD: the difference from the truth over the standard errors of both."""
+    """Differences of each scalar's mean and SD from the truth, over the standard errors of both."""
     found = {}
     draws = reference.scalars(result.draws)
     for name, true in reference.exact.items():
@@ -94,7 +95,7 @@ def z_scores(result: Result, reference: Reference) -> dict[str, tuple[float, flo
 
 
 def _elements(*sites: str) -> Callable[[Draws], Draws]:
-    """The elements of sites as scalars called ``site[1]``, ``site[2]`` ..., or just ``site``."""
+    """The elements of sites as scalars. Their names are ``site[1]``, ``site[2]`` ..., or ``site`` alone."""
 
     def scalars(draws: Draws) -> Draws:
         found = {}
@@ -213,7 +214,7 @@ def linear_image(side: int = 8, seed: int = 0) -> Reference:
 
 
 def analytic() -> list[Reference]:
-    """All with exact answers."""
+    """The problems with exact answers."""
     normals = [gaussian(10, condition) for condition in (1.0, 1e3, 1e6)]
     return [*normals, gaussian(100, 1e4), funnel(), banana(), mixture(), poisson_gamma(), linear_image()]
 
@@ -358,7 +359,7 @@ SAMPLED: dict[str, tuple[str, Any, Any, Any]] = {
 
 
 def sampled(name: str, folder: Path) -> Reference:
-    """One of :data:`SAMPLED`, with the moments of its reference draws.
+    """A problem of :data:`SAMPLED`, with the moments of its reference draws.
 
     Args:
         folder: that holds ``posteriors/<stem>.data.json`` and ``.npz``: :func:`astrozoo.data.root`.

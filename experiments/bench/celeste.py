@@ -4,16 +4,16 @@
     python -m experiments.bench.celeste fits --sources 1 --seeds 5 --out one.csv
     python -m experiments.bench.celeste fits --sources 5 --seeds 5 --size 31 --out blend.csv
 
-``fits``: simulated patches, a structured guide, the delta-method ELBO, the problem's own start. The trust
-region comes first (with the written dense Hessian, and with Hessian-vector products where asked), then Adam
-at each learning rate, on the captured and compiled function. Pyro's SVI, on the same function uncaptured,
-takes the same steps, only slower: its first ``--watched`` at the best rate are checked against them, and
-timed; its seconds are that many times its iterations. A run has arrived at the first iteration within 0.1
-nat of the best value that any run of that seed found; its seconds are those until then, without tracing and
-compiling.
+``fits`` maximises the delta-method ELBO of simulated patches with the structured guide, from the default
+start. The trust region runs with the hand-written dense Hessian (and with Hessian-vector products if
+requested). Adam runs at each learning rate on the captured and compiled function. Pyro's SVI takes the same
+steps on the uncaptured function. Its first ``--watched`` steps at the best rate are compared with ours and
+timed, and its seconds are extrapolated to the same number of iterations. A run has arrived at the first
+iteration whose value is within 0.1 nat of the best value of all runs of that seed. Seconds exclude tracing
+and compiling.
 
-``gradients``: one galaxy; Pyro's ``potential_fn``, the captured density and the hand-written one, each
-repeat taking turns over all contenders, so that other load on the machine hits all alike.
+``gradients`` times the gradient of one galaxy by Pyro's ``potential_fn``, by the captured density and by the
+hand-written one. Each repeat runs all contenders in turn, so that other load affects all alike.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ Course = list[tuple[float, float]]
 
 
 def by_trust_region(target: Objective, w: Tensor, budget: int, *, dense: bool) -> Course:
-    """The zoo's own; the first calls, which trace and compile, are not counted."""
+    """The trust region. Its first calls, which trace and compile, are not counted."""
     if dense:
         target.value_grad_hessian(w)
     else:
@@ -74,7 +74,7 @@ def by_trust_region(target: Objective, w: Tensor, budget: int, *, dense: bool) -
 
 
 def by_pyro(target: Elbo, patch: Patch, w: Tensor, rate: float, steps: int) -> Course:
-    """Pyro's SVI with Adam on the same function of the same parameters, eager."""
+    """Pyro's SVI with Adam on the same function of the same parameters, without capture."""
     pyro.clear_param_store()
     f = target.f
 
@@ -91,7 +91,7 @@ def by_pyro(target: Elbo, patch: Patch, w: Tensor, rate: float, steps: int) -> C
 
 
 def by_captured_adam(target: Elbo, w: Tensor, rate: float, budget: int, goal: float) -> Course:
-    """The zoo's own SVI."""
+    """The captured SVI of astrozoo."""
     target.value_and_grad(w)
     state, rows, before = AdamState.at(w, rate), torch.arange(len(w)), 0.0
     course: Course = []
@@ -105,7 +105,7 @@ def by_captured_adam(target: Elbo, w: Tensor, rate: float, budget: int, goal: fl
 
 
 def fits(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """All runs of all seeds; a row each."""
+    """A row for each run of each seed."""
     rows = []
     for seed in range(1, options.seeds + 1):
         patch, _ = simulate(seed, sources=options.sources, size=options.size)
@@ -147,7 +147,7 @@ def fits(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def arrival(course: Course, top: float) -> tuple[float, float]:
-    """Iterations and seconds until within the goal of the top; infinite if it never was."""
+    """Iterations and seconds until the value is within the goal of the best; infinite if it never is."""
     for i, (seconds, value) in enumerate(course):
         if value >= top - GOAL:
             return i + 1, seconds
@@ -155,7 +155,7 @@ def arrival(course: Course, top: float) -> tuple[float, float]:
 
 
 def show_fits(rows: list[dict[str, Any]], console: Console) -> None:
-    """Medians over seeds with the range; Adam's is the best rate of each seed."""
+    """Print medians over seeds with ranges. Adam has the best learning rate of each seed."""
 
     def kind(row: dict[str, Any]) -> str:
         return "captured SVI, best rate" if row["best_adam"] else str(row["run"])
@@ -233,7 +233,7 @@ def gradients(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def show_gradients(rows: list[dict[str, Any]], console: Console) -> None:
-    """Medians over repeats with the range."""
+    """Print medians over repeats with ranges."""
     table = Table("one galaxy", "microseconds per gradient", "times faster than Pyro")
     times: dict[str, list[float]] = {}
     for row in rows:
@@ -245,7 +245,7 @@ def show_gradients(rows: list[dict[str, Any]], console: Console) -> None:
 
 
 def write(rows: list[dict[str, Any]], path: Path) -> None:
-    """To a temporary name first."""
+    """Write a CSV table, first under a temporary name."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -255,7 +255,7 @@ def write(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """See the module's docstring."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -2,9 +2,9 @@
 
     python experiments/bench/density.py [--repeats 15] [--threads 1] [--device cuda]
 
-Prints, per problem, the median over repeats with the spread (5 to 95 per cent), and the ratios to Pyro's
-``potential_fn`` as it comes, and with its validation off (as inside ``pyro.infer.MCMC``). Each repeat takes
-turns over all contenders, so that other load on the machine hits all alike.
+For each problem it prints the median over repeats with the spread (5 to 95 per cent), and the ratios to
+Pyro's ``potential_fn``, with validation (the default) and without (as inside ``pyro.infer.MCMC``). Each
+repeat runs all contenders in turn, so that other load affects all alike.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def problems(device: str) -> list[Problem]:
 
 
 def contenders(problem: Problem) -> dict[str, tuple[Callable[[], Any], int]]:
-    """Name -> (one call, gradients in it)."""
+    """By name: a function that makes one call, and the number of gradients in it."""
     captured, compiled = (log_density(problem, compile=c) for c in ("never", "always"))
     potential = initialize_model(problem.model, problem.args, max_plate_nesting=1)[1]
     one = captured.initial(1, torch.Generator().manual_seed(0))
@@ -92,7 +92,7 @@ def contenders(problem: Problem) -> dict[str, tuple[Callable[[], Any], int]]:
 
 
 def seconds(call: Callable[[], Any], device: str) -> float:
-    """Per call, of a run of at least 50 ms."""
+    """Seconds per call, from a run of at least 50 ms."""
     number = 1
     while True:
         start = time.perf_counter()

@@ -58,7 +58,7 @@ def data(case: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ours(case: str, seed: int, config: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Draws by site ``[chain, draw, ...]``."""
+    """Draws of astrozoo by site, ``[chain, draw, ...]``."""
     import pyro
     import pyro.distributions as dist
     import torch
@@ -83,7 +83,7 @@ def ours(case: str, seed: int, config: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def numpyro(case: str, seed: int, config: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The same of NumPyro."""
+    """Draws of NumPyro by site, ``[chain, draw, ...]``."""
     import numpyro as npo
 
     npo.enable_x64()

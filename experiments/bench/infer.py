@@ -4,15 +4,14 @@
     python -m experiments.bench.infer [--rounds 3] [--threads 2] [--chains 256] [--draws 100]
     python -m experiments.bench.infer --cases "logistic 1000x25" --chains 64 --draws 1000
 
-Where a gradient costs as much for each chain however many there are, as in the regression, fewer chains spend
-less on warming up. The others warm up for 500 draws of a chain and keep 1,000.
+In the regression each further chain costs as much as the first, so that fewer chains spend less on warm-up.
+The other samplers warm up for 500 draws of a chain and keep 1,000.
 
-Each round runs every contender once, with a seed of its own, so that other load on the machine hits all
-alike; ratios are taken within rounds. The figure is the smallest bulk ESS of any latent over the wall-clock
-of one run from its start: tracing, compiling and warm-up included. ``warm`` is a second run of the same
-NumPyro sampler, whose compiled code is ready; ours is given no such start. NumPyro's NUTS runs four chains
-under ``jax.vmap`` in float64, with a dense and with a diagonal mass matrix: its best counts. Pyro's runs one
-chain.
+Each round runs every contender once with a new seed, so that other load affects all alike. Ratios are taken
+within rounds. The figure is the smallest bulk ESS of any latent, divided by the wall-clock time of the run
+with tracing, compiling and warm-up. ``warm`` is a second run of the same NumPyro sampler, whose code is
+compiled already; astrozoo has no such row. NumPyro's NUTS runs four chains under ``jax.vmap`` in float64,
+with a dense and with a diagonal mass matrix, and the better one counts. Pyro's NUTS runs one chain.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ from astrozoo.types import Problem
 __all__ = ["main"]
 
 WANTED = {"NumPyro cold": 1.0, "Pyro": 100.0}
-"""Ratios asked for."""
+"""Ratios of effective draws per second that the project aims for."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Case:
 
     @property
     def arrays(self) -> list[np.ndarray]:
-        """The data, for NumPyro."""
+        """The data as arrays, for NumPyro."""
         return [t.numpy() for t in self.problem.tensors]
 
 
@@ -141,12 +140,12 @@ def min_ess(draws: Draws) -> float:
 
 
 def told(values: list[float]) -> str:
-    """Median [least, greatest]."""
+    """The text "median [minimum, maximum]"."""
     return f"{statistics.median(values):9.3g} [{min(values):8.3g}, {max(values):8.3g}]"
 
 
 def compare(case: Case, rounds: int, **sizes: int) -> None:
-    """Run all contenders in turn, and print what each reached."""
+    """Run all contenders in turn, and print the rates and ratios."""
     rates: dict[str, list[float]] = {}
     print(f"\n{case.problem.name}")
     for seed in range(rounds):

@@ -1,18 +1,18 @@
-"""One lens by NumPyro's NUTS and by ``method="auto"``: least effective draws a second.
+"""One lens by NumPyro's NUTS and by ``method="auto"``: effective draws per second.
 
-``--setting compact`` is a simulated lens of 13 parameters, ``gigalens`` the demo image of Gu et al. 2022 with
-its 22 (in ``$ASTROZOO_DATA``). NumPyro gets the same data and priors with a forward model of its own, in JAX:
-complex numbers for the power law, as in Tessore & Metcalf, nothing of ours or of caustics; it is checked
-against ours at the truth before anything is timed. It runs with a dense mass matrix and vectorised chains
-from the truth's neighbourhood, and so needs no search; ours starts cold. Both are timed from the first line
-to the last draw, compilation included, and for their sampling alone.
+``--setting compact`` is a simulated lens of 13 parameters. ``gigalens`` is the demo image of Gu et al. 2022,
+with 22 parameters (in ``$ASTROZOO_DATA``). NumPyro gets the same data and priors. Its forward model is
+written in JAX, with complex numbers for the power law (Tessore & Metcalf), and shares no code with astrozoo
+or caustics. Both models are compared at the truth before anything is timed. NumPyro runs with a dense mass
+matrix and vectorised chains that start near the truth, so that it needs no search. astrozoo starts cold. The
+time of each run is measured from its start to its last draw, with compilation, and for sampling alone.
 
     python -m experiments.bench.lens [--setting compact] [--warmup 500] [--draws 500] [--chains 4]
         [--auto-draws 500 1000] [--keep FILE.npz]
 
-Searching and compiling cost the same however long is sampled after them: with several ``--auto-draws``, draws
-of each of our chains, the table has a row for each. NumPyro's draws and seconds are kept in ``--keep``, and
-read from there if it exists: no ``--auto-draws`` but 0 leaves ours out.
+``--auto-draws`` are the draws of each chain of astrozoo. The table has a row for each number, because the
+costs of the search and of compilation do not depend on it. 0 leaves astrozoo out. NumPyro's draws and seconds
+are saved in ``--keep``, and read from that file if it exists.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def bend(p: dict[str, Any], x: Any, y: Any) -> tuple[Any, Any]:
 
 
 def shine(p: dict[str, Any], name: str, x: Any, y: Any) -> Any:
-    """A Sersic profile: the lens's or the source's."""
+    """A Sersic profile, of the lens or of the source."""
     x, y = x - p[f"{name}_centre"][0], y - p[f"{name}_centre"][1]
     e = p[f"{name}_ellipticity"]
     size = jnp.hypot(*e)
@@ -126,7 +126,7 @@ def model(data: dict[str, Any], setting: str) -> None:
 
 
 def lens_of(setting: str, size: int) -> tuple[LensImage, dict[str, Tensor]]:
-    """The image, and the truth."""
+    """The image and the truth of a setting."""
     if setting == "compact":
         return simulate(4, setting=setting, size=size, pixel_scale=4.8 / size)
     truth = {
@@ -137,7 +137,7 @@ def lens_of(setting: str, size: int) -> tuple[LensImage, dict[str, Tensor]]:
 
 
 def for_jax(exposure: Exposure) -> dict[str, Any]:
-    """The same data as arrays."""
+    """The data of :func:`lens_of` as JAX arrays."""
     x, y = pixel_grid(tuple(exposure.image.shape[-2:]), exposure.pixel_scale)
     arrays = {
         "x": x,
@@ -153,7 +153,7 @@ def for_jax(exposure: Exposure) -> dict[str, Any]:
 def nuts(
     data: dict[str, Any], setting: str, near: dict[str, Any], warmup: int, draws: int, chains: int
 ) -> dict[str, Any]:
-    """Draws by site ``[chain, draw, ...]``; all seconds, seconds of sampling, and its leapfrog steps."""
+    """NumPyro: draws by site ``[chain, draw, ...]``, total and sampling seconds, and leapfrog steps."""
     began = time.monotonic()
     kernel = NUTS(partial(model, setting=setting), dense_mass=True, init_strategy=init_to_value(values=near))
     run = MCMC(
@@ -170,12 +170,12 @@ def nuts(
 
 
 def worst(draws: dict[str, np.ndarray], statistic: Callable[..., Any], pick: Callable[..., Any]) -> float:
-    """Of all coordinates of all sites."""
+    """The extreme value, by ``pick``, of a statistic of the coordinates of all sites."""
     return float(pick([pick(np.atleast_1d(statistic(value.astype(float)))) for value in draws.values()]))
 
 
 def auto(lens: LensImage, setting: str, draws: int) -> dict[str, Any]:
-    """The same of ours."""
+    """astrozoo: draws by site ``[chain, draw, ...]``, total and sampling seconds, and gradients."""
     began = time.monotonic()
     task = problem(lens, setting=setting, prior="gigalens")
     result = astrozoo.infer(task, "auto", seed=0, draws=draws, progress=False, precision="single")

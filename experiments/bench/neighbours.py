@@ -33,7 +33,7 @@ CASES = {
 
 @contextmanager
 def busy_cores() -> Iterator[None]:
-    """One process that never waits on each core that this one may use."""
+    """Keep each core that this process may use busy with a loop."""
     loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in os.sched_getaffinity(0)]
     try:
         yield
@@ -44,7 +44,7 @@ def busy_cores() -> Iterator[None]:
 
 
 def seconds(case: str, policy: str, cache: str, limit: float) -> float:
-    """Of one process from its start to its end."""
+    """Seconds of one process from its start to its end."""
     with tempfile.TemporaryDirectory() as out:
         more = ["--out", str(Path(out) / "run")] if case == "celeste" else []
         return run_child([*CASES[case], *more], limit, ASTROZOO_CACHE=cache, OMP_WAIT_POLICY=policy)[0]

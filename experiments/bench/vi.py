@@ -5,12 +5,16 @@
     python -m experiments.bench.vi step                   # one SVI step, captured, against Pyro's
     python -m experiments.bench.vi batch                  # independent problems in one trust-region call
 
-Each prints a CSV table, row by row. Gradient-equivalents, per draw: a value counts 1/3 (a reverse sweep costs
-about two forward ones), a gradient 1, a Hessian-vector product 2 (a gradient and its reverse sweep), a
-Hessian of p parameters p + 1 (a gradient and p reverse sweeps); those of the log density, which the trust
-region's start takes, count as one draw. Seconds are wall-clock, of one thread; those of the trust region are
-with the capture of the model and of what graphs the run makes ("cold"), and of later runs with the same
-graphs ("warm").
+Each command prints a CSV table, row by row. Costs are in gradient-equivalents per draw:
+
+* a value counts 1/3, because a reverse sweep costs about two forward ones;
+* a gradient counts 1;
+* a Hessian-vector product counts 2 (a gradient and its reverse sweep);
+* a Hessian of p parameters counts p + 1 (a gradient and p reverse sweeps).
+
+Evaluations of the log density, which the trust region's start uses, count as one draw. Seconds are wall-clock
+of one thread. "Cold" seconds of the trust region include capturing the model and making its graphs. "Warm"
+seconds are those of later runs with the same graphs.
 """
 
 from __future__ import annotations
@@ -107,14 +111,14 @@ def accuracy(seeds: int, names: str = "") -> Iterator[Row]:
 
 
 Look = Callable[[torch.Tensor], float]
-"""The ELBO of parameters [1, p], measured on the same draws for all, less the best one [nat]."""
+"""From parameters [1, p] to their ELBO on common draws, minus the best ELBO [nat]."""
 
 
 def _adam(problem: Problem, rate: float, seed: int, most: int, look: Look | None = None) -> tuple[int, float]:
-    """Pyro's SVI, one particle: its steps, and the last ELBO seen.
+    """Pyro's SVI with one particle: the number of steps, and the last ELBO that was measured.
 
-    It is looked at after each step, after the first hundred each time that it has gone on by 2 %, until it
-    has arrived.
+    The ELBO is measured after each of the first hundred steps, then each time the number of steps has grown
+    by 2 %, until it is within the goal.
     """
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
@@ -137,7 +141,7 @@ def _adam(problem: Problem, rate: float, seed: int, most: int, look: Look | None
 
 
 def _best_adam(problem: Problem, seed: int, look: Look) -> tuple[int, float, str]:
-    """Fewest steps of all rates, that rate, and how all ended: ``STEPS``, a lower bound, if none arrives."""
+    """The fewest steps over all rates (``STEPS`` if none arrives), their rate, and the end of each run."""
     least, best, told = STEPS, RATES[0], []
     for rate in RATES:
         steps, value = _adam(problem, rate, seed, least, look)  # none needs longer than the best so far
@@ -148,7 +152,7 @@ def _best_adam(problem: Problem, seed: int, look: Look) -> tuple[int, float, str
 
 
 class _Arrived(KeyboardInterrupt):
-    """Ends a run."""
+    """The goal was reached."""
 
 
 def _captured(problem: Problem) -> tuple[Elbo, LogDensity]:
@@ -158,9 +162,9 @@ def _captured(problem: Problem) -> tuple[Elbo, LogDensity]:
 def _fit(
     target: Elbo, density: LogDensity, seed: int, most: int = 200, look: Look | None = None
 ) -> int | None:
-    """What :func:`astrozoo.infer.trust_region.trust_region` does; iterations until it arrives, None if never.
+    """Run the trust region as its method does. Returns the iterations to the goal, or None.
 
-    It is looked at after its start, which takes no iteration, and after each one.
+    The ELBO is measured at the start and after each iteration.
     """
 
     def after(state: TrustRegionState) -> None:
@@ -177,7 +181,7 @@ def _fit(
 
 
 def _ours(problem: Problem, seed: int, look: Look) -> tuple[float, float, float]:
-    """Gradient-equivalents of the trust region, cold and warm seconds: infinite if it does not arrive."""
+    """Gradient-equivalents, cold and warm seconds of the trust region; infinite if it does not arrive."""
     functions = _captured(problem)
     iterations = _fit(*functions, seed, look=look)
     if iterations is None:
@@ -225,7 +229,7 @@ def race(seeds: int, names: str = "") -> Iterator[Row]:
 
 
 def _timed(step: Callable[[], Any], repeats: int = 400) -> float:
-    """Median microseconds."""
+    """Median time of a call [us]."""
     for _ in range(20):
         step()
     found = []
@@ -237,7 +241,7 @@ def _timed(step: Callable[[], Any], repeats: int = 400) -> float:
 
 
 def step(seeds: int, names: str = "") -> Iterator[Row]:
-    """One step of Adam, one particle, mean field."""
+    """Time one step of Adam with one particle and a mean field."""
     for reference in _references(names):
         problem = reference.problem
         target = elbo(problem, mean_field, compile="always")
@@ -270,7 +274,7 @@ def _counts_model(design: torch.Tensor, y: torch.Tensor) -> None:
 
 
 def batch(seeds: int, names: str = "") -> Iterator[Row]:
-    """Poisson regressions of 40 dimensions and 100 data each, mean field, fixed draws."""
+    """Fit Poisson regressions of 40 dimensions and 100 data each, by mean fields with fixed draws."""
     generator = torch.Generator().manual_seed(0)
     for n in (1, 10, 100, 1000, 4000):
         design = torch.randn(n, 100, 40, generator=generator, dtype=torch.float64) / 40**0.5
