@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from astrozoo.density import log_density
-from astrozoo.infer._metric import Metric, of_result
+from astrozoo.infer._metric import of_result
 from astrozoo.infer._moments import Moments
+from astrozoo.infer._operators import Metric
 from astrozoo.infer.convergence import ensemble_status
 from astrozoo.infer.identity import run_checkpoint
 from astrozoo.infer.options import RunOptions

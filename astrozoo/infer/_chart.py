@@ -17,8 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from astrozoo.infer import _metric
-from astrozoo.infer._metric import DENSE_LIMIT, Dense, Metric, Preconditioner, estimated
+from astrozoo.infer import _metric, _operators
+from astrozoo.infer._metric import DENSE_LIMIT, estimated
+from astrozoo.infer._operators import Dense, Metric, Preconditioner
 
 __all__ = ["Chart", "arrays", "bent", "flat", "padded", "restored"]
 
@@ -82,15 +83,15 @@ def padded(chart: Chart, discrete: int) -> Chart:
 def arrays(chart: Chart) -> dict[str, np.ndarray]:
     """For a checkpoint."""
     held = {f"chart_{n}": getattr(chart, n).cpu().numpy() for n in ("curve", "along", "shift")}
-    return held | _metric.arrays(chart.metric)
+    return held | _operators.arrays(chart.metric)
 
 
 def restored(
     held: Mapping[str, np.ndarray], device: torch.device, outer: Preconditioner | None = None
 ) -> Chart:
-    """From a checkpoint; ``outer`` as in :func:`astrozoo.infer._metric.restored`."""
+    """From a checkpoint; ``outer`` as in :func:`astrozoo.infer._operators.restored`."""
     parts = [torch.as_tensor(held[f"chart_{n}"], device=device) for n in ("curve", "along", "shift")]
-    return Chart(_metric.restored(held, device, outer), *parts)
+    return Chart(_operators.restored(held, device, outer), *parts)
 
 
 def bent(metric: Metric, x: Float[Tensor, "B n d"], g: Float[Tensor, "B n d"]) -> Chart:

@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from astrozoo.infer import _metric
-from astrozoo.infer._metric import DENSE_LIMIT, Block, Metric, Structure
+from astrozoo.infer._metric import DENSE_LIMIT, Block, Structure
+from astrozoo.infer._operators import Metric
 
 __all__ = ["CurvatureDraws", "draws_by_products", "inverse_root"]
 

@@ -30,7 +30,7 @@ def structure_of(metric: Any, layout: Layout, option: str = "metric") -> Structu
 
     Args:
         metric: None; the kind of a metric over all latents ("dense", "low_rank", "diagonal"); kinds by site,
-            "fourier" among them; or a :class:`~astrozoo.infer._metric.Preconditioner`. Sites that are not
+            "fourier" among them; or a :class:`~astrozoo.infer._operators.Preconditioner`. Sites that are not
             named have metrics of the default kind.
         layout: of the latent sites.
         option: what an error calls ``metric``.

@@ -9,14 +9,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from astrozoo.checkpoint import Checkpoint
 from astrozoo.density import log_density
@@ -31,8 +27,9 @@ from astrozoo.infer._adaptation import (
     pooled,
     rescued,
 )
-from astrozoo.infer._chart import Chart
-from astrozoo.infer._metric import Metric, Preconditioner, Structure
+from astrozoo.infer._hmc_state import HMCState
+from astrozoo.infer._metric import Structure
+from astrozoo.infer._operators import Metric
 from astrozoo.infer._structure import structure_for
 from astrozoo.infer._trajectory import Chains, gibbs, normals, transition, uniforms
 from astrozoo.infer.convergence import e_bfmi, ensemble_status
@@ -45,7 +42,7 @@ from astrozoo.infer.starts import chain_starts, start_points
 from astrozoo.objective import Density
 from astrozoo.types import Problem, Result, Status
 
-__all__ = ["HMCState", "hmc"]
+__all__ = ["hmc"]
 
 WINDOWS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 """Fractions of the warm-up at which the mass matrix is re-estimated, each from the draws since the last."""
@@ -70,102 +67,6 @@ _START = 0
 """Stream of the random numbers of the chains' starts."""
 _RESCUE = 9
 """Stream of those that choose a chain whose place a stranded one takes."""
-
-
-@dataclass
-class HMCState:
-    """Where the ensemble stands: ``B`` problems of ``C`` chains in ``d`` dimensions.
-
-    Args:
-        log_step, averaging: of each chain (the same in all chains of a problem, once the early warm-up is
-            over), and the state of dual averaging.
-        window: positions and gradients since the mass matrix was last estimated.
-        recorder: what is kept of the continuous coordinates of the draws.
-
-    Attributes:
-        drawn: statistics of the draws and their discrete coordinates, ``[draw, B, C, ...]`` on the CPU. The
-            first ``recorder.count`` rows are filled. They are allocated once: small arrays that are made at
-            every draw, between large ones, would fragment the heap.
-    """
-
-    position: Float[Tensor, "B C d"]
-    value: Float[Tensor, "B C"]
-    gradient: Float[Tensor, "B C d"]
-    chart: Chart
-    recorder: Recorder
-    log_step: Float[Tensor, "B C"]
-    averaging: Float[Tensor, "4 B C"]
-    length: Float[Tensor, "4 B"]
-    iteration: int = 0
-    gradients: int = 0
-    warmup_gradients: int = 0
-    rescued: int = 0
-    window: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    drawn: dict[str, Tensor] = field(init=False)
-
-    def __post_init__(self) -> None:
-        draws, (problems, chains, coordinates) = self.recorder.draws, self.position.shape
-        kinds = dict.fromkeys(("energy", "acceptance_rate", "lp"), self.value.dtype)
-        kinds |= {"diverging": torch.bool, "n_steps": torch.int64}
-        self.drawn = {name: torch.empty(draws, problems, chains, dtype=kind) for name, kind in kinds.items()}
-        discrete = coordinates - self.recorder.dim
-        self.drawn["discrete"] = torch.empty(draws, problems, chains, discrete, dtype=self.position.dtype)
-
-    def record(self, statistics: Mapping[str, Float[Tensor, "B C"]]) -> None:
-        """Record the position as the next draw.
-
-        Args:
-            statistics: of the transition to it, by the names in ``drawn``.
-        """
-        row = self.recorder.count
-        for name, column in self.drawn.items():
-            discrete = name == "discrete"
-            column[row] = self.position[..., self.recorder.dim :] if discrete else statistics[name]
-        self.recorder.add(self.position)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """For a checkpoint."""
-        held = {n: getattr(self, n).cpu().numpy() for n in _TENSORS} | _chart.arrays(self.chart)
-        held |= {n: np.asarray(getattr(self, n)) for n in _COUNTS}
-        held |= {f"drawn_{name}": rows[: self.recorder.count].numpy() for name, rows in self.drawn.items()}
-        held |= self.recorder.arrays()
-        for name, column in zip(("window_x", "window_g"), zip(*self.window, strict=True), strict=False):
-            held[name] = torch.stack(column).cpu().numpy()
-        return held
-
-    @classmethod
-    def restored(
-        cls,
-        arrays: Mapping[str, np.ndarray],
-        device: torch.device,
-        recorder: Recorder,
-        outer: Preconditioner | None = None,
-    ) -> HMCState:
-        """From a checkpoint.
-
-        Args:
-            recorder: a new one, which takes over what the checkpoint has.
-            outer: a preconditioner that was given; the checkpoint does not have it.
-        """
-        recorder.restore(arrays)
-        held: dict[str, Any] = {n: torch.as_tensor(arrays[n], device=device) for n in _TENSORS}
-        held |= {n: int(arrays[n]) for n in _COUNTS}
-        columns = [torch.as_tensor(arrays.get(name, ()), device=device) for name in ("window_x", "window_g")]
-        state = cls(
-            **held,
-            chart=_chart.restored(arrays, device, outer),
-            recorder=recorder,
-            window=list(zip(*columns, strict=True)),
-        )
-        for name, column in state.drawn.items():
-            column[: recorder.count] = torch.as_tensor(arrays[f"drawn_{name}"])
-        return state
-
-
-_TENSORS = ("position", "value", "gradient", "log_step", "averaging", "length")
-"""Fields of :class:`HMCState` that are tensors and that a checkpoint has."""
-_COUNTS = ("iteration", "gradients", "warmup_gradients", "rescued")
-"""Fields of :class:`HMCState` that are whole numbers and that a checkpoint has."""
 
 
 @dataclass(frozen=True)

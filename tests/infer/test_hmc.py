@@ -16,9 +16,10 @@ from astrozoo.errors import InputError
 from astrozoo.infer import hmc as hmc_module
 from astrozoo.infer._adaptation import begin_length, follow_length, rescued
 from astrozoo.infer._chart import flat
-from astrozoo.infer._metric import DENSE_LIMIT, Dense, LowRank, estimated, given, identity, updated
+from astrozoo.infer._hmc_state import HMCState
+from astrozoo.infer._metric import DENSE_LIMIT, estimated, given, identity, updated
+from astrozoo.infer._operators import Dense, LowRank
 from astrozoo.infer._trajectory import Chains, trajectory
-from astrozoo.infer.hmc import HMCState
 from astrozoo.infer.recorder import Recorder
 from astrozoo.types import Problem, Result, Status
 

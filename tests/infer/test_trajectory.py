@@ -13,7 +13,8 @@ from problems import banana, gaussian
 from astrozoo.density import log_density
 from astrozoo.diagnostics.arviz import mcse
 from astrozoo.infer._chart import Chart, bent, flat
-from astrozoo.infer._metric import LowRank, estimated, given
+from astrozoo.infer._metric import estimated, given
+from astrozoo.infer._operators import LowRank
 from astrozoo.infer._trajectory import Chains, trajectory
 from astrozoo.types import Problem, Result, Status
 
