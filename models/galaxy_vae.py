@@ -1,0 +1,478 @@
+"""Galaxy images by a variational autoencoder whose decoder gives each pixel's mean and variance.
+
+    z ~ N(0, I_8)
+    x | z ~ N(f_mu(z), diag(noise^2 + f_sigma(z)^2))
+
+``x`` is a stamp of one galaxy in the units of :mod:`astrozoo.data.stamps`, ``noise`` the SD of its detector
+noise, and ``f_mu`` and ``f_sigma`` are dense networks with exponential outputs. ``f_sigma`` is what the decoder
+cannot reproduce of real galaxies.
+
+The weights are trained in two stages (:func:`training`). Both maximise an ELBO of this model. In the first,
+``f_sigma`` is one number per galaxy; in the second, only ``f_sigma`` is trained, with a value in each pixel. If
+both are trained at once, a large ``f_sigma`` in the core excuses a poor ``f_mu`` there.
+
+References:
+    Regier, McAuliffe & Prabhat 2015, "A deep generative model for astronomical images of galaxies".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from astrozoo._trained import Trained
+from astrozoo.data.stamps import Oriented, Pixels, Stamps, read_images, standardise
+from astrozoo.data.weights import load_weights
+from astrozoo.errors import DataError, InputError
+from astrozoo.nets.autoencoder import (
+    ConvolutionalDecoder,
+    ConvolutionalEncoder,
+    DenseDecoder,
+    DenseEncoder,
+)
+from astrozoo.types import Problem
+
+__all__ = [
+    "LATENT",
+    "SIZE",
+    "Decoder",
+    "Encoder",
+    "GalaxyVAE",
+    "Nets",
+    "encode",
+    "load",
+    "problem",
+    "read",
+    "simulate",
+    "standard_normal",
+    "training",
+    "training_problem",
+    "untrained",
+    "variance_stage",
+]
+
+LATENT = 8
+"""Length of the latent vector, as in Regier et al. 2015."""
+SIZE = 69
+"""[px] Side of a stamp, as in Regier et al. 2015."""
+HIDDEN = (128, 128)
+"""Widths of the hidden layers, as in Regier et al. 2015."""
+_FIRST_SD = 0.3
+"""f_sigma of untrained networks, in units of the rms of a galaxy's light."""
+_DARKEST = 1e-3
+"""Least brightness of the mean galaxy at which training starts, in units of the rms of a galaxy's light."""
+_LOG_RANGE = (-12.0, 6.0)
+"""Range of the logarithms of the decoder's outputs. It keeps their exponentials finite in single precision. The
+brightest pixel of a galaxy is about e^4 in units of its rms."""
+
+_FEWEST_GALAXIES = 20
+"""Fewest galaxies to train on: one in twenty is not trained on."""
+
+Kind = Literal["dense", "convolutional"]
+
+
+def _padded(size: int) -> int:
+    """Side of the image that a convolutional network has for a stamp: a multiple of 16."""
+    return -(-size // 16) * 16
+
+
+class Decoder(nn.Module):
+    """f_mu and f_sigma^2: latents to the mean of each pixel and its variance beside that of the noise.
+
+    Args:
+        size: side of a stamp [px].
+        latent: length of the latent vector.
+        hidden: widths of the hidden layers of dense networks.
+        kind: of the networks.
+        per_pixel: whether the variance differs between pixels. Otherwise it is the geometric mean of those.
+    """
+
+    def __init__(
+        self,
+        size: int = SIZE,
+        latent: int = LATENT,
+        hidden: Sequence[int] = HIDDEN,
+        kind: Kind = "dense",
+        per_pixel: bool = True,
+    ) -> None:
+        super().__init__()
+        self.size, self.latent, self.kind, self.per_pixel = size, latent, kind, per_pixel
+        self.mean, self.variance = (self._network(hidden) for _ in range(2))
+        self.log_mean = nn.Parameter(torch.zeros(size, size))
+        self.log_variance = nn.Parameter(torch.full((size, size), 2 * float(torch.tensor(_FIRST_SD).log())))
+
+    def _network(self, hidden: Sequence[int]) -> nn.Module:
+        if self.kind == "convolutional":
+            return ConvolutionalDecoder(_padded(self.size), self.latent)
+        return DenseDecoder(self.size**2, self.latent, hidden)
+
+    def _image(self, network: nn.Module, z: Tensor) -> Tensor:
+        if self.kind == "dense":
+            return network(z).reshape(*z.shape[:-1], self.size, self.size)
+        edge = (_padded(self.size) - self.size) // 2
+        return network(z)[..., edge : edge + self.size, edge : edge + self.size]
+
+    def forward(self, z: Float[Tensor, "*b latent"]) -> tuple[Float[Tensor, "*b y x"], Float[Tensor, "*b y x"]]:
+        """Mean, and variance without that of the noise."""
+        mean = (self.log_mean + self._image(self.mean, z)).clamp(*_LOG_RANGE)
+        variance = (self.log_variance + self._image(self.variance, z)).clamp(*_LOG_RANGE)
+        if not self.per_pixel:
+            variance = variance.mean((-2, -1), keepdim=True)
+        return mean.exp(), variance.exp()
+
+
+class Encoder(nn.Module):
+    """A stamp and its noise to the mean and SD of each latent in q(z | x).
+
+    The first layer reads the image in units of its noise, compressed by an arcsinh, and the image itself, so that
+    it sees faint outskirts and bright cores. The logarithm of the noise is a further input.
+
+    Args:
+        size, latent, hidden, kind: as those of :class:`Decoder`.
+    """
+
+    def __init__(
+        self,
+        size: int = SIZE,
+        latent: int = LATENT,
+        hidden: Sequence[int] = HIDDEN,
+        kind: Kind = "dense",
+    ) -> None:
+        super().__init__()
+        self.size, self.kind = size, kind
+        if kind == "dense":
+            self.network: nn.Module = DenseEncoder(size**2 + 1, latent, hidden)
+        else:
+            self.network = ConvolutionalEncoder(_padded(size), latent)
+
+    def forward(
+        self, image: Float[Tensor, "b y x"], noise: Float[Tensor, "b"]
+    ) -> tuple[Float[Tensor, "b latent"], Float[Tensor, "b latent"]]:
+        """Means and SDs."""
+        seen = (image / 2).asinh()
+        if self.kind == "dense":
+            return self.network(torch.cat((seen.flatten(1), noise.log()[:, None]), 1))
+        before = (_padded(self.size) - self.size) // 2
+        after = _padded(self.size) - self.size - before
+        return self.network(nn.functional.pad(seen, (before, after, before, after)))
+
+
+@dataclass(frozen=True, eq=False)
+class Nets:
+    """The networks of a trained model.
+
+    Args:
+        decoder: f_mu and f_sigma^2.
+        encoder: q(z | x).
+    """
+
+    decoder: Decoder
+    encoder: Encoder
+
+    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Nets:
+        """The networks, converted in place."""
+        for module in (self.decoder, self.encoder):
+            module.to(dtype=dtype, device=device)
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class GalaxyVAE:
+    """The generative model of one galaxy, or of a plate of galaxies for training.
+
+    Args:
+        nets: their weights are parameters unless they are frozen. The model reads the decoder alone. Its guides
+            read the encoder.
+    """
+
+    nets: Nets
+
+    def __call__(self, stamp: Pixels) -> None:
+        decoder: Any = pyro.module("decoder", self.nets.decoder)
+        image = stamp.image
+        with ExitStack() as plates:
+            if image.ndim == 3:
+                plates.enter_context(pyro.plate("galaxy", len(image), dim=-3))
+            z = pyro.sample("z", standard_normal(image, self.nets.decoder.latent))
+            mean, variance = decoder(z.reshape(*image.shape[:-2], -1))
+            sd = (stamp.noise[..., None, None] ** 2 + variance).sqrt()
+            plates.enter_context(pyro.plate("y", image.shape[-2], dim=-2))
+            plates.enter_context(pyro.plate("x", image.shape[-1], dim=-1))
+            pyro.sample("image", dist.Normal(mean, sd).mask(stamp.used), obs=image)
+
+
+def standard_normal(image: Float[Tensor, "*galaxy y x"], latent: int) -> dist.Distribution:
+    """N(0, I) of the latents of one galaxy, or of each galaxy of a plate whose axis is the third from the right."""
+    shape = (len(image), 1, 1, latent) if image.ndim == 3 else (latent,)
+    return dist.Normal(image.new_zeros(shape), image.new_ones(())).to_event(1)
+
+
+def load(
+    weights: str | Path | Trained = "galaxy_vae",
+    *,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> Nets:
+    """The trained networks, frozen.
+
+    Args:
+        weights: the name of the package's weights, a file written by training, or the result of training.
+        dtype: dtype of the networks; the shipped weights are stored in float16.
+
+    Raises:
+        UnknownNameError: there are no weights of that name.
+        DataError: the file is missing, corrupt or of another version, or its weights are of another model.
+    """
+    trained = weights if isinstance(weights, Trained) else load_weights(weights)
+    nets = _untrained(trained)
+    trained.load_into(nets.decoder, "model.decoder")
+    trained.load_into(nets.encoder, "guide.encoder")
+    for module in (nets.decoder, nets.encoder):
+        module.eval().requires_grad_(False)
+    return nets.to(dtype, device)
+
+
+def _untrained(trained: Trained) -> Nets:
+    """Networks of the sizes of weights, which follow from their shapes."""
+    decoder, encoder = trained.part("model.decoder"), trained.part("guide.encoder")
+    if "log_mean" not in decoder or not encoder:
+        raise DataError(f"weights of {trained.model!r}", "no decoder and encoder", "weights of galaxy_vae")
+    size = len(decoder["log_mean"])
+    if "mean.dense.0.weight" in decoder:
+        latent = decoder["mean.dense.0.weight"].shape[1]
+        return Nets(Decoder(size, latent, kind="convolutional"), Encoder(size, latent, kind="convolutional"))
+    layers = sorted(
+        (int(name.split(".")[2]), tuple(w.shape))
+        for name, w in decoder.items()
+        if name.startswith("mean.network.") and name.endswith("weight")
+    )
+    widths, latent = tuple(shape[0] for _, shape in layers[:-1]), layers[0][1][1]
+    return Nets(Decoder(size, latent, widths), Encoder(size, latent, widths))
+
+
+def problem(data: Stamps, *, weights: str | Path | Trained | Nets = "galaxy_vae") -> Problem:
+    """The latents of each galaxy, under fixed networks.
+
+    Args:
+        data: one galaxy, or several, which make a batch.
+        weights: see :func:`load`; or networks.
+
+    Raises:
+        DataError: there are no galaxies, or the stamps are not of the networks' size.
+    """
+    nets = weights if isinstance(weights, Nets) else load(weights)
+    data = _checked(data, nets)
+    mean = encode(nets, data)[0]
+    several = len(data) > 1
+    return Problem(
+        GalaxyVAE(nets),
+        (data.pixels if several else Pixels(*(x[0] for x in data.pixels)),),
+        name="galaxy_vae",
+        batch=len(data) if several else None,
+        start={"z": mean if several else mean[0]},
+        dims={"z": ("latent",)},
+        images=("image",),
+        guides={"encoder": "astrozoo.guides.galaxy_vae:per_image"},
+    )
+
+
+@torch.no_grad()
+def encode(nets: Nets, data: Stamps) -> tuple[Float[Tensor, "n latent"], Float[Tensor, "n latent"]]:
+    """Means and SDs of q(z | x) of each galaxy."""
+    data = _checked(data, nets)
+    return nets.encoder(data.pixels.image, data.pixels.noise)
+
+
+def _checked(data: Stamps, nets: Nets) -> Stamps:
+    if not len(data):
+        raise DataError("stamps", "none", "at least one galaxy")
+    size, shape = nets.decoder.size, tuple(data.pixels.image.shape[1:])
+    if shape != (size, size):
+        raise DataError("stamps", f"shape {shape}", f"{(size, size)}, the size that the weights are trained on")
+    return data.to(nets.decoder.log_mean.dtype)
+
+
+def simulate(
+    seed: int = 0,
+    *,
+    galaxies: int = 1,
+    noise: float = 0.5,
+    weights: str | Path | Trained | Nets = "galaxy_vae",
+) -> tuple[Stamps, dict[str, Tensor]]:
+    """Galaxies drawn from the model, and their latents.
+
+    Args:
+        noise: SD of the noise of a pixel, in units of the rms of a galaxy's light over the stamp.
+    """
+    if galaxies < 1:
+        raise InputError("galaxies", galaxies, "1 or more")
+    if not noise > 0:
+        raise InputError("noise", noise, "a number above 0")
+    nets = weights if isinstance(weights, Nets) else load(weights)
+    generator = torch.Generator().manual_seed(seed)
+    like = nets.decoder.log_mean
+    z = torch.randn(galaxies, nets.decoder.latent, generator=generator, dtype=like.dtype)
+    with torch.no_grad():
+        mean, variance = nets.decoder(z)
+    normals = torch.randn(mean.shape, generator=generator, dtype=like.dtype)
+    image = mean + (noise**2 + variance).sqrt() * normals
+    pixels = Pixels(image, torch.full((galaxies,), noise, dtype=like.dtype), torch.ones_like(image, dtype=torch.bool))
+    names = tuple(str(i) for i in range(galaxies))
+    stamps = Stamps(pixels, torch.ones(galaxies, dtype=like.dtype), names)
+    return stamps, {"z": z if galaxies > 1 else z[0]}
+
+
+def read(
+    path: Path,
+    *,
+    noise: float | None = None,
+    size: int = SIZE,
+    subtract_sky: bool = False,
+    first: int = 0,
+    count: int | None = None,
+) -> Stamps:
+    """Stamps of a FITS or NumPy file, or of a folder of FITS files, of any sizes.
+
+    Args:
+        path: see :func:`astrozoo.data.stamps.read_images`.
+        noise: SD of the noise of a pixel, in the file's unit. None: the file's ``noise_rms``, or measured at the
+            border of each stamp.
+        size: side of the frame that stamps are cropped or padded to: that of the weights [px].
+        subtract_sky: subtract the median of each stamp's border.
+        first, count: which stamps; all by default.
+
+    Raises:
+        DataError: the file is missing or unreadable, has no images, or see
+            :func:`astrozoo.data.stamps.standardise`.
+    """
+    images, names, stated = read_images(path)
+    part = slice(first, None if count is None else first + count)
+    if not images[part]:
+        raise DataError(str(path), f"{len(images)} stamps", f"more than {first}")
+    given = noise if noise is not None else None if stated is None else stated[part]
+    return standardise(images[part], size, given, names=names[part], subtract_sky=subtract_sky)
+
+
+def training_problem(pixels: Any, nets: Nets) -> Problem:
+    """The problem of fitting networks to galaxies.
+
+    Args:
+        pixels: the galaxies: :class:`~astrozoo.data.stamps.Pixels`, or a Dataset of such items.
+        nets: networks, of which those that require gradients are trained.
+    """
+    return Problem(
+        GalaxyVAE(nets),
+        (pixels,),
+        name="galaxy_vae",
+        data_plates={"galaxy": {"stamp": 0}},
+        guides={"encoder": "astrozoo.guides.galaxy_vae:amortised"},
+    )
+
+
+def untrained(
+    pixels: Pixels, *, latent: int = LATENT, hidden: Sequence[int] = HIDDEN, kind: Kind = "dense", seed: int = 0
+) -> Nets:
+    """Networks with random weights, whose f_mu is near the mean of these galaxies.
+
+    Raises:
+        InputError: ``kind`` is not a kind of networks.
+    """
+    if kind not in get_args(Kind):
+        raise InputError("nets", repr(kind), f"one of {', '.join(get_args(Kind))}")
+    size = pixels.image.shape[-1]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        nets = Nets(
+            Decoder(size, latent, hidden, kind, per_pixel=False), Encoder(size, latent, hidden, kind)
+        )
+    mean = pixels.image.mean(0)
+    turned = torch.stack([torch.rot90(m, k) for m in (mean, mean.flip(1)) for k in range(4)]).mean(0)
+    with torch.no_grad():
+        nets.decoder.log_mean.copy_(turned.clamp_min(_DARKEST).log())
+    return nets
+
+
+def variance_stage(trained: Trained) -> Nets:
+    """The networks of the first stage, of which f_sigma is to be trained with a value in each pixel."""
+    nets = load(trained, dtype=torch.float32)
+    nets.decoder.variance.requires_grad_(True)
+    nets.decoder.log_variance.requires_grad_(True)
+    return nets
+
+
+def training(
+    *,
+    out: Path,
+    path: Path | None,
+    seed: int,
+    device: str = "cpu",
+    galaxies: int = 12_000,
+    size: int = SIZE,
+    nets: Kind = "dense",
+) -> Sequence[Callable[[Trained | None], dict[str, Any]]]:
+    """The two stages of training, as arguments of :func:`astrozoo.train`; ``load`` reads the result.
+
+    Args:
+        out: folder of the run; simulated galaxies are cached in a folder below it.
+        path: stamps to train on (:func:`read`). None: galaxies drawn by GalSim.
+        seed: of the galaxies and of the networks' initial weights.
+        device: device to train on.
+        galaxies: number of simulated galaxies.
+        size: side of the stamps [px].
+        nets: "dense" (Regier et al. 2015) or "convolutional".
+
+    Raises:
+        DataError: if the file has no stamps.
+        InputError: if there are fewer than 20 galaxies.
+    """
+    stamps = simulated_stamps(galaxies, seed, size, out / "galaxies") if path is None else read(path, size=size)
+    if len(stamps) < _FEWEST_GALAXIES:
+        raise InputError("galaxies", len(stamps), f"{_FEWEST_GALAXIES} or more")
+    held_out = max(1, len(stamps) // 20)
+    return stages(stamps[:-held_out], stamps[-held_out:], seed=seed, device=device, kind=nets)
+
+
+def stages(
+    stamps: Stamps,
+    held_out: Stamps,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    kind: Kind = "dense",
+    steps: tuple[int, int] = (6000, 1500),
+    latent: int = LATENT,
+    hidden: Sequence[int] = HIDDEN,
+) -> Sequence[Callable[[Trained | None], dict[str, Any]]]:
+    """What :func:`training` returns, for given galaxies.
+
+    Args:
+        held_out: galaxies whose ELBO is in the curve.
+        steps: of the two stages.
+        latent, hidden, kind: see :class:`Decoder`.
+    """
+    turned = Oriented(stamps.pixels)
+    shared = {"guide": "encoder", "device": device, "batch": min(128, len(turned)), "gradient_clip": 1e4}
+
+    def first(_: Trained | None) -> dict[str, Any]:
+        nets = untrained(stamps.pixels, latent=latent, hidden=hidden, kind=kind, seed=seed)
+        return of(nets) | {"steps": steps[0], "learning_rate": 2e-3}
+
+    def second(before: Trained | None) -> dict[str, Any]:
+        if before is None:
+            raise InputError("second stage", "no weights", "those of the first")
+        return of(variance_stage(before)) | {"steps": steps[1], "learning_rate": 1e-3}
+
+    def of(nets: Nets) -> dict[str, Any]:
+        problems = (training_problem(data, nets) for data in (turned, held_out.pixels))
+        return dict(zip(("problem", "held_out"), problems, strict=True)) | shared
+
+    return first, second
