@@ -26,7 +26,7 @@ from astrozoo.infer import infer
 from astrozoo.infer.progress import progress_bar
 from astrozoo.types import Outcome, Page, Problem, Result, load, stack
 
-__all__ = ["CHECKPOINT", "compare", "fit", "run", "sbc", "write"]
+__all__ = ["CHECKPOINT", "Case", "case_of", "compare", "fit", "run", "sbc", "truth_page", "with_data", "write"]
 
 CHECKPOINT = "checkpoint"
 """Folder, below that of the results, for work in progress. It is removed when all results are written."""
@@ -38,7 +38,7 @@ def run(entry: Entry, **settings: Any) -> Outcome:
     return resolve(job.function)(**settings) if job.function else fit(entry, **settings)
 
 
-class _Case(NamedTuple):
+class Case(NamedTuple):
     """A problem, the truth if the data are simulated, and one line on where the data come from."""
 
     problem: Problem
@@ -46,8 +46,19 @@ class _Case(NamedTuple):
     origin: str
 
 
-def _case(entry: Entry, path: Path | None, seed: int, device: str, options: Mapping[str, Any]) -> _Case:
+def case_of(
+    entry: Entry,
+    path: Path | None,
+    seed: int,
+    device: str,
+    options: Mapping[str, Any],
+    *,
+    drawn: Mapping[str, Any] | None = None,
+) -> Case:
     """The problem of the data at a path or, without one, of the entry's demonstration.
+
+    Args:
+        drawn: options of ``simulate`` for the demonstration that ``problem`` does not take.
 
     Raises:
         InputError: options on how to read data, and no data.
@@ -55,15 +66,15 @@ def _case(entry: Entry, path: Path | None, seed: int, device: str, options: Mapp
     reading, settings = entry.split(options)
     if path is not None:
         data = entry.read(path, **reading)
-        return _Case(entry.problem(data, **settings).to(device=device), {}, str(path))
+        return Case(entry.problem(data, **settings).to(device=device), {}, str(path))
     for option in entry.reading:
         if option.name in reading:
             raise InputError(option.flag, reading[option.name], f"{option.flag} with --data only")
     print(f"demonstration: simulating {entry.name} with seed {seed}")
     settings = {**entry.simulated, **entry.demo, **settings}
-    data, truth = entry.simulate(seed, **settings)
+    data, truth = entry.simulate(seed, **settings, **(drawn or {}))
     origin = f"simulated by the model itself, seed {seed}"
-    return _Case(entry.problem(data, **settings).to(device=device), truth, origin)
+    return Case(entry.problem(data, **settings).to(device=device), truth, origin)
 
 
 def with_data(problem: Problem, result: Result) -> Result:
@@ -95,15 +106,18 @@ def fit(
 
     The report of simulated data has the distance of the posterior from the truth.
     """
-    case = _case(entry, path, seed, device, options)
+    case = case_of(entry, path, seed, device, options)
     settings = entry.options.get(method, {})
     result = with_data(case.problem, infer(case.problem, method, guide, seed=seed, **settings))
-    pages = []
-    if case.truth:
-        scores = z_scores(result, case.truth)
-        rows = [{"site": name, "largest |mean - truth| / SD": np.abs(z).max()} for name, z in scores.items()]
-        pages.append(Page("Simulated truth", [f"The data are {case.origin}.", rows]))
+    pages = [truth_page(result, case)] if case.truth else []
     return Outcome(result, pages, {"data": case.origin})
+
+
+def truth_page(result: Result, case: Case) -> Page:
+    """How far the posterior lies from the truth behind simulated data."""
+    scores = z_scores(result, case.truth)
+    rows = [{"site": name, "largest |mean - truth| / SD": np.abs(z).max()} for name, z in scores.items()]
+    return Page("Simulated truth", [f"The data are {case.origin}.", rows])
 
 
 def compare(
@@ -135,7 +149,7 @@ def compare(
     Raises:
         InputError: the reference is of another problem.
     """
-    problem, truth, _ = _case(entry, path, seed, device, options or {})
+    problem, truth, _ = case_of(entry, path, seed, device, options or {})
     results: dict[str, Result] = {}
     if reference is not None:
         results["reference"] = load(reference)

@@ -17,6 +17,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ HIDDEN = (128, 128)
 """Widths of the hidden layers, as in Regier et al. 2015."""
 _FIRST_SD = 0.3
 """f_sigma of untrained networks, in units of the rms of a galaxy's light."""
+_WHOLE = 32
+"""Width of the hidden layer of the network for the variance of a whole galaxy."""
 _DARKEST = 1e-3
 """Least brightness of the mean galaxy at which training starts, in units of the rms of a galaxy's light."""
 _LOG_RANGE = (-12.0, 6.0)
@@ -93,7 +96,7 @@ class Decoder(nn.Module):
         latent: length of the latent vector.
         hidden: widths of the hidden layers of dense networks.
         kind: of the networks.
-        per_pixel: whether the variance differs between pixels. Otherwise it is the geometric mean of those.
+        per_pixel: whether the variance differs between pixels. Otherwise a galaxy has one.
     """
 
     def __init__(
@@ -107,8 +110,11 @@ class Decoder(nn.Module):
         super().__init__()
         self.size, self.latent, self.kind, self.per_pixel = size, latent, kind, per_pixel
         self.mean, self.variance = (self._network(hidden) for _ in range(2))
+        self.whole_variance = DenseDecoder(1, latent, (_WHOLE,))
         self.log_mean = nn.Parameter(torch.zeros(size, size))
-        self.log_variance = nn.Parameter(torch.full((size, size), 2 * float(torch.tensor(_FIRST_SD).log())))
+        self.log_variance = nn.Parameter(torch.zeros(size, size))
+        with torch.no_grad():
+            self.whole_variance.network[-1].bias.fill_(2 * math.log(_FIRST_SD))  # type: ignore[operator,union-attr]
 
     def _network(self, hidden: Sequence[int]) -> nn.Module:
         if self.kind == "convolutional":
@@ -124,10 +130,10 @@ class Decoder(nn.Module):
     def forward(self, z: Float[Tensor, "*b latent"]) -> tuple[Float[Tensor, "*b y x"], Float[Tensor, "*b y x"]]:
         """Mean, and variance without that of the noise."""
         mean = (self.log_mean + self._image(self.mean, z)).clamp(*_LOG_RANGE)
-        variance = (self.log_variance + self._image(self.variance, z)).clamp(*_LOG_RANGE)
-        if not self.per_pixel:
-            variance = variance.mean((-2, -1), keepdim=True)
-        return mean.exp(), variance.exp()
+        variance = self.whole_variance(z)[..., None]
+        if self.per_pixel:
+            variance = variance + self.log_variance + self._image(self.variance, z)
+        return mean.exp(), variance.clamp(*_LOG_RANGE).exp()
 
 
 class Encoder(nn.Module):
@@ -404,8 +410,9 @@ def untrained(
 def variance_stage(trained: Trained) -> Nets:
     """The networks of the first stage, of which f_sigma is to be trained with a value in each pixel."""
     nets = load(trained, dtype=torch.float32)
-    nets.decoder.variance.requires_grad_(True)
-    nets.decoder.log_variance.requires_grad_(True)
+    decoder = nets.decoder
+    for part in (decoder.variance, decoder.whole_variance, decoder.log_variance):
+        part.requires_grad_(True)
     return nets
 
 
