@@ -31,7 +31,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from astrozoo._trained import Trained
-from astrozoo.data.stamps import Oriented, Pixels, Stamps, read_images, standardise
+from astrozoo.data.stamps import Pixels, Stamps, read_images, standardise
 from astrozoo.data.weights import load_weights
 from astrozoo.errors import DataError, InputError
 from astrozoo.nets.autoencoder import (
@@ -333,7 +333,8 @@ def simulate(
     image = mean + (noise**2 + variance).sqrt() * normals
     pixels = Pixels(image, torch.full((galaxies,), noise, dtype=like.dtype), torch.ones_like(image, dtype=torch.bool))
     names = tuple(str(i) for i in range(galaxies))
-    stamps = Stamps(pixels, torch.ones(galaxies, dtype=like.dtype), names)
+    ones = torch.ones(galaxies, dtype=like.dtype)
+    stamps = Stamps(pixels, ones, torch.zeros(galaxies, dtype=torch.long), names)
     return stamps, {"z": z if galaxies > 1 else z[0]}
 
 
@@ -368,11 +369,11 @@ def read(
     return standardise(images[part], size, given, names=names[part], subtract_sky=subtract_sky)
 
 
-def training_problem(pixels: Any, nets: Nets) -> Problem:
+def training_problem(pixels: Pixels, nets: Nets) -> Problem:
     """The problem of fitting networks to galaxies.
 
     Args:
-        pixels: the galaxies: :class:`~astrozoo.data.stamps.Pixels`, or a Dataset of such items.
+        pixels: the galaxies.
         nets: networks, of which those that require gradients are trained.
     """
     return Problem(
@@ -400,10 +401,8 @@ def untrained(
         nets = Nets(
             Decoder(size, latent, hidden, kind, per_pixel=False), Encoder(size, latent, hidden, kind)
         )
-    mean = pixels.image.mean(0)
-    turned = torch.stack([torch.rot90(m, k) for m in (mean, mean.flip(1)) for k in range(4)]).mean(0)
     with torch.no_grad():
-        nets.decoder.log_mean.copy_(turned.clamp_min(_DARKEST).log())
+        nets.decoder.log_mean.copy_(pixels.image.mean(0).clamp_min(_DARKEST).log())
     return nets
 
 
@@ -466,8 +465,7 @@ def stages(
         steps: of the two stages.
         latent, hidden, kind: see :class:`Decoder`.
     """
-    turned = Oriented(stamps.pixels)
-    shared = {"guide": "encoder", "device": device, "batch": min(128, len(turned)), "gradient_clip": 1e4}
+    shared = {"guide": "encoder", "device": device, "batch": min(64, len(stamps)), "gradient_clip": 1e4}
 
     def first(_: Trained | None) -> dict[str, Any]:
         nets = untrained(stamps.pixels, latent=latent, hidden=hidden, kind=kind, seed=seed)
@@ -479,7 +477,7 @@ def stages(
         return of(variance_stage(before)) | {"steps": steps[1], "learning_rate": 1e-3}
 
     def of(nets: Nets) -> dict[str, Any]:
-        problems = (training_problem(data, nets) for data in (turned, held_out.pixels))
+        problems = (training_problem(data, nets) for data in (stamps.pixels, held_out.pixels))
         return dict(zip(("problem", "held_out"), problems, strict=True)) | shared
 
     return first, second

@@ -10,15 +10,23 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import conv2d
-from torch.utils.data import Dataset
 
 from astrozoo.data.fits_file import open_fits
 from astrozoo.errors import DataError, InputError
 
-__all__ = ["Oriented", "Pixels", "Stamps", "border_noise", "read_images", "standardise"]
+__all__ = [
+    "Pixels",
+    "Stamps",
+    "border_noise",
+    "check_size",
+    "read_images",
+    "standardise",
+    "turned",
+    "turned_back",
+]
 
 _BLUR = 1.5
 """[px] Sigma of the Gaussian by which an image is multiplied pixel by pixel for its scale. The noise of the
@@ -59,45 +67,48 @@ class Stamps:
         pixels: of all galaxies.
         scale: rms of each galaxy's light over the standard area, in the unit of the file: what the pixels are
             divided by.
+        orientation: how each galaxy was turned (:func:`turned`).
         names: one per galaxy.
     """
 
     pixels: Pixels
     scale: Float[Tensor, "n"]
+    orientation: Int[Tensor, "n"]
     names: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, part: slice) -> Stamps:
-        return Stamps(Pixels(*(x[part] for x in self.pixels)), self.scale[part], self.names[part])
+        pixels = Pixels(*(x[part] for x in self.pixels))
+        return Stamps(pixels, self.scale[part], self.orientation[part], self.names[part])
 
     def to(self, dtype: torch.dtype) -> Stamps:
         """The same stamps in another floating dtype."""
         image, noise, used = self.pixels
-        return Stamps(Pixels(image.to(dtype), noise.to(dtype), used), self.scale.to(dtype), self.names)
+        pixels = Pixels(image.to(dtype), noise.to(dtype), used)
+        return Stamps(pixels, self.scale.to(dtype), self.orientation, self.names)
 
 
-class Oriented(Dataset[Pixels]):
-    """Stamps in the eight orientations of a square. Item ``8 i + k`` is galaxy ``i`` in orientation ``k``.
+def turned(images: Shaped[Tensor, "*n y x"], orientation: int) -> Shaped[Tensor, "*n y x"]:
+    """Images in one of the eight orientations of a square, 0 to 7; 0 leaves them as they are.
 
-    Args:
-        pixels: the galaxies, each in one orientation.
+    The bits of the number are, in this order: a transposition, a reflection of y, and half a turn.
     """
+    if orientation & 1:
+        images = images.mT
+    if orientation & 2:
+        images = images.flip(-2)
+    return images.flip(-2, -1) if orientation & 4 else images
 
-    def __init__(self, pixels: Pixels) -> None:
-        self.pixels = pixels
 
-    def __len__(self) -> int:
-        return 8 * len(self.pixels.image)
-
-    def __getitem__(self, index: int) -> Pixels:
-        galaxy, orientation = divmod(index, 8)
-        image, noise, used = (x[galaxy] for x in self.pixels)
-        image, used = (torch.rot90(x, orientation % 4) for x in (image, used))
-        if orientation >= 4:
-            image, used = image.flip(1), used.flip(1)
-        return Pixels(image, noise, used)
+def turned_back(images: Shaped[Tensor, "*n y x"], orientation: int) -> Shaped[Tensor, "*n y x"]:
+    """The inverse of :func:`turned`."""
+    if orientation & 4:
+        images = images.flip(-2, -1)
+    if orientation & 2:
+        images = images.flip(-2)
+    return images.mT if orientation & 1 else images
 
 
 def standardise(
@@ -112,7 +123,9 @@ def standardise(
 
     A stamp is shifted by whole pixels so that the centroid of its brightest source near the middle lies in the
     middle of the standard frame. It is cropped, or padded with pixels that are not used. Pixels that are not
-    finite are not used either.
+    finite are not used either. It is then turned into the one of the eight orientations of a square in which its
+    major axis lies between 0 and 45 degrees from x towards y, and its longer tail points to x: a model then need
+    not learn each galaxy eight times.
 
     Args:
         images: sky-subtracted images. Their sides may be odd or even, and may differ.
@@ -133,12 +146,15 @@ def standardise(
         arrays = [image - np.nanmedian(_border(image)) for image in arrays]
     sigma = _noises(arrays, noise, names)
     frames = torch.from_numpy(np.stack([_framed(image, size) for image in arrays]))
+    orientation = _orientations(frames.nan_to_num(0.0))
+    frames = torch.stack([turned(frame, int(k)) for frame, k in zip(frames, orientation, strict=True)])
     used = frames.isfinite()
     pixels = frames.nan_to_num(0.0)
     sd = torch.from_numpy(sigma)
     scale = _scale(pixels, used, sd)
     image = (pixels / scale[:, None, None]).float()
-    return Stamps(Pixels(image, (sd / scale).float(), used), scale.float(), names)
+    pixels = Pixels(image, (sd / scale).float(), used)
+    return Stamps(pixels, scale.float(), orientation, names)
 
 
 def border_noise(image: Float[np.ndarray, "y x"]) -> float:
@@ -218,6 +234,20 @@ def _centroid(image: Float[np.ndarray, "y x"], size: int) -> tuple[float, float]
         centre = np.array([(weight * y).sum(), (weight * x).sum()]) / total
         centre = np.clip(centre, middle - most, middle + most)
     return float(centre[0]), float(centre[1])
+
+
+def _orientations(frames: Float[Tensor, "n y x"]) -> Int[Tensor, "n"]:
+    """The orientation in which each galaxy is standard, by its moments in a Gaussian window."""
+    size = frames.shape[-1]
+    axis = torch.arange(size, dtype=frames.dtype) - (size - 1) / 2
+    window = torch.exp(-0.5 * (axis / (_WINDOW * size)) ** 2)
+    light = frames * window[:, None] * window
+    x, y = axis[None, :], axis[:, None]
+    plus, cross = ((light * weight).sum((1, 2)) for weight in (x**2 - y**2, 2 * x * y))
+    tail = torch.stack([(light * c * (x**2 + y**2)).sum((1, 2)) for c in (x, y)])  # of x and of y
+    transposed, reflected = plus < 0, cross < 0  # a transposition leaves 2 x y as it is
+    along = torch.where(transposed, tail[1], tail[0])
+    return transposed.long() + 2 * reflected.long() + 4 * (along < 0).long()
 
 
 def _scale(
