@@ -69,10 +69,13 @@ HIDDEN = (128, 128)
 """Widths of the hidden layers, as in Regier et al. 2015."""
 _FIRST_SD = 0.3
 """f_sigma of untrained networks, in units of the rms of a galaxy's light."""
+_BLOCK = 3
+"""[px] Side of the blocks of pixels that the dense encoder averages: about the width of the PSF."""
 _WHOLE = 32
 """Width of the hidden layer of the network for the variance of a whole galaxy."""
-_DARKEST = 1e-3
-"""Least brightness of the mean galaxy at which training starts, in units of the rms of a galaxy's light."""
+_DARKEST = 0.02
+"""Least brightness of the mean galaxy at which training starts, in units of the rms of a galaxy's light. Where f_mu
+is much less, its gradient vanishes."""
 _LOG_RANGE = (-12.0, 6.0)
 """Range of the logarithms of the decoder's outputs. It keeps their exponentials finite in single precision. The
 brightest pixel of a galaxy is about e^4 in units of its rms."""
@@ -139,8 +142,9 @@ class Decoder(nn.Module):
 class Encoder(nn.Module):
     """A stamp and its noise to the mean and SD of each latent in q(z | x).
 
-    The first layer reads the image in units of its noise, compressed by an arcsinh, and the image itself, so that
-    it sees faint outskirts and bright cores. The logarithm of the noise is a further input.
+    The input of a dense network is the middle of the stamp, the whole stamp in blocks of 3 x 3 pixels, and the
+    logarithm of the noise. The blocks are a third of all pixels and fewer weights, so that the network learns the
+    noise of the training set less. An arcsinh compresses bright pixels.
 
     Args:
         size, latent, hidden, kind: as those of :class:`Decoder`.
@@ -155,8 +159,10 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.size, self.kind = size, kind
+        self.edge = size // 4
         if kind == "dense":
-            self.network: nn.Module = DenseEncoder(size**2 + 1, latent, hidden)
+            inputs = (size - 2 * self.edge) ** 2 + (-(-size // _BLOCK)) ** 2 + 1
+            self.network: nn.Module = DenseEncoder(inputs, latent, hidden)
         else:
             self.network = ConvolutionalEncoder(_padded(size), latent)
 
@@ -164,12 +170,19 @@ class Encoder(nn.Module):
         self, image: Float[Tensor, "b y x"], noise: Float[Tensor, "b"]
     ) -> tuple[Float[Tensor, "b latent"], Float[Tensor, "b latent"]]:
         """Means and SDs."""
-        seen = (image / 2).asinh()
-        if self.kind == "dense":
-            return self.network(torch.cat((seen.flatten(1), noise.log()[:, None]), 1))
-        before = (_padded(self.size) - self.size) // 2
-        after = _padded(self.size) - self.size - before
-        return self.network(nn.functional.pad(seen, (before, after, before, after)))
+        if self.kind == "convolutional":
+            before = (_padded(self.size) - self.size) // 2
+            after = _padded(self.size) - self.size - before
+            return self.network(nn.functional.pad(_compressed(image), (before, after, before, after)))
+        inside = slice(self.edge, self.size - self.edge)
+        missing = -self.size % _BLOCK
+        blocks = nn.functional.avg_pool2d(nn.functional.pad(image, (0, missing, 0, missing))[:, None], _BLOCK)
+        parts = (_compressed(image[:, inside, inside]), _compressed(3 * blocks[:, 0]), noise.log())
+        return self.network(torch.cat([part.reshape(len(image), -1) for part in parts], 1))
+
+
+def _compressed(image: Tensor) -> Tensor:
+    return (image / 2).asinh()
 
 
 @dataclass(frozen=True, eq=False)
@@ -445,6 +458,35 @@ def training(
         raise InputError("galaxies", len(stamps), f"{_FEWEST_GALAXIES} or more")
     held_out = max(1, len(stamps) // 20)
     return stages(stamps[:-held_out], stamps[-held_out:], seed=seed, device=device, kind=nets)
+
+
+def survey(size: int = SIZE) -> Any:
+    """The :class:`~astrozoo.data.galaxy_survey.GalaxySurvey` that the shipped weights are trained on.
+
+    The PSF and the pixels are those of HST's camera ACS. Galaxies fit into the stamp.
+    """
+    from astrozoo.data.galaxy_survey import GalaxySurvey, PsfRange
+
+    return GalaxySurvey(
+        size=size,
+        pixel_scale=0.03,
+        psf=PsfRange(fwhm=(0.08, 0.12)),
+        snr=(20.0, 500.0),
+        radius=(0.08, 0.45),
+        centre_scatter=1.5,
+    )
+
+
+def simulated_stamps(galaxies: int, seed: int, size: int = SIZE, cache: Path | None = None) -> Stamps:
+    """Stamps of galaxies that GalSim draws for :func:`survey`.
+
+    Args:
+        cache: folder in which drawn galaxies are saved.
+    """
+    from astrozoo.data.simulate_galaxies import simulate_galaxies
+
+    drawn = simulate_galaxies(survey(size), galaxies, seed=seed, cache=cache)
+    return standardise(drawn.image.numpy(), size, drawn.noise_rms.numpy())
 
 
 def stages(
