@@ -26,7 +26,18 @@ from astrozoo.infer import infer
 from astrozoo.infer.progress import progress_bar
 from astrozoo.types import Outcome, Page, Problem, Result, load, stack
 
-__all__ = ["CHECKPOINT", "Case", "case_of", "compare", "fit", "run", "sbc", "truth_page", "with_data", "write"]
+__all__ = [
+    "CHECKPOINT",
+    "Case",
+    "case_of",
+    "compare",
+    "fit",
+    "run",
+    "sbc",
+    "truth_page",
+    "with_data",
+    "write",
+]
 
 CHECKPOINT = "checkpoint"
 """Folder, below that of the results, for work in progress. It is removed when all results are written."""

@@ -84,7 +84,9 @@ def signal_to_noise(stamps: Stamps) -> np.ndarray:
 
 def simulated(count: int, nets: Nets, out: Path) -> Set:
     """Galaxies of the survey of the training set."""
-    drawn = simulate_galaxies(galaxy_vae.survey(nets.decoder.size), count, seed=TEST_SEED, cache=out / "galaxies")
+    drawn = simulate_galaxies(
+        galaxy_vae.survey(nets.decoder.size), count, seed=TEST_SEED, cache=out / "galaxies"
+    )
     stamps = standardise(drawn.image.numpy(), nets.decoder.size, drawn.noise_rms.numpy())
     return Set(stamps, nets, drawn.snr.numpy(), [KINDS[k] for k in drawn.kind.tolist()])
 
@@ -147,7 +149,10 @@ def rows(name: str, sample: Set) -> Iterator[dict[str, Any]]:
     latents = {"encoder": galaxy_vae.encode(sample.nets, sample.stamps)[0]}
     latents["mode"] = modes(sample.nets, sample.stamps)
     found = {kind: scores(sample, z) for kind, z in latents.items()}
-    print(f"{name}: modes of {len(sample.stamps)} galaxies in {time.process_time() - started:.0f} CPU s", flush=True)
+    print(
+        f"{name}: modes of {len(sample.stamps)} galaxies in {time.process_time() - started:.0f} CPU s",
+        flush=True,
+    )
     noise, used = sample.stamps.pixels.noise.double(), sample.stamps.pixels.used
     pixels = used.sum((1, 2))
     quarter = np.digitize(sample.snr, np.quantile(sample.snr, (0.25, 0.5, 0.75)))
@@ -158,7 +163,10 @@ def rows(name: str, sample: Set) -> Iterator[dict[str, Any]]:
         seconds = time.process_time() - started
         gaussian = error if gaussian is None else gaussian
         best = -pixels / 2 * ((2 * math.pi * error).log() + 1)
-        subsets = {"all": np.ones(len(error), bool), "residual > 2 noise": (gaussian.sqrt() > 2 * noise).numpy()}
+        subsets = {
+            "all": np.ones(len(error), bool),
+            "residual > 2 noise": (gaussian.sqrt() > 2 * noise).numpy(),
+        }
         for k in range(4):
             low, high = sample.snr[quarter == k].min(), sample.snr[quarter == k].max()
             subsets[f"S/N {low:.0f}-{high:.0f}"] = quarter == k
@@ -168,7 +176,9 @@ def rows(name: str, sample: Set) -> Iterator[dict[str, Any]]:
             for subset, chosen in subsets.items():
                 row: dict[str, Any] = {"set": name, "profile": profile, "z": kind, "subset": subset}
                 row["galaxies"] = int(chosen.sum())
-                row |= {what: f"{won[chosen].mean():.3f}" if chosen.any() else "" for what, won in wins.items()}
+                row |= {
+                    what: f"{won[chosen].mean():.3f}" if chosen.any() else "" for what, won in wins.items()
+                }
                 yield row | {"CPU seconds of the profile": f"{seconds:.1f}"}
 
 
@@ -202,7 +212,9 @@ def main() -> None:
     parser.add_argument("--galaxies", type=int, default=1000, help="of the simulated set")
     parser.add_argument("--weights", default="galaxy_vae", help="a name, or a file of `astrozoo train`")
     parser.add_argument("--zoo-steps", default="1500,500", help="steps of the two stages for the set zoo")
-    parser.add_argument("--data", type=Path, default=os.environ.get("ASTROZOO_DATA"), help="folder of real data")
+    parser.add_argument(
+        "--data", type=Path, default=os.environ.get("ASTROZOO_DATA"), help="folder of real data"
+    )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     nets = galaxy_vae.load(options.weights)

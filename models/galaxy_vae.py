@@ -130,7 +130,9 @@ class Decoder(nn.Module):
         edge = (_padded(self.size) - self.size) // 2
         return network(z)[..., edge : edge + self.size, edge : edge + self.size]
 
-    def forward(self, z: Float[Tensor, "*b latent"]) -> tuple[Float[Tensor, "*b y x"], Float[Tensor, "*b y x"]]:
+    def forward(
+        self, z: Float[Tensor, "*b latent"]
+    ) -> tuple[Float[Tensor, "*b y x"], Float[Tensor, "*b y x"]]:
         """Mean, and variance without that of the noise."""
         mean = (self.log_mean + self._image(self.mean, z)).clamp(*_LOG_RANGE)
         variance = self.whole_variance(z)[..., None]
@@ -316,7 +318,9 @@ def _checked(data: Stamps, nets: Nets) -> Stamps:
         raise DataError("stamps", "none", "at least one galaxy")
     size, shape = nets.decoder.size, tuple(data.pixels.image.shape[1:])
     if shape != (size, size):
-        raise DataError("stamps", f"shape {shape}", f"{(size, size)}, the size that the weights are trained on")
+        raise DataError(
+            "stamps", f"shape {shape}", f"{(size, size)}, the size that the weights are trained on"
+        )
     return data.to(nets.decoder.log_mean.dtype)
 
 
@@ -344,7 +348,9 @@ def simulate(
         mean, variance = nets.decoder(z)
     normals = torch.randn(mean.shape, generator=generator, dtype=like.dtype)
     image = mean + (noise**2 + variance).sqrt() * normals
-    pixels = Pixels(image, torch.full((galaxies,), noise, dtype=like.dtype), torch.ones_like(image, dtype=torch.bool))
+    pixels = Pixels(
+        image, torch.full((galaxies,), noise, dtype=like.dtype), torch.ones_like(image, dtype=torch.bool)
+    )
     names = tuple(str(i) for i in range(galaxies))
     ones = torch.ones(galaxies, dtype=like.dtype)
     stamps = Stamps(pixels, ones, torch.zeros(galaxies, dtype=torch.long), names)
@@ -399,7 +405,12 @@ def training_problem(pixels: Pixels, nets: Nets) -> Problem:
 
 
 def untrained(
-    pixels: Pixels, *, latent: int = LATENT, hidden: Sequence[int] = HIDDEN, kind: Kind = "dense", seed: int = 0
+    pixels: Pixels,
+    *,
+    latent: int = LATENT,
+    hidden: Sequence[int] = HIDDEN,
+    kind: Kind = "dense",
+    seed: int = 0,
 ) -> Nets:
     """Networks with random weights, whose f_mu is near the mean of these galaxies.
 
@@ -411,9 +422,7 @@ def untrained(
     size = pixels.image.shape[-1]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        nets = Nets(
-            Decoder(size, latent, hidden, kind, per_pixel=False), Encoder(size, latent, hidden, kind)
-        )
+        nets = Nets(Decoder(size, latent, hidden, kind, per_pixel=False), Encoder(size, latent, hidden, kind))
     with torch.no_grad():
         nets.decoder.log_mean.copy_(pixels.image.mean(0).clamp_min(_DARKEST).log())
     return nets
@@ -453,7 +462,9 @@ def training(
         DataError: if the file has no stamps.
         InputError: if there are fewer than 20 galaxies.
     """
-    stamps = simulated_stamps(galaxies, seed, size, out / "galaxies") if path is None else read(path, size=size)
+    stamps = (
+        simulated_stamps(galaxies, seed, size, out / "galaxies") if path is None else read(path, size=size)
+    )
     if len(stamps) < _FEWEST_GALAXIES:
         raise InputError("galaxies", len(stamps), f"{_FEWEST_GALAXIES} or more")
     held_out = max(1, len(stamps) // 20)

@@ -197,7 +197,9 @@ def _noises(
     else:
         given = np.asarray(noise, np.float64)
         if given.ndim > 1 or (given.ndim and len(given) != len(images)):
-            raise DataError("noise", f"shape {given.shape}", f"a number, or one for each of {len(images)} stamps")
+            raise DataError(
+                "noise", f"shape {given.shape}", f"a number, or one for each of {len(images)} stamps"
+            )
         values, expected = np.broadcast_to(given, len(images)).copy(), "a finite number above 0"
     bad = ~(np.isfinite(values) & (values > 0))
     if bad.any():
@@ -280,7 +282,11 @@ def read_images(path: Path) -> tuple[list[np.ndarray], list[str], np.ndarray | N
         if not files:
             raise DataError(str(path), "a folder without FITS files", "stamps of galaxies")
         parts = [list(_fits_images(file)) for file in files]
-        named = [(image, f"{file.stem}:{name}") for file, part in zip(files, parts, strict=True) for image, name in part]
+        named = [
+            (image, f"{file.stem}:{name}")
+            for file, part in zip(files, parts, strict=True)
+            for image, name in part
+        ]
         return [image for image, _ in named], [name for _, name in named], None
     if path.suffix in (".npz", ".npy"):
         images, names, noise = _numpy_images(path)

@@ -35,6 +35,12 @@ class _Weights:
 
 
 _WEIGHTS = {
+    "galaxy_vae": _Weights(
+        "decoder and encoder of galaxies (69 x 69 pixels, 8 latents), each pixel with a mean and a variance",
+        "310f0e6c8bbae912e83ca85db5ea0b0194b480df0d3bed68532bc6c66cfbf332",
+        package="astrozoo.models",
+        name="galaxy_vae.safetensors",
+    ),
     "learned_source": _Weights(
         "decoder of galaxies (64 x 64 pixels, 32 latents) and the flow over its latents",
         "7649ce1732e381364954fede027ee9063e344c0caf5ae1256a10dc1aa2f5a56e",

@@ -73,5 +73,8 @@ def fit_profiles(
     fit = least_squares(
         residual, start, (image, weight, *rest), max_iterations=max_iterations, radius=_STEP[kind]
     )
-    images = [torch.func.vmap(drawn)(*part) for part in zip(*(x.split(64) for x in (fit.parameters, *rest)), strict=True)]
+    images = [
+        torch.func.vmap(drawn)(*part)
+        for part in zip(*(x.split(64) for x in (fit.parameters, *rest)), strict=True)
+    ]
     return ProfileFits(fit, torch.cat(images), scale)

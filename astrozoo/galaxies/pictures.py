@@ -15,14 +15,14 @@ __all__ = ["CAPTION", "Fitted", "galaxy_figure"]
 
 CAPTION = (
     "Each row is a galaxy: the data; the mean of the noiseless image over posterior draws; the SD of the noiseless "
-    "image; and data minus mean, in SDs of the noise. Grey pixels are not used. A residual that is noise has no "
-    "structure."
+    "image; and data minus mean, in the SDs that the model predicts. Grey pixels are not used. A residual that is "
+    "noise has no structure."
 )
 _SOFTENING = 0.03
 """[peak] Brightness around which the stretch of the pictures changes from linear to logarithmic."""
 
 Fitted = Mapping[str, Float[np.ndarray, "y x"]]
-"""Images of one galaxy: "data" (NaN where not used), "mean", "sd" and "residual" (in SDs of the noise)."""
+"""Images of one galaxy: "data" (NaN where not used), "mean", "sd" and "residual" (in predicted SDs)."""
 
 
 def galaxy_figure(fits: Sequence[Fitted], names: Sequence[str]) -> Figure:
@@ -44,7 +44,7 @@ def galaxy_figure(fits: Sequence[Fitted], names: Sequence[str]) -> Figure:
             figure.colorbar(shown, ax=axis, shrink=0.8)
             axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(name)
-    for axis, title in zip(axes[0], ("data", "posterior mean", "posterior SD", "residual [SD of noise]"), strict=True):
+    for axis, title in zip(axes[0], ("data", "posterior mean", "posterior SD", "residual [SD]"), strict=True):
         axis.set_title(title)
     plt.close(figure)
     return figure

@@ -65,7 +65,11 @@ def run(
 def fitted(problem: Problem, result: Result, most: int | None = None) -> list[Fitted]:
     """Data, posterior mean and SD of the noiseless image, and residual, of the first galaxies."""
     model: Any = problem.model
-    stamp = problem.args[0] if problem.batch is not None else type(problem.args[0])(*(x[None] for x in problem.args[0]))
+    stamp = (
+        problem.args[0]
+        if problem.batch is not None
+        else type(problem.args[0])(*(x[None] for x in problem.args[0]))
+    )
     z = torch.as_tensor(result.draws["z"]).to(stamp.image).flatten(0, 1)
     z = z.reshape(len(z), len(stamp.image), -1)
     z = z[torch.linspace(0, len(z) - 1, min(_DRAWS, len(z))).round().long()]
@@ -73,14 +77,14 @@ def fitted(problem: Problem, result: Result, most: int | None = None) -> list[Fi
     for i, (image, noise, used) in enumerate(zip(*stamp, strict=True)):
         if i == most:
             break
-        drawn = model.nets.decoder(z[:, i])[0]
-        mean = drawn.mean(0)
+        drawn, variance = model.nets.decoder(z[:, i])
+        mean, predicted = drawn.mean(0), (noise**2 + variance.mean(0)).sqrt()
         fits.append(
             {
                 "data": torch.where(used, image, torch.nan).numpy(),
                 "mean": mean.numpy(),
                 "sd": drawn.std(0).numpy(),
-                "residual": torch.where(used, (image - mean) / noise, torch.nan).numpy(),
+                "residual": torch.where(used, (image - mean) / predicted, torch.nan).numpy(),
             }
         )
     return fits

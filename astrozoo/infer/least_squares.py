@@ -68,7 +68,9 @@ def least_squares(
     )
     value, _, hessian = objective.value_grad_hessian(solution.w)
     factor, failed = torch.linalg.cholesky_ex(-hessian)
-    covariance = torch.cholesky_inverse(torch.where(failed[:, None, None] > 0, torch.eye(objective.dim).to(factor), factor))
+    covariance = torch.cholesky_inverse(
+        torch.where(failed[:, None, None] > 0, torch.eye(objective.dim).to(factor), factor)
+    )
     covariance = torch.where(failed[:, None, None] > 0, torch.nan, covariance)
     return LeastSquaresFit(solution.w, -2 * value, covariance, solution.statuses, solution.iterations)
 
@@ -80,7 +82,10 @@ class LeastSquares:
     compile_seconds = 0.0
 
     def __init__(
-        self, residual: Callable[..., Float[Tensor, "m"]], like: Float[Tensor, "b p"], data: tuple[Tensor, ...]
+        self,
+        residual: Callable[..., Float[Tensor, "m"]],
+        like: Float[Tensor, "b p"],
+        data: tuple[Tensor, ...],
     ) -> None:
         if like.ndim != 2:
             raise InputError("start", f"shape {tuple(like.shape)}", "[problems, parameters]")
