@@ -72,15 +72,17 @@ def train_stages(
 ) -> Trained:
     """Train in stages, each of which starts from the weights of those before.
 
-    The weights of a finished stage are saved in ``out``, so that a run that was stopped continues with the stage
-    in which it was stopped. They are deleted at the end.
+    The weights of a finished stage are saved in ``out``, so that a run that was stopped continues with the
+    stage in which it was stopped. They are deleted at the end.
 
     Args:
-        stages: functions of the weights so far (None at first) that return arguments of :func:`astrozoo.train`.
+        stages: functions of the weights so far (None at first) that return arguments of
+        :func:`astrozoo.train`.
         given: options of :func:`astrozoo.train` in place of those of every stage.
 
     Returns:
-        The weights of all stages, where a later one replaces those of an earlier one; all else is of the last.
+        The weights of all stages, where a later one replaces those of an earlier one; all else is of the
+        last.
 
     Raises:
         InputError: the folder has weights of a stage with another seed, or with other data or options.

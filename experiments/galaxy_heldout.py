@@ -1,24 +1,27 @@
-"""Galaxies that `galaxy_vae` is not trained on, beside fitted profiles: the two figures of Regier et al. 2015.
+"""Galaxies that `galaxy_vae` is not trained on, beside fitted profiles: the two figures of Regier et al.
+2015.
 
     python -m experiments.galaxy_heldout --out runs/heldout [--sets simulated,hst,zoo] [--galaxies 1000]
 
-For each set, and each profile (a bivariate Gaussian, a Sersic profile, a bulge with a disc; fitted to the image by
-least squares), the script counts the galaxies on which the autoencoder is better:
+For each set, and each profile (a bivariate Gaussian, a Sersic profile, a bulge with a disc; fitted to the
+image by least squares), the script counts the galaxies on which the autoencoder is better:
 
-- *MSE*: the mean squared difference of the image and ``f_mu(z)`` is smaller than that of the profile ``x_hat``;
-- *density*: ``log p(x | z)`` exceeds ``log N(x; x_hat, sigma^2 I)`` for every sigma. The latter is greatest where
-  sigma^2 is the profile's MSE, with the value ``-m/2 (ln(2 pi MSE) + 1)`` for ``m`` pixels.
+- *MSE*: the mean squared difference of the image and ``f_mu(z)`` is smaller than that of the profile
+  ``x_hat``;
+- *density*: ``log p(x | z)`` exceeds ``log N(x; x_hat, sigma^2 I)`` for every sigma. The latter is greatest
+  where sigma^2 is the profile's MSE, with the value ``-m/2 (ln(2 pi MSE) + 1)`` for ``m`` pixels.
 
-``z`` is the mean of the encoder (as published), and in further rows the mode of the galaxy's posterior, found by
-the trust region from there. Files in ``--out``: ``heldout.csv``, with a row per set, profile, z and subset (all; by
-quarter of S/N; by class; and those whose Gaussian leaves more than twice the noise), and ``NAME.png`` with data,
-reconstructions and residuals.
+``z`` is the mean of the encoder (as published), and in further rows the mode of the galaxy's posterior,
+found by the trust region from there. Files in ``--out``: ``heldout.csv``, with a row per set, profile, z
+and subset (all; by quarter of S/N; by class; and those whose Gaussian leaves more than twice the noise),
+and ``NAME.png`` with data, reconstructions and residuals.
 
 Sets:
 
 - *simulated*: drawn by GalSim as the training set, with another seed;
 - *hst*: the 70 HST stamps of ``cosmos_hst``, with the shipped weights;
-- *zoo*: the last 70 of the 370 grey images of ``galaxy_zoo``, with weights trained on the first 300 (a minute).
+- *zoo*: the last 70 of the 370 grey images of ``galaxy_zoo``, with weights trained on the first 300 (a
+  minute).
 """
 
 from __future__ import annotations

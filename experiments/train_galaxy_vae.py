@@ -1,15 +1,16 @@
-"""Train the weights that `galaxy_vae` ships, as ``astrozoo train galaxy_vae`` does, and store them in float16.
+"""Train the weights that `galaxy_vae` ships, as ``astrozoo train galaxy_vae`` does, and store them in
+float16.
 
-    python -m experiments.train_galaxy_vae --out runs/galaxy_vae [--galaxies 20000] [--steps 12000,2500] [--workers 0]
+    python -m experiments.train_galaxy_vae --out runs/galaxy_vae [--galaxies 20000] [--steps 12000,2500]
 
-Takes some ten minutes on one core: about four for the galaxies, the rest for training. The same command continues a
-run that was stopped. Files in ``--out``:
+Takes some ten minutes on one core: about four for the galaxies, the rest for training. The same command
+continues a run that was stopped. Files in ``--out``:
 
 - ``weights.safetensors``: ``models/galaxy_vae.safetensors`` is a copy;
 - ``scores.json``: the settings, the CPU seconds, and the ELBO of held-out galaxies in float32 and in float16;
 - ``traversals.png``: each latent from -2 to 2, the others at 0;
-- ``embedding.png``: means of held-out galaxies in the plane of their two greatest principal components, and by
-  t-SNE, coloured by size;
+- ``embedding.png`` (needs scikit-learn): means of held-out galaxies in the plane of their two greatest principal components, and
+  by t-SNE, coloured by size;
 - ``samples.png``: draws of the prior.
 """
 

@@ -1,4 +1,5 @@
-"""Guides of galaxy images: an amortised encoder for training, and one normal per galaxy that starts from it."""
+"""Guides of galaxy images: an amortised encoder for training, and one normal per galaxy that starts from
+it."""
 
 from __future__ import annotations
 
@@ -32,10 +33,11 @@ class _Amortised(nn.Module):
 
 
 class _PerImage(nn.Module):
-    """A normal with a dense covariance. Its parameters are corrections to what the encoder says of the galaxy.
+    """A normal with a dense covariance. Its parameters are corrections to what the encoder says of the
+    galaxy.
 
-    With ``m`` and ``s`` of the encoder, ``z = m + s (shift + L noise)``, where ``L`` is lower triangular with the
-    diagonal ``exp(log_scale)``. All corrections start at 0.
+    With ``m`` and ``s`` of the encoder, ``z = m + s (shift + L noise)``, where ``L`` is lower triangular
+    with the diagonal ``exp(log_scale)``. All corrections start at 0.
     """
 
     def __init__(self, encoder: Encoder, problem: Problem) -> None:

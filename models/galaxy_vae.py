@@ -4,12 +4,12 @@
     x | z ~ N(f_mu(z), diag(noise^2 + f_sigma(z)^2))
 
 ``x`` is a stamp of one galaxy in the units of :mod:`astrozoo.data.stamps`, ``noise`` the SD of its detector
-noise, and ``f_mu`` and ``f_sigma`` are dense networks with exponential outputs. ``f_sigma`` is what the decoder
-cannot reproduce of real galaxies.
+noise, and ``f_mu`` and ``f_sigma`` are dense networks with exponential outputs. ``f_sigma`` is what the
+decoder cannot reproduce of real galaxies.
 
 The weights are trained in two stages (:func:`training`). Both maximise an ELBO of this model. In the first,
-``f_sigma`` is one number per galaxy; in the second, only ``f_sigma`` is trained, with a value in each pixel. If
-both are trained at once, a large ``f_sigma`` in the core excuses a poor ``f_mu`` there.
+``f_sigma`` is one number per galaxy; in the second, only ``f_sigma`` is trained, with a value in each
+pixel. If both are trained at once, a large ``f_sigma`` in the core excuses a poor ``f_mu`` there.
 
 References:
     Regier, McAuliffe & Prabhat 2015, "A deep generative model for astronomical images of galaxies".
@@ -74,11 +74,11 @@ _BLOCK = 3
 _WHOLE = 32
 """Width of the hidden layer of the network for the variance of a whole galaxy."""
 _DARKEST = 0.02
-"""Least brightness of the mean galaxy at which training starts, in units of the rms of a galaxy's light. Where f_mu
-is much less, its gradient vanishes."""
+"""Least brightness of the mean galaxy at which training starts, in units of the rms of a galaxy's light.
+Where f_mu is much less, its gradient vanishes."""
 _LOG_RANGE = (-12.0, 6.0)
-"""Range of the logarithms of the decoder's outputs. It keeps their exponentials finite in single precision. The
-brightest pixel of a galaxy is about e^4 in units of its rms."""
+"""Range of the logarithms of the decoder's outputs. It keeps their exponentials finite in single precision.
+The brightest pixel of a galaxy is about e^4 in units of its rms."""
 
 _FEWEST_GALAXIES = 20
 """Fewest galaxies to train on: one in twenty is not trained on."""
@@ -144,9 +144,9 @@ class Decoder(nn.Module):
 class Encoder(nn.Module):
     """A stamp and its noise to the mean and SD of each latent in q(z | x).
 
-    The input of a dense network is the middle of the stamp, the whole stamp in blocks of 3 x 3 pixels, and the
-    logarithm of the noise. The blocks are a third of all pixels and fewer weights, so that the network learns the
-    noise of the training set less. An arcsinh compresses bright pixels.
+    The input of a dense network is the middle of the stamp, the whole stamp in blocks of 3 x 3 pixels, and
+    the logarithm of the noise. The blocks are a third of all pixels and fewer weights, so that the network
+    learns the noise of the training set less. An arcsinh compresses bright pixels.
 
     Args:
         size, latent, hidden, kind: as those of :class:`Decoder`.
@@ -211,8 +211,8 @@ class GalaxyVAE:
     """The generative model of one galaxy, or of a plate of galaxies for training.
 
     Args:
-        nets: their weights are parameters unless they are frozen. The model reads the decoder alone. Its guides
-            read the encoder.
+        nets: their weights are parameters unless they are frozen. The model reads the decoder alone. Its
+            guides read the encoder.
     """
 
     nets: Nets
@@ -232,7 +232,8 @@ class GalaxyVAE:
 
 
 def standard_normal(image: Float[Tensor, "*galaxy y x"], latent: int) -> dist.Distribution:
-    """N(0, I) of the latents of one galaxy, or of each galaxy of a plate whose axis is the third from the right."""
+    """N(0, I) of the latents of one galaxy, or of each galaxy of a plate whose axis is the third from the
+    right."""
     shape = (len(image), 1, 1, latent) if image.ndim == 3 else (latent,)
     return dist.Normal(image.new_zeros(shape), image.new_ones(())).to_event(1)
 
@@ -370,8 +371,8 @@ def read(
 
     Args:
         path: see :func:`astrozoo.data.stamps.read_images`.
-        noise: SD of the noise of a pixel, in the file's unit. None: the file's ``noise_rms``, or measured at the
-            border of each stamp.
+        noise: SD of the noise of a pixel, in the file's unit. None: the file's ``noise_rms``, or measured
+            at the border of each stamp.
         size: side of the frame that stamps are cropped or padded to: that of the weights [px].
         subtract_sky: subtract the median of each stamp's border.
         first, count: which stamps; all by default.

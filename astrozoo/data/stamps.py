@@ -35,14 +35,16 @@ _WINDOW = 0.12
 """Sigma of the window in which the centroid is measured, as a fraction of the standard side: about the extent
 of a galaxy that fills the stamp."""
 _SHIFT = 0.25
-"""Largest shift to the centroid, as a fraction of a stamp's side. A light source farther out is a neighbour."""
+"""Largest shift to the centroid, as a fraction of a stamp's side. A light source farther out is a
+neighbour."""
 _ROUNDS = 8
-"""Centroids that are computed in turn, each in a window around the one before. A galaxy as wide as the window is
-then centred within 1/256 of its first offset."""
+"""Centroids that are computed in turn, each in a window around the one before. A galaxy as wide as the
+window is then centred within 1/256 of its first offset."""
 _FEWEST = 0.5
 """Least fraction of finite pixels of a stamp. With fewer, the galaxy is not seen."""
 _LEAST_SCALE = 5.0
-"""[SD of the noise] Least signal-to-noise ratio that sets the scale: it keeps the scale of an empty stamp from 0."""
+"""[SD of the noise] Least signal-to-noise ratio that sets the scale: it keeps the scale of an empty stamp
+from 0."""
 
 
 class Pixels(NamedTuple):
@@ -121,11 +123,12 @@ def standardise(
 ) -> Stamps:
     """Stamps of any sizes as :class:`Stamps` of one size.
 
-    A stamp is shifted by whole pixels so that the centroid of its brightest source near the middle lies in the
-    middle of the standard frame. It is cropped, or padded with pixels that are not used. Pixels that are not
-    finite are not used either. It is then turned into the one of the eight orientations of a square in which its
-    major axis lies between 0 and 45 degrees from x towards y, and its longer tail points to x: a model then need
-    not learn each galaxy eight times.
+    A stamp is shifted by whole pixels so that the centroid of its brightest source near the middle lies in
+    the middle of the standard frame. It is cropped, or padded with pixels that are not used. Pixels that
+    are not finite are not used either. It is then turned into the one of the eight orientations of a square
+    in which its
+    major axis lies between 0 and 45 degrees from x towards y, and its longer tail points to x: a model then
+    need not learn each galaxy eight times.
 
     Args:
         images: sky-subtracted images. Their sides may be odd or even, and may differ.
@@ -135,8 +138,8 @@ def standardise(
         subtract_sky: subtract the median of each stamp's border first.
 
     Raises:
-        DataError: there are no stamps; a stamp is not a 2-d image of numbers, has less than half of its pixels
-            finite, or has the same value in all pixels; or a noise is not a finite number above 0.
+        DataError: there are no stamps; a stamp is not a 2-d image of numbers, has less than half of its
+            pixels finite, or has the same value in all pixels; or a noise is not a finite number above 0.
     """
     if not len(images):
         raise DataError("stamps", "none", "at least one galaxy")
@@ -270,9 +273,9 @@ def _scale(
 def read_images(path: Path) -> tuple[list[np.ndarray], list[str], np.ndarray | None]:
     """All images of a file, or of the FITS files of a folder, with their names and, if stated, their noise.
 
-    In a FITS file each HDU with two axes is an image, and one with three axes is a stack of images. In a NumPy
-    file these are the array ``image`` or ``images``, ``[n, y, x]``, or else all arrays with two axes; the array
-    ``noise_rms``, ``[n]``, has the noise.
+    In a FITS file each HDU with two axes is an image, and one with three axes is a stack of images. In a
+    NumPy file these are the array ``image`` or ``images``, ``[n, y, x]``, or else all arrays with two axes;
+    the array ``noise_rms``, ``[n]``, has the noise.
 
     Raises:
         DataError: there is no such file, it is unreadable, or it has no images.

@@ -37,7 +37,7 @@ _WEIGHTS = Option(
 
 ENTRY = Entry(
     name="galaxy_vae",
-    summary="Images of single galaxies by a variational autoencoder that gives each pixel's mean and variance",
+    summary="Images of single galaxies by a variational autoencoder: a mean and a variance of each pixel",
     citation="Regier, McAuliffe & Prabhat 2015, NIPS Workshop on Advances in Approximate Bayesian Inference",
     keywords=("galaxies", "variational autoencoder", "morphology", "generative model"),
     model="astrozoo.models.galaxy_vae:GalaxyVAE",

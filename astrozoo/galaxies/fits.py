@@ -16,7 +16,8 @@ from astrozoo.physics.galaxy_profiles import KINDS, Kind, profile_image, profile
 __all__ = ["ProfileFits", "fit_profiles"]
 
 _STEP = {"gaussian": 2.0, "sersic": 1.0, "bulge_disc": 1.0}
-"""First radius of the trust region, in SDs of the start's scale of the flux, in px, and in e-folds of radii."""
+"""First radius of the trust region, in SDs of the start's scale of the flux, in px, and in e-folds of
+radii."""
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 __all__ = ["CAPTION", "Fitted", "galaxy_figure"]
 
 CAPTION = (
-    "Each row is a galaxy: the data; the mean of the noiseless image over posterior draws; the SD of the noiseless "
-    "image; and data minus mean, in the SDs that the model predicts. Grey pixels are not used. A residual that is "
-    "noise has no structure."
+    "Each row is a galaxy: the data; the mean of the noiseless image over posterior draws; the SD of the "
+    "noiseless image; and data minus mean, in the SDs that the model predicts. Grey pixels are not used. A "
+    "residual that is noise has no structure."
 )
 _SOFTENING = 0.03
 """[peak] Brightness around which the stretch of the pictures changes from linear to logarithmic."""

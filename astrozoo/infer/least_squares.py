@@ -76,7 +76,8 @@ def least_squares(
 
 
 class LeastSquares:
-    """Minus half a sum of squares as an :class:`~astrozoo.objective.Objective`, whose Hessian is ``-J' J``."""
+    """Minus half a sum of squares as an :class:`~astrozoo.objective.Objective`, whose Hessian is ``-J'
+    J``."""
 
     noise_dim = 0
     compile_seconds = 0.0

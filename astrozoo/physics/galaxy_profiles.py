@@ -5,8 +5,8 @@ The parameters of a profile are a vector without bounds, for fits by least squar
 * flux, of the whole profile;
 * x and y of the centre, from the middle of the stamp [px];
 * ln of the half-light radius of the circle of equal area [px];
-* the ellipticity ``eta = -ln(q) (cos 2 phi, sin 2 phi)`` with the axis ratio ``q`` and the angle ``phi`` of the
-  major axis from x towards y;
+* the ellipticity ``eta = -ln(q) (cos 2 phi, sin 2 phi)`` with the axis ratio ``q`` and the angle ``phi`` of
+  the major axis from x towards y;
 * of the Sersic profile, the logit of the index between the bounds :data:`INDEX`.
 
 A bulge (index 4) and a disc (index 1) share the centre: ``flux, flux, x, y, ln radius, ln radius, eta, eta``.
@@ -29,7 +29,8 @@ Kind = Literal["gaussian", "sersic", "bulge_disc"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """Names of the profiles."""
 INDEX = (0.3, 8.0)
-"""Bounds of the Sersic index: beyond them the profile is a top hat, or a point with wings that no image sees."""
+"""Bounds of the Sersic index: beyond them the profile is a top hat, or a point with wings that no image
+sees."""
 _LN2 = math.log(2.0)
 _SOFTENING = 0.1
 """[px] Added in quadrature to radii. It keeps the derivatives at the centre finite."""
@@ -47,8 +48,8 @@ def profile_image(
 
     Args:
         psf: PSF of odd side and unit sum, which the profile is convolved with; None: nothing.
-        supersample: points per pixel and axis at which the profile is averaged. A half-light radius of a pixel
-            or less needs 3 or more.
+        supersample: points per pixel and axis at which the profile is averaged. A half-light radius of a
+            pixel or less needs 3 or more.
     """
     axis = (torch.arange(size * supersample).to(parameters) + 0.5) / supersample - size / 2
     if kind == "gaussian":
@@ -68,7 +69,8 @@ def profile_image(
 
 
 def profile_start(kind: Kind, image: Float[Tensor, "b y x"]) -> Float[Tensor, "b p"]:
-    """Rough parameters from the moments of the brighter pixels of sky-subtracted stamps around their middle."""
+    """Rough parameters from the moments of the brighter pixels of sky-subtracted stamps around their
+    middle."""
     b, size = len(image), image.shape[-1]
     axis = torch.arange(size).to(image) - (size - 1) / 2
     x, y = axis[None, None, :], axis[None, :, None]
