@@ -9,8 +9,8 @@ continues a run that was stopped. Files in ``--out``:
 - ``weights.safetensors``: ``models/galaxy_vae.safetensors`` is a copy;
 - ``scores.json``: the settings, the CPU seconds, and the ELBO of held-out galaxies in float32 and in float16;
 - ``traversals.png``: each latent from -2 to 2, the others at 0;
-- ``embedding.png`` (needs scikit-learn): means of held-out galaxies in the plane of their two greatest principal components, and
-  by t-SNE, coloured by size;
+- ``embedding.png``: means of held-out galaxies in the plane of their two greatest principal components, and
+  by t-SNE (which needs scikit-learn), coloured by size;
 - ``samples.png``: draws of the prior.
 """
 
