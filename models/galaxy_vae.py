@@ -231,7 +231,7 @@ class GalaxyVAE:
             pyro.sample("image", dist.Normal(mean, sd).mask(stamp.used), obs=image)
 
 
-def standard_normal(image: Float[Tensor, "*galaxy y x"], latent: int) -> dist.Distribution:
+def standard_normal(image: Float[Tensor, "*galaxy y x"], latent: int) -> Any:
     """N(0, I) of the latents of one galaxy, or of each galaxy of a plate whose axis is the third from the
     right."""
     shape = (len(image), 1, 1, latent) if image.ndim == 3 else (latent,)

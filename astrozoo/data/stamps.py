@@ -156,8 +156,8 @@ def standardise(
     sd = torch.from_numpy(sigma)
     scale = _scale(pixels, used, sd)
     image = (pixels / scale[:, None, None]).float()
-    pixels = Pixels(image, (sd / scale).float(), used)
-    return Stamps(pixels, scale.float(), orientation, names)
+    standard = Pixels(image, (sd / scale).float(), used)
+    return Stamps(standard, scale.float(), orientation, names)
 
 
 def border_noise(image: Float[np.ndarray, "y x"]) -> float:

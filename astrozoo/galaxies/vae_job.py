@@ -73,7 +73,7 @@ def fitted(problem: Problem, result: Result, most: int | None = None) -> list[Fi
     z = torch.as_tensor(result.draws["z"]).to(stamp.image).flatten(0, 1)
     z = z.reshape(len(z), len(stamp.image), -1)
     z = z[torch.linspace(0, len(z) - 1, min(_DRAWS, len(z))).round().long()]
-    fits = []
+    fits: list[Fitted] = []
     for i, (image, noise, used) in enumerate(zip(*stamp, strict=True)):
         if i == most:
             break
