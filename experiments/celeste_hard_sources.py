@@ -1,6 +1,6 @@
 """Large galaxies, close pairs of stars, and bright stars with masked cores and a wrong PSF.
 
-    python experiments/celeste_hard_sources.py --out hard_sources.csv
+    python experiments/celeste_hard_sources.py --out hard_sources.csv --picture hard_sources.png
 
 GalSim renders each case at SDSS depth. The fields are detected and fitted as in a survey. Three tables, one
 row per case:
@@ -12,8 +12,10 @@ row per case:
   wings, and with pixels above a limit masked (NaN), marked as saturated or not.
 
 ``extra`` is the number of catalogued sources that are not in the truth, ``missing`` the number of true ones
-that are not in the catalogue. ``pull_b`` is (ln flux - truth) / its standard deviation in band b: of the
-galaxy, of the bright star, or the rms over the stars of pairs that were separated.
+that are not in the catalogue. A pair that is not two sources is ``flagged`` if its source has one of the
+flags ``blended``, ``maybe_double`` and ``unmodelled_light``; ``total_r`` is the largest (ln flux - ln flux of
+both) / its standard deviation of such sources. ``pull_b`` is (ln flux - truth) / its standard deviation in
+band b: of the galaxy, of the bright star, or the rms over the stars of pairs that were separated.
 """
 
 from __future__ import annotations
@@ -22,26 +24,37 @@ import argparse
 import csv
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import galsim
+import matplotlib
 import numpy as np
 from astropy.table import Table
+from scipy.ndimage import binary_dilation
 from scipy.spatial import cKDTree
 
 from astrozoo.data.images import Field, Image
 from astrozoo.data.psf import PixelPsf
-from astrozoo.data.simulate import simulate_field
+from astrozoo.data.simulate import simulate_field, with_holes
 from astrozoo.survey.celeste.catalogue import catalogue
-from astrozoo.survey.celeste.fit import fit_field
+from astrozoo.survey.celeste.fit import FieldFit, fit_field
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
 
 SCALE = 0.396
 """[arcsec/px] Pixel scale of the simulated fields."""
 BANDS = "gri"
 COLOURS = {"u": 0.2, "g": 0.5, "r": 1.0, "i": 1.4, "z": 1.7}
-"""Flux in each band, relative to r: a galaxy or star of average colour."""
+"""Flux in each band, relative to r: a galaxy of average colour."""
+STAR_COLOURS = {"u": 0.211, "g": 0.655, "r": 1.0, "i": 1.17, "z": 1.26}
+"""Flux in each band, relative to r: a star of u-g 1.23, g-r .46, r-i .17, i-z .08, on the locus of stars."""
+FLAGS = ("blended", "maybe_double", "unmodelled_light")
+"""Flags that warn of two stars in one source."""
+SHOWN = ("galaxy 8 4 0.7", "pair 1.5 3", "pair 2 3", "bright 5000 wrong saturated")
+"""Cases in the picture: kind and settings."""
 MATCH = 2.0
 """[px] Largest distance of a catalogued source from the true one that it stands for."""
 SATURATION = 50_000.0
@@ -67,8 +80,9 @@ def sources(rows: list[dict[str, Any]]) -> Table:
     for name in ("radius", "axis_ratio", "angle", "sersic"):
         table[name] = [float(row.get(name, np.nan)) for row in rows]
     table["dev_fraction"] = np.where(table["is_star"], np.nan, 0.5)
-    for band, ratio in COLOURS.items():
-        table[f"flux_{band}"] = [ratio * row["flux"] for row in rows]
+    for band in COLOURS:
+        relative = np.where(table["is_star"], STAR_COLOURS[band], COLOURS[band])
+        table[f"flux_{band}"] = relative * [row["flux"] for row in rows]
     return table
 
 
@@ -83,14 +97,25 @@ def stars_around(count: int, side: int, clear: float, rng: np.random.Generator) 
     return rows
 
 
-def fitted(images: Field, seed: int) -> tuple[Table, float]:
-    """The catalogue, with pixel positions, and seconds."""
+@dataclass(frozen=True)
+class Case:
+    """A fitted field: its catalogue with pixel positions, the truth, and the seconds of the fit."""
+
+    name: str
+    fit: FieldFit
+    table: Table
+    truth: Table
+    seconds: float
+
+
+def fitted(name: str, images: Field, truth: Table, seed: int) -> Case:
+    """Detect and fit a field."""
     began = time.perf_counter()
-    table = catalogue(fit_field(images, seed=seed, progress=False))
-    seconds = time.perf_counter() - began
+    fit = fit_field(images, seed=seed, progress=False)
+    table, seconds = catalogue(fit), time.perf_counter() - began
     reference = next(image for image in images if image.band == "r")
     table["x"], table["y"] = reference.wcs.all_world2pix(table["ra"], table["dec"], 0)
-    return table, seconds
+    return Case(name, fit, table, truth, seconds)
 
 
 def matched(table: Table, truth: Table) -> np.ndarray:
@@ -127,13 +152,14 @@ def flags_of(row: Table.Row) -> str:
     return " ".join(names)
 
 
-def one(table: Table, truth: Table, seconds: float) -> dict[str, Any]:
+def one(case: Case) -> dict[str, Any]:
     """Scores of a field whose first true source is the one of interest."""
+    table, truth = case.table, case.truth
     rows = matched(table, truth)
     score: dict[str, Any] = {
         "extra": len(table) - int((rows >= 0).sum()),
         "missing": int((rows < 0).sum()),
-        "seconds": round(seconds, 1),
+        "seconds": round(case.seconds, 1),
     }
     if rows[0] < 0:
         return score | {"flags": "MISSING"}
@@ -152,7 +178,7 @@ def one(table: Table, truth: Table, seconds: float) -> dict[str, Any]:
     }
 
 
-def galaxies(seed: int, radii: tuple[float, ...]) -> Iterator[dict[str, Any]]:
+def galaxies(seed: int, radii: tuple[float, ...]) -> Iterator[tuple[dict[str, Any], Case]]:
     """One galaxy per field."""
     for radius in radii:
         for k, (index, ratio, mag) in enumerate(GALAXIES):
@@ -165,16 +191,12 @@ def galaxies(seed: int, radii: tuple[float, ...]) -> Iterator[dict[str, Any]]:
             }  # fmt: skip
             around = stars_around(8, side, 2.0 * radius / SCALE + 12, rng)
             images, truth = simulate_field(sources=sources([galaxy, *around]), seed=seed, shape=(side, side))
-            case = {"kind": "galaxy", "radius_true": radius, "sersic": index, "axis_ratio": ratio, "r": mag}
-            yield case | one(*_with(images, truth, seed))
+            case = fitted(f"galaxy {radius:g} {index:g} {ratio:g}", images, truth, seed)
+            row = {"kind": "galaxy", "radius_true": radius, "sersic": index, "axis_ratio": ratio, "r": mag}
+            yield row | one(case), case
 
 
-def _with(images: Field, truth: Table, seed: int) -> tuple[Table, Table, float]:
-    table, seconds = fitted(images, seed)
-    return table, truth, seconds
-
-
-def pairs(seed: int, separations: tuple[float, ...]) -> Iterator[dict[str, Any]]:
+def pairs(seed: int, separations: tuple[float, ...]) -> Iterator[tuple[dict[str, Any], Case]]:
     """Nine pairs and seven single stars per field, on a grid."""
     cell, side = 42, 4 * 42 + 10
     for separation in separations:
@@ -189,23 +211,22 @@ def pairs(seed: int, separations: tuple[float, ...]) -> Iterator[dict[str, Any]]
                     x, y = x + separation * np.cos(turn), y + separation * np.sin(turn)
                     rows.append({"x": x, "y": y, "flux": flux / ratio})
             images, truth = simulate_field(sources=sources(rows), seed=seed, shape=(side, side))
-            table, seconds = fitted(images, seed)
-            yield {"kind": "pair", "separation": separation, "ratio": ratio} | _score_pairs(
-                table, truth, seconds
-            )
+            case = fitted(f"pair {separation:g} {ratio:g}", images, truth, seed)
+            yield {"kind": "pair", "separation": separation, "ratio": ratio} | _score_pairs(case), case
 
 
-def _score_pairs(table: Table, truth: Table, seconds: float) -> dict[str, Any]:
+def _score_pairs(case: Case) -> dict[str, Any]:
+    table, truth = case.table, case.truth
     score = {"found_as_two": 0, "flagged": 0, "unflagged": 0, "galaxies": 0}
     z: dict[str, list[float]] = {band: [] for band in BANDS}
+    totals: list[float] = []
     xy = np.column_stack((table["x"], table["y"]))
     extra = len(table) - (len(truth) - 2 * PAIRS)
     for k in range(0, 2 * PAIRS, 2):
         pair = truth[k : k + 2]
         middle = np.array([np.mean(pair["x"]), np.mean(pair["y"])])
         near = np.flatnonzero(np.hypot(*(xy - middle).T) < 6)
-        warnings = [name for name in ("blended", "maybe_double") if name in table.colnames]
-        flagged = any(table[name][i] for i in near for name in warnings)
+        flagged = any(table[name][i] for i in near for name in FLAGS)
         score["galaxies"] += int((table["p_star"][near] < 0.5).sum())
         extra -= min(len(near), 2)
         rows = matched(table, pair)
@@ -215,12 +236,17 @@ def _score_pairs(table: Table, truth: Table, seconds: float) -> dict[str, Any]:
                 z[band] += values.tolist()
         else:
             score["flagged" if flagged else "unflagged"] += 1
+            totals += [
+                float((table["log_flux_r"][i] - np.log(pair["flux_r"].sum())) / table["log_flux_r_sd"][i])
+                for i in near[:1]
+            ]
     score["extra"] = extra
+    score["total_r"] = round(max(totals, key=abs), 1) if totals else np.nan
     for band, values in z.items():
         score[f"pull_{band}"] = round(float(np.sqrt(np.mean(np.square(values)))), 2) if values else np.nan
         if band == "r":
             score["worst_r"] = round(float(np.abs(values).max()), 1) if values else np.nan
-    return score | {"seconds": round(seconds, 1)}
+    return score | {"seconds": round(case.seconds, 1)}
 
 
 def wrong_psf(images: Field) -> Field:
@@ -240,22 +266,11 @@ def wrong_psf(images: Field) -> Field:
 
 def masked(images: Field, marked: bool) -> Field:
     """Pixels above :data:`SATURATION` and those next to them are NaN, and not valid."""
-
-    def cut(image: Image) -> Image:
-        core = image.counts > SATURATION
-        for axis in (0, 1):
-            core |= np.roll(core, 1, axis) | np.roll(core, -1, axis)
-        return replace(
-            image,
-            counts=np.where(core, np.nan, image.counts),
-            valid=image.valid & ~core,
-            saturated=core if marked else np.zeros_like(core),
-        )
-
-    return replace(images, images=tuple(cut(image) for image in images))
+    cores = [binary_dilation(image.counts > SATURATION) for image in images]
+    return with_holes(images, cores, saturated=marked)
 
 
-def bright(seed: int, fluxes: tuple[float, ...]) -> Iterator[dict[str, Any]]:
+def bright(seed: int, fluxes: tuple[float, ...]) -> Iterator[tuple[dict[str, Any], Case]]:
     """One bright star per field."""
     side = 160
     for flux in fluxes:
@@ -268,8 +283,36 @@ def bright(seed: int, fluxes: tuple[float, ...]) -> Iterator[dict[str, Any]]:
                 images = plain if psf == "right" else wrong_psf(plain)
                 if core != "seen":
                     images = masked(images, marked=core == "saturated")
-                case = {"kind": "bright", "flux": flux, "psf": psf, "core": core}
-                yield case | one(*_with(images, truth, seed))
+                case = fitted(f"bright {flux:g} {psf} {core}", images, truth, seed)
+                yield {"kind": "bright", "flux": flux, "psf": psf, "core": core} | one(case), case
+
+
+def panels(axes: np.ndarray, case: Case) -> None:
+    """Data, model and residuals in r, with the catalogued sources (+) and the true ones (o)."""
+    fit = case.fit
+    image, model = next((i, m) for i, m in zip(fit.field, fit.model, strict=True) if i.band == "r")
+    sky, noise = np.median(image.sky), np.sqrt(np.median(image.sky))
+    shown = ((image.counts - sky) / noise, (model - sky) / noise, (image.counts - model) / np.sqrt(model))
+    for axis, values, title in zip(axes, shown, ("data", "model", "residual"), strict=True):
+        if title == "residual":
+            axis.imshow(values, origin="lower", cmap="RdBu_r", vmin=-5, vmax=5)
+        else:
+            axis.imshow(np.arcsinh(values / 3), origin="lower", cmap="gray_r", vmin=-1, vmax=6)
+        axis.set(xticks=[], yticks=[], title=title)
+    axes[1].plot(case.truth["x"], case.truth["y"], "o", mfc="none", color="C0", ms=7, mew=0.7)
+    axes[1].plot(case.table["x"], case.table["y"], "+", color="C3", ms=5, mew=0.7)
+    axes[0].set_ylabel(case.name)
+
+
+def picture(cases: list[Case], path: Path) -> None:
+    """A row per case."""
+    figure, axes = plt.subplots(
+        len(cases), 3, figsize=(9, 3 * len(cases)), layout="constrained", squeeze=False
+    )
+    for row, case in zip(axes, cases, strict=True):
+        panels(row, case)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
 
 
 def main() -> None:
@@ -280,6 +323,7 @@ def main() -> None:
     parser.add_argument("--fluxes", default=",".join(map(str, FLUXES)), help="[nMgy]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="CSV file of all rows")
+    parser.add_argument("--picture", type=Path, help=f"picture of the cases {', '.join(SHOWN)}")
     args = parser.parse_args()
 
     def numbers(text: str) -> tuple[float, ...]:
@@ -291,10 +335,15 @@ def main() -> None:
         "bright": lambda: bright(args.seed, numbers(args.fluxes)),
     }
     rows: list[dict[str, Any]] = []
+    shown: list[Case] = []
     for kind in args.kinds.split(","):
-        for row in kinds[kind]():
+        for row, case in kinds[kind]():
             rows.append(row)
+            if case.name in SHOWN:
+                shown.append(case)
             print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+    if args.picture is not None and shown:
+        picture(shown, args.picture)
     if args.out is not None:
         names = list(dict.fromkeys(name for row in rows for name in row))
         with args.out.open("w", newline="") as file:

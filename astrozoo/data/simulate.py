@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
@@ -22,13 +22,13 @@ import numpy as np
 from astropy import units
 from astropy.table import Table, vstack
 from astropy.wcs import WCS
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from astrozoo.data.images import Field, Image
 from astrozoo.data.psf import PixelPsf
 from astrozoo.errors import InputError
 
-__all__ = ["draw_sources", "load_priors", "simulate_field"]
+__all__ = ["draw_sources", "load_priors", "simulate_field", "with_holes"]
 
 _SCALE = 0.396
 """[arcsec/px] Pixel scale of SDSS."""
@@ -234,6 +234,26 @@ def simulate_field(
     images = tuple(_render(band, truth, shape, psf, rng) for band in bands)
     meta = {"simulator": f"GalSim {galsim.__version__}", "psf": psf, "seed": str(seed)}
     return Field(images, name=f"simulated-{seed}", meta=meta), truth
+
+
+def with_holes(field: Field, holes: Sequence[Bool[np.ndarray, "y x"]], *, saturated: bool) -> Field:
+    """The field as a detector gives it that lost some pixels: masked cores of bright stars, defects.
+
+    Args:
+        field: any field.
+        holes: for each image, the pixels without a value (NaN).
+        saturated: whether these pixels are marked as saturated.
+    """
+
+    def cut(image: Image, hole: Bool[np.ndarray, "y x"]) -> Image:
+        return replace(
+            image,
+            counts=np.where(hole, np.nan, image.counts),
+            valid=image.valid & ~hole,
+            saturated=image.saturated | hole if saturated else image.saturated,
+        )
+
+    return replace(field, images=tuple(cut(*pair) for pair in zip(field, holes, strict=True)))
 
 
 def _positions(

@@ -1,13 +1,11 @@
 """Masked cores of stars are filled for detection; other holes are not."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from astropy.table import Table
 
 from astrozoo.data.images import Field
-from astrozoo.data.simulate import simulate_field
+from astrozoo.data.simulate import simulate_field, with_holes
 from astrozoo.survey.cores import fill_cores
 from astrozoo.survey.detect import detect
 from astrozoo.survey.flags import position_flags
@@ -26,20 +24,13 @@ def star():
 
 def holed(images, x, y, radius, marked):
     """Pixels within a radius [px] of a position have no value."""
-
-    def cut(image):
+    ra, dec = images.images[1].wcs.all_pix2world(x, y, 0)
+    holes = []
+    for image in images:
         rows, columns = np.ogrid[: image.shape[0], : image.shape[1]]
-        ra, dec = images.images[1].wcs.all_pix2world(x, y, 0)
         x0, y0 = image.wcs.all_world2pix(ra, dec, 0)
-        core = np.hypot(columns - x0, rows - y0) < radius
-        return replace(
-            image,
-            counts=np.where(core, np.nan, image.counts),
-            valid=image.valid & ~core,
-            saturated=core if marked else np.zeros_like(core),
-        )
-
-    return replace(images, images=tuple(cut(image) for image in images))
+        holes.append(np.hypot(columns - x0, rows - y0) < radius)
+    return with_holes(images, holes, saturated=marked)
 
 
 @pytest.mark.parametrize("marked", [True, False])
