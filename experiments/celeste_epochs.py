@@ -5,9 +5,19 @@ and all are fitted jointly. Writes ``fluxes.csv`` (every source, epoch and band)
 degree of freedom of each flux, colour and coordinate, and in total) and ``epochs.png``.
 
 The total is over sources away from the edge of the stamp, and fluxes and colours of some signal to noise: a
-faint flux leans on the prior, which all epochs share, so that it scatters less than its error. The stamps
-were resampled: their pixels scatter less than the counts say (pixel chi2 below 1), but are correlated.
-Calibration errors differ between epochs; chi2 is given without and with the survey's published ones.
+faint flux leans on the prior, which all epochs share, so that it scatters less than its error. Calibration
+errors differ between epochs; chi2 is given without and with the survey's published ones.
+
+The stamps were resampled: their pixels scatter less than the counts say (pixel chi2 below 1), but are
+correlated. What counts for a flux is the noise as the PSF sees it: the variance of residuals that are
+averaged with the weights of the PSF, relative to that of independent pixels of the stated variance. It is
+printed for each band.
+
+The data have seven epochs. For more, epochs are simulated: Poisson noise, independent from pixel to pixel,
+about the model that was fitted to all epochs jointly, with the sky and the PSF of each epoch in turn. Their
+fluxes are also compared with those that they were simulated with. Fluxes of the real epochs are compared
+with the joint fit, which is a co-add of all of them, after removal of its share in the errors. The joint fit
+is compared with the mean of what the survey's Photo measured in its single epochs.
 
 References:
     Padmanabhan et al. 2008, ApJ 674, 1217 (calibration: 1 % in griz, 2 % in u);
@@ -16,7 +26,7 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -27,11 +37,13 @@ import torch
 import typer
 from astropy.table import Table, vstack
 from jaxtyping import Bool, Float
+from scipy.ndimage import convolve
 
 from astrozoo import data
 from astrozoo._files import replacing
 from astrozoo.data.images import Field
-from astrozoo.data.sdss import read_stamps
+from astrozoo.data.sdss import read_catalog, read_stamps
+from astrozoo.diagnostics.scoring import match
 from astrozoo.errors import AstrozooError
 from astrozoo.models.celeste import log_band_flux
 from astrozoo.survey.celeste.fit import FieldFit, fit_field
@@ -169,6 +181,71 @@ def totals(table: Table) -> list[str]:
     return lines
 
 
+def coverage(
+    epochs: list[Measured], truth: Measured, edge: np.ndarray, minimum_snr: float, shared: bool
+) -> str:
+    """Shares of the fluxes of single epochs within 1, 2 and 3 SD of the true ones, or of a co-add.
+
+    Args:
+        shared: the epochs are a part of the co-add, whose variance is then subtracted from theirs.
+    """
+    bands = [b for b, q in enumerate(truth.quantities) if q in _CALIBRATION]
+    x, sd = (np.stack([getattr(m, name)[:, bands] for m in epochs]) for name in ("mean", "sd"))
+    bright = (np.median(x / sd, 0) > minimum_snr) & ~edge[:, None]
+    use = bright & ~np.stack([m.poor for m in epochs])[..., None]
+    variance = sd**2 - truth.sd[:, bands] ** 2 if shared else sd**2
+    z = np.abs(x - truth.mean[:, bands])[use] / np.sqrt(variance.clip(min=1e-12))[use]
+    shares = " ".join(f"{np.mean(z < k):.2f}" for k in (1, 2, 3))
+    return f"{shares} within 1, 2, 3 SD ({use.sum()} fluxes; nominal .68 .95 1.00)"
+
+
+def noise_through_the_psf(fit: FieldFit) -> dict[str, float]:
+    """For each band, the variance of residuals averaged by the PSF, over that of independent pixels."""
+    ratios: dict[str, list[float]] = {}
+    for image, model in zip(fit.field, fit.model, strict=True):
+        z = np.where(image.valid, (image.counts - model) / np.sqrt(model), 0.0)
+        stamp = image.psf.stamp(image.shape[1] / 2, image.shape[0] / 2)
+        whole = convolve(image.valid.astype(float), stamp / stamp.sum(), mode="constant") > 0.98
+        averaged = convolve(z, stamp, mode="constant")[whole]
+        ratios.setdefault(image.band, []).append(float(averaged.var() / (stamp**2).sum()))
+    return {band: float(np.median(values)) for band, values in ratios.items()}
+
+
+def simulated(fit: FieldFit, epochs: list[Field], count: int, seed: int) -> list[Field]:
+    """Epochs with the noise of independent pixels about the model of a joint fit."""
+    model = {image.name: expected for image, expected in zip(fit.field, fit.model, strict=True)}
+    rng = np.random.default_rng(seed)
+    return [
+        Field(
+            tuple(
+                replace(image, counts=rng.poisson(model[image.name]).astype(float))
+                for image in epochs[n % len(epochs)]
+            ),
+            name=f"simulated {n}",
+        )
+        for n in range(count)
+    ]
+
+
+def photo_means(joint: Measured, detections: Table, path: Path, edge: np.ndarray) -> list[str]:
+    """Fluxes of the joint fit beside the means of Photo's single epochs, with errors."""
+    photo = read_catalog(path)
+    lines = []
+    for s in np.flatnonzero(~edge):
+        rows = [k for k in range(len(photo)) if len(match(detections[s : s + 1], photo[k : k + 1])[0])]
+        for b, band in enumerate(_CALIBRATION):
+            of_star = joint.p_star[s] > 0.5
+            values = np.asarray(photo[f"{'psf' if of_star else 'exp'}flux_{band}"])[rows]
+            if len(rows) > 2:
+                mean, error = values.mean(), values.std(ddof=1) / np.sqrt(len(rows))
+                z = (joint.mean[s, b] - mean) / np.hypot(error, joint.sd[s, b])
+                lines.append(
+                    f"source {s} {band}: joint {joint.mean[s, b]:.2f} +- {joint.sd[s, b]:.2f}, Photo's "
+                    f"{len(rows)} epochs {mean:.2f} +- {error:.2f}, {z:.1f} SD"
+                )
+    return lines
+
+
 def fluxes(epochs: list[Measured], joint: Measured, names: list[str]) -> Table:
     """A row per source, epoch (and all jointly) and band."""
     rows = [
@@ -235,18 +312,23 @@ def main(
     stamp: Annotated[str, typer.Option(help="Name of the stamp.")] = "5.0073-0.0739",
     minimum_snr: Annotated[float, typer.Option(min=0, help="Of a flux that enters the totals.")] = 5.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the posterior draws.")] = 0,
+    more: Annotated[int, typer.Option(min=0, help="Epochs to simulate.")] = 10,
 ) -> None:
     """Scatter of fluxes between the epochs of a stamp, against their quoted errors."""
-    field = read_stamps(data.root() / "sdss" / "stripe82_stamps", stamp)
+    folder = data.root() / "sdss" / "stripe82_stamps"
+    field = read_stamps(folder, stamp)
     out.mkdir(parents=True, exist_ok=True)
     detections = detect(field)
     epochs = epochs_of(field)
-    measured = []
-    for part in (*epochs, field):
+
+    def fitted(part: Field) -> FieldFit:
         fit = fit_field(part, catalog=detections, seed=seed, progress=False)
-        measured.append(Measured.of(fit))
         typer.echo(f"{part.name}: {sum(fit.stats['seconds'].values()):.1f} s", err=True)
-    *alone, joint = measured
+        return fit
+
+    whole = fitted(field)
+    alone, joint = [Measured.of(fitted(part)) for part in epochs], Measured.of(whole)
+    measured = [*alone, joint]
     edge = np.asarray(detections["edge"])
     tables = [scatter(alone, joint, edge, minimum_snr, trusted) for trusted in (False, True)]
     _write(fluxes(alone, joint, [part.name.rpartition(" ")[2] for part in epochs]), out / "fluxes.csv")
@@ -261,6 +343,16 @@ def main(
     pixels = np.nanmean(np.concatenate([m.chi2 for m in alone]), 0)
     by_band = [f"{b} {c:.2f}" for b, c in zip(_CALIBRATION, pixels, strict=True)]
     typer.echo(f"pixel chi2 by band: {', '.join(by_band)}")
+    through = [f"{band} {ratio:.2f}" for band, ratio in noise_through_the_psf(whole).items()]
+    typer.echo(f"variance through the PSF over the stated one: {', '.join(through)}")
+    typer.echo(f"against the joint fit: {coverage(alone, joint, edge, minimum_snr, shared=True)}")
+    typer.echo("\n".join(photo_means(joint, detections, folder / f"cat-{stamp}.fits", edge)))
+    if more:
+        again = [Measured.of(fitted(part)) for part in simulated(whole, epochs, more, seed)]
+        poor = sum(int(m.poor.sum()) for m in again)
+        typer.echo(f"{more} simulated epochs, {poor} of {more * len(detections)} posteriors are poor")
+        typer.echo("\n".join(totals(scatter(again, joint, edge, minimum_snr, True))))
+        typer.echo(f"against the truth: {coverage(again, joint, edge, minimum_snr, shared=False)}")
 
 
 if __name__ == "__main__":
