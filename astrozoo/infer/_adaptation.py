@@ -1,4 +1,4 @@
-"""What an ensemble of chains learns while it warms up: step size, length of trajectories, where not to be."""
+"""Adaptation of an ensemble of chains in the warm-up: step size, length of trajectories, stranded chains."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ than this. A region there with as much mass would have to be wider by ``e^20`` i
 
 
 def begin_step(step: Float[Tensor, "B C"]) -> Float[Tensor, "4 B C"]:
-    """Dual averaging from a first step size: its centre, time, error, and averaged log step."""
+    """The first state of dual averaging: centre, time, error, and averaged log step size."""
     zeros = torch.zeros_like(step)
     return torch.stack(((2 * step).log(), zeros, zeros, step.log()))
 
@@ -45,7 +45,7 @@ def begin_step(step: Float[Tensor, "B C"]) -> Float[Tensor, "4 B C"]:
 def dual_average(
     averaging: Float[Tensor, "4 B C"], acceptance: Float[Tensor, "B C"], target: float
 ) -> tuple[Float[Tensor, "B C"], Float[Tensor, "4 B C"]]:
-    """The next log step, and the new state.
+    """One iteration of dual averaging: the next log step size, and the new state.
 
     References:
         Hoffman & Gelman 2014, section 3.2.
@@ -59,7 +59,7 @@ def dual_average(
 
 
 def pooled(acceptance: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
-    """The harmonic mean over a problem's chains: one that is stuck counts for more than one that is not.
+    """The harmonic mean of acceptance rates over a problem's chains, in which stuck chains weigh most.
 
     References:
         Hoffman, Radul & Sountsov 2021, AISTATS (ChEES), section 3.
@@ -68,7 +68,7 @@ def pooled(acceptance: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
 
 
 def begin_length(problems: int, least: float, like: Tensor) -> Float[Tensor, "4 B"]:
-    """The least length: its logarithm, squared gradient, time, averaged logarithm."""
+    """The first state of the length, at its minimum: log length, squared gradient, time, averaged log."""
     start = like.new_full((problems,), math.log(least))
     zeros = torch.zeros_like(start)
     return torch.stack((start, zeros, zeros, start))
@@ -116,15 +116,14 @@ def follow_length(
 
 
 def final_length(length: Float[Tensor, "4 B"]) -> Float[Tensor, "4 B"]:
-    """With the averaged length in place of the last one."""
+    """The state with the averaged length in place of the last one."""
     return torch.cat((length[3:], length[1:]))
 
 
 def rescued(value: Float[Tensor, "B C"], d: int, u: Float[Tensor, "C"]) -> Int[Tensor, "B C"]:
-    """For each chain the chain where it shall go on: its own place, or that of another if it is stranded.
+    """For each chain the index of the chain whose position it takes: itself, or another if it is stranded.
 
-    Stranded is a log density lower than half of the chains' by ``_STRANDED (d + 1)``: what lies there would
-    need to be wider by e^20 in each dimension to hold as much mass.
+    A chain is stranded if its log density is lower than the median of the chains by ``_STRANDED (d + 1)``.
 
     Args:
         d: dimensions.

@@ -1,8 +1,8 @@
-"""Coordinates in which a posterior is nearly a standard normal: a normal's, bent once.
+"""Coordinates in which a posterior is nearly a standard normal: those of a normal, with one bend.
 
-Posteriors of few dimensions are often normal in all directions but along one, in whose square others shift: a
-banana. With ``t`` the place along it, ``q = centre + root u + curve t^2`` straightens it at no change of
-volume, as the curve does not move ``t``.
+A posterior of few dimensions is often a banana: the mean of some coordinates depends on the square of the
+position ``t`` along one direction. The coordinates ``q = centre + root u + curve t^2`` straighten it. They
+preserve volume, because the curve does not change ``t``.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ class Chart:
         return u - self.metric.whiten(self.curve[:, None]) * self._place(u).square()
 
     def force(self, g: Float[Tensor, "B C d"], u: Float[Tensor, "B C d"]) -> Float[Tensor, "B C d"]:
-        """The gradient with respect to ``u`` of what has the gradient ``g`` with respect to ``q``."""
+        """The gradient with respect to ``u`` of a function whose gradient with respect to ``q`` is ``g``."""
         across = g @ self.curve[..., None]
         return self.metric.force(g) + 2 * self._place(u) * across * self.along[:, None]
 
     def take(self, rows: list[int]) -> Chart:
-        """Of some of the problems."""
+        """The chart of a subset of the problems."""
         return Chart(self.metric.take(rows), self.curve[rows], self.along[rows], self.shift[rows])
 
     def _place(self, u: Tensor) -> Float[Tensor, "B C 1"]:
@@ -69,19 +69,19 @@ class Chart:
 
 
 def flat(metric: Metric) -> Chart:
-    """Without a bend."""
+    """The chart of a metric, without a bend."""
     none = torch.zeros_like(metric.centre)
     return Chart(metric, none, none, none[:, 0])
 
 
 def padded(chart: Chart, discrete: int) -> Chart:
-    """With coordinates at the end that never move."""
+    """The chart with further coordinates at the end, which never move."""
     curve, along = (pad(x, (0, discrete)) for x in (chart.curve, chart.along))
     return Chart(_metric.padded(chart.metric, discrete), curve, along, chart.shift)
 
 
 def arrays(chart: Chart) -> dict[str, np.ndarray]:
-    """For a checkpoint."""
+    """The arrays of a checkpoint."""
     held = {f"chart_{n}": getattr(chart, n).cpu().numpy() for n in ("curve", "along", "shift")}
     return held | _operators.arrays(chart.metric)
 
@@ -89,16 +89,16 @@ def arrays(chart: Chart) -> dict[str, np.ndarray]:
 def restored(
     held: Mapping[str, np.ndarray], device: torch.device, outer: Preconditioner | None = None
 ) -> Chart:
-    """From a checkpoint; ``outer`` as in :func:`astrozoo.infer._operators.restored`."""
+    """The chart that a checkpoint contains; ``outer`` as in :func:`astrozoo.infer._operators.restored`."""
     parts = [torch.as_tensor(held[f"chart_{n}"], device=device) for n in ("curve", "along", "shift")]
     return Chart(_operators.restored(held, device, outer), *parts)
 
 
 def bent(metric: Metric, x: Float[Tensor, "B n d"], g: Float[Tensor, "B n d"]) -> Chart:
-    """A normal's coordinates bent as draws and gradients tell, where that brings them nearer a normal.
+    """The chart of a metric with a bend that is fitted to draws and gradients, if that is closer to a normal.
 
-    The bend has the least Fisher divergence in the first half of the rows, and is kept if it has less than
-    none in the other half. Above ``DENSE_LIMIT`` dimensions there is none.
+    The bend minimises the Fisher divergence in the first half of the rows. It is used if it also has a
+    smaller divergence than no bend in the other half. Above ``DENSE_LIMIT`` dimensions there is none.
     """
     if not isinstance(metric, Dense) or x.shape[2] > DENSE_LIMIT or x.shape[1] < 4 * x.shape[2]:
         return flat(metric)
@@ -118,13 +118,13 @@ def _straightened(w: Tensor, h: Tensor, v: Tensor, c: Tensor) -> tuple[Tensor, T
 
 
 def _divergence(w: Tensor, h: Tensor, v: Tensor, c: Tensor) -> Float[Tensor, "B"]:
-    """Fisher's, of a standard normal about any mean."""
+    """The Fisher divergence from a standard normal with any mean."""
     y, g = _straightened(w, h, v, c)
     return (y + g).var(1).sum(1)
 
 
 def _bend(w: Float[Tensor, "B n d"], h: Float[Tensor, "B n d"]) -> tuple[Tensor, Tensor]:
-    """A direction and, across it, the bend: zero where none is worthwhile."""
+    """A direction, and the bend across it, which is zero if it is not worthwhile."""
     half = w.shape[1] // 2
     start = torch.linalg.eigh(w.mT @ w)[1][..., -1]
     p = torch.stack((start, torch.zeros_like(start)))

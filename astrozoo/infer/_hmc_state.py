@@ -21,18 +21,18 @@ __all__ = ["HMCState"]
 
 @dataclass
 class HMCState:
-    """Where the ensemble stands: ``B`` problems of ``C`` chains in ``d`` dimensions.
+    """The state of ``B`` problems of ``C`` chains in ``d`` dimensions.
 
     Args:
         log_step, averaging: of each chain (the same in all chains of a problem, once the early warm-up is
             over), and the state of dual averaging.
         window: positions and gradients since the mass matrix was last estimated.
-        recorder: what is kept of the continuous coordinates of the draws.
+        recorder: records the continuous coordinates of the draws.
 
     Attributes:
         drawn: statistics of the draws and their discrete coordinates, ``[draw, B, C, ...]`` on the CPU. The
-            first ``recorder.count`` rows are filled. They are allocated once: small arrays that are made at
-            every draw, between large ones, would fragment the heap.
+            first ``recorder.count`` rows are filled. They are allocated once, because small arrays that are
+            allocated at every draw between large ones fragment the heap.
     """
 
     position: Float[Tensor, "B C d"]
@@ -71,7 +71,7 @@ class HMCState:
         self.recorder.add(self.position)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """For a checkpoint."""
+        """The arrays of a checkpoint."""
         held = {n: getattr(self, n).cpu().numpy() for n in _TENSORS} | _chart.arrays(self.chart)
         held |= {n: np.asarray(getattr(self, n)) for n in _COUNTS}
         held |= {f"drawn_{name}": rows[: self.recorder.count].numpy() for name, rows in self.drawn.items()}
@@ -88,11 +88,11 @@ class HMCState:
         recorder: Recorder,
         outer: Preconditioner | None = None,
     ) -> HMCState:
-        """From a checkpoint.
+        """The state that a checkpoint contains.
 
         Args:
-            recorder: a new one, which takes over what the checkpoint has.
-            outer: a preconditioner that was given; the checkpoint does not have it.
+            recorder: a new one, which is restored from the checkpoint.
+            outer: the preconditioner of the run, which a checkpoint does not contain.
         """
         recorder.restore(arrays)
         held: dict[str, Any] = {n: torch.as_tensor(arrays[n], device=device) for n in _TENSORS}
@@ -110,6 +110,6 @@ class HMCState:
 
 
 _TENSORS = ("position", "value", "gradient", "log_step", "averaging", "length")
-"""Fields of :class:`HMCState` that are tensors and that a checkpoint has."""
+"""Fields of :class:`HMCState` that are tensors and that a checkpoint contains."""
 _COUNTS = ("iteration", "gradients", "warmup_gradients", "rescued")
-"""Fields of :class:`HMCState` that are whole numbers and that a checkpoint has."""
+"""Fields of :class:`HMCState` that are whole numbers and that a checkpoint contains."""

@@ -51,7 +51,7 @@ RANK = 40
 
 @dataclass(frozen=True)
 class Block:
-    """A part of the vector whose metric is estimated for itself.
+    """A part of the vector whose metric is estimated separately.
 
     Args:
         size: its length.
@@ -71,7 +71,7 @@ class Structure:
 
     Args:
         blocks: of all coordinates but those of discrete sites; none: one of the default kind.
-        outer: an operator that was given, in whose coordinates the rest is estimated.
+        outer: an operator that the user or the problem states. The rest is estimated in its coordinates.
     """
 
     blocks: tuple[Block, ...] = ()
@@ -85,7 +85,7 @@ KINDS = ("dense", "low_rank", "diagonal", "fourier")
 
 
 def identity(centre: Float[Tensor, "B d"], structure: Structure = DEFAULT) -> Metric:
-    """Unit mass (in the coordinates of ``structure.outer``, if there is one)."""
+    """The metric of unit mass (in the coordinates of ``structure.outer``, if there is one)."""
     problems, d = centre.shape
     if d <= DENSE_LIMIT and structure == DEFAULT:
         eye = torch.eye(d, dtype=centre.dtype, device=centre.device).expand(problems, d, d)
@@ -141,12 +141,12 @@ def of_result(precondition: Result, problems: int, d: int, like: Mapping[str, An
 
 
 def given(centre: Float[Tensor, "B d"], root: Float[Tensor, "B d d"]) -> Dense:
-    """Of a mean and a covariance ``root root'``."""
+    """The metric of a mean and a covariance ``root root'``."""
     return Dense(centre, root, torch.linalg.inv(root))
 
 
 def padded(metric: Metric, discrete: int) -> Metric:
-    """With coordinates at the end that never move."""
+    """The metric with further coordinates at the end, which never move."""
     if not discrete:
         return metric
     if isinstance(metric, Dense):
@@ -157,12 +157,13 @@ def padded(metric: Metric, discrete: int) -> Metric:
 
 
 def estimated(x: Float[Tensor, "B n d"], g: Float[Tensor, "B n d"], structure: Structure = DEFAULT) -> Metric:
-    """From draws and gradients of the log density there.
+    """The metric of draws ``x`` and gradients ``g`` of their log density.
 
-    The matrix S for which ``S cov(g) S = cov(x)``: of all Gaussians ``N(mean, S)`` it has the least Fisher
-    divergence. If the posterior is Gaussian it is exact from any ``n > d`` points, wherever they lie; a
-    diagonal one, in whatever basis, from any two if the posterior is diagonal there. Correlations are shrunk
-    where ``n`` is not many times ``d``. The mean is that of the draws after a Newton step by S.
+    Its covariance is the matrix S for which ``S cov(g) S = cov(x)``. Of all Gaussians ``N(mean, S)`` this one
+    has the smallest Fisher divergence. If the posterior is Gaussian, S is exact from any ``n > d`` points,
+    wherever they are. A diagonal S is exact from any two points if the posterior is diagonal in the same
+    basis. Correlations are shrunk if ``n`` is not many times ``d``. The mean is that of the draws, moved by a
+    Newton step with S.
 
     References:
         Seyboldt, Carlson & Carpenter 2026, arXiv 2603.18845.
@@ -218,10 +219,11 @@ def _mode_sd(waves: Float[Tensor, "B n d"], grid: tuple[int, ...]) -> Float[Tens
 def updated(
     metric: Metric, x: Float[Tensor, "B n d"], g: Float[Tensor, "B n d"], structure: Structure = DEFAULT
 ) -> Metric:
-    """For the next window: :func:`estimated` afresh, unless it is dense above ``DENSE_LIMIT``.
+    """The metric for the next window.
 
-    That one was given, and knows more than a window can tell: what is estimated in the coordinates that it
-    whitens, a diagonal and ``RANK`` directions, corrects it, and all else stays.
+    It is :func:`estimated` anew, unless the present one is dense above ``DENSE_LIMIT`` dimensions. That one
+    comes from ``precondition`` and has more information than a window. It is corrected by a diagonal and
+    ``RANK`` directions, which are estimated in the coordinates that it whitens.
     """
     d = x.shape[2]
     if d <= DENSE_LIMIT or structure != DEFAULT or not isinstance(metric, Dense):
@@ -239,7 +241,7 @@ def _shrunk(y: Float[Tensor, "B n d"], shrink: float) -> Float[Tensor, "B d d"]:
 
 
 def _fisher_root(x: Float[Tensor, "B n d"], g: Float[Tensor, "B n d"]) -> Float[Tensor, "B d d"]:
-    """A root of the S with ``S cov(g) S = cov(x)``; the identity where rounding leaves none."""
+    """A root of the S with ``S cov(g) S = cov(x)``, or the identity if rounding errors prevent it."""
     shrink = min(1.0, 3 * x.shape[2] / x.shape[1]) ** 6  # of note for short windows only
     cx, cg = _shrunk(x, shrink), _shrunk(g, shrink)
     eye = torch.eye(cx.shape[1], dtype=cx.dtype, device=cx.device)
@@ -252,10 +254,11 @@ def _fisher_root(x: Float[Tensor, "B n d"], g: Float[Tensor, "B n d"]) -> Float[
 
 
 def _low_rank(scale: Tensor, x: Float[Tensor, "B n d"], g: Float[Tensor, "B n d"]) -> LowRank:
-    """In the span of the principal directions of both: soft ones stand out in ``x``, stiff ones in ``g``.
+    """The low-rank metric in the span of the principal directions of draws and gradients.
 
-    They are few beside the draws (some of which repeat others, after rejections): along a direction of the
-    one that lies outside the span of the other's draws the two variances could not be compared.
+    Directions of large variance have large components in ``x``, those of small variance in ``g``. The number
+    of directions is limited to a fraction of the draws, some of which repeat others after rejections. In a
+    direction outside the span of the other set the two variances could not be compared.
     """
     k = min(RANK // 2, x.shape[1] // 8)
     spans = [torch.linalg.svd(y, full_matrices=False)[2][:, :k].mT for y in (x, g)]

@@ -55,7 +55,7 @@ class Moments:
 
     @property
     def covariance(self) -> Float[Tensor, "b d d"] | None:
-        """Unbiased; None where only the diagonal is known."""
+        """The unbiased covariance; None if only its diagonal is known."""
         return self._squares / max(1, self.count - 1) if self.dense else None
 
     @property
@@ -65,11 +65,11 @@ class Moments:
         return squares / max(1, self.count - 1)
 
     def fields(self) -> dict[str, Any]:
-        """As fields of a Result."""
+        """The moments as fields of a Result."""
         return {"location": self.mean, "covariance": self.covariance, "variance": self.variance}
 
     def arrays(self, prefix: str) -> dict[str, np.ndarray]:
-        """For a checkpoint."""
+        """The arrays of a checkpoint."""
         found = {
             "count": np.asarray(self.count),
             "mean": self.mean.clone().numpy(),

@@ -59,11 +59,11 @@ class Metric(Preconditioner, Protocol):
 
     @property
     def centre(self) -> Float[Tensor, "B d"]:
-        """Its mean."""
+        """The mean of the normal."""
         ...
 
     def take(self, rows: list[int]) -> Metric:
-        """Of a subset of the problems."""
+        """The metric of a subset of the problems."""
         ...
 
 
@@ -212,7 +212,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Corrected:
-    """``outer inner``: a preconditioner that was given, and what was estimated in its coordinates."""
+    """``outer inner``: a preconditioner, and a metric that was estimated in its coordinates."""
 
     centre: Float[Tensor, "B d"]
     outer: Preconditioner
@@ -246,7 +246,7 @@ def hartley(x: Float[Tensor, "*b d"], grid: tuple[int, ...]) -> Float[Tensor, "*
 
 
 def arrays(metric: Metric, prefix: str = "metric") -> dict[str, np.ndarray]:
-    """For a checkpoint; of a :class:`Corrected` only what was estimated."""
+    """The arrays of a checkpoint. Those of a :class:`Corrected` contain only its inner metric."""
     found: dict[str, Any] = {f"{prefix}_kind": np.asarray(type(metric).__name__)}
     if isinstance(metric, Blocks):
         found[f"{prefix}_parts"] = np.asarray(len(metric.parts))
@@ -270,10 +270,10 @@ def restored(
     outer: Preconditioner | None = None,
     prefix: str = "metric",
 ) -> Metric:
-    """From a checkpoint.
+    """The metric that a checkpoint contains.
 
     Args:
-        outer: of a :class:`Corrected`, whose arrays do not have it.
+        outer: the preconditioner of a :class:`Corrected`, which a checkpoint does not contain.
     """
     kinds: tuple[Any, ...] = (Dense, Diagonal, LowRank, Fourier, Blocks, Corrected)
     kind = next(k for k in kinds if k.__name__ == str(saved[f"{prefix}_kind"]))

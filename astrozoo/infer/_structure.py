@@ -1,4 +1,4 @@
-"""What a user says of the mass matrix, as the structure of a metric."""
+"""The structure of a metric from the option ``metric`` of a user."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["structure_for", "structure_of"]
 
 
 def structure_for(problem: Problem, metric: Any, layout: Layout) -> Structure:
-    """The structure of ``metric``, or where that is None, of the problem's ``preconditioner``.
+    """The structure of ``metric``, or if that is None, of the problem's ``preconditioner``.
 
     Raises:
         InputError, UnknownNameError: as :func:`structure_of`.

@@ -24,9 +24,9 @@ Another number of rows needs another graph."""
 _MOMENTUM = 1
 """Stream of the random numbers of momenta."""
 _ACCEPT = 2
-"""Stream of those that decide whether a trajectory is accepted."""
+"""Stream of the random numbers that decide whether a trajectory is accepted."""
 _GIBBS = 3
-"""Stream of those that draw discrete sites."""
+"""Stream of the random numbers that draw discrete sites."""
 
 
 class Chains:
@@ -42,14 +42,14 @@ class Chains:
         return value.view(q.shape[:2]), gradient.view(q.shape)
 
     def take(self, rows: list[int]) -> Chains:
-        """Of some of the problems."""
+        """The density of a subset of the problems."""
         taken = copy(self)
         at = torch.tensor(rows, device=self.objective.device)[:, None] * self.chains
         taken.objective = self.objective.take((at + torch.arange(self.chains).to(at)).flatten())
         return taken
 
     def values(self, q: Float[Tensor, "B C d"]) -> Float[Tensor, "B C"]:
-        """Without the gradient; no density where it is undefined."""
+        """The log density without its gradient; minus infinity where it is undefined."""
         value = self.objective.values(q.flatten(0, 1))[:, 0].view(q.shape[:2])
         return torch.where(value.isfinite(), value, -torch.inf)
 
@@ -59,13 +59,13 @@ def _numpy_generator(seed: int, *stream: int) -> np.random.Generator:
 
 
 def normals(seed: int, *stream: int, like: Tensor) -> Float[Tensor, "B C d"]:
-    """Standard normals, the same in every problem; a chain's do not depend on how many follow."""
+    """Standard normals, equal in all problems. Those of a chain do not depend on the number of chains."""
     drawn = _numpy_generator(seed, *stream).standard_normal(like.shape[1:])
     return torch.from_numpy(drawn).to(like).expand(like.shape)
 
 
 def uniforms(seed: int, *stream: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Uniform over [0, 1), likewise."""
+    """Uniform numbers in [0, 1), equal in all problems. Those of a chain do not depend on their number."""
     return torch.from_numpy(_numpy_generator(seed, *stream).random(shape)).to(like)
 
 
@@ -153,7 +153,7 @@ def transition(
 
 
 def gibbs(chains: Chains, out: dict[str, Tensor], seed: int, iteration: int) -> None:
-    """Every discrete coordinate in turn from its exact conditional, in place."""
+    """Draw every discrete coordinate in turn from its exact conditional, in place."""
     choices, q, value = chains.choices, out["position"], out["lp"]
     shape = (q.shape[1], len(choices))
     uniform = uniforms(seed, _GIBBS, iteration, shape=shape, like=q).T

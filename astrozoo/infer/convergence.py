@@ -158,7 +158,7 @@ def _mixing(z: Float[Tensor, "c n d"], elements: int) -> tuple[Tensor, Tensor, T
 
 
 def _quantile(flat: Float[Tensor, "d k"], q: float) -> Float[Tensor, "d 1 1"]:
-    """Linearly interpolated; ``torch.quantile`` takes at most 16 million numbers."""
+    """A quantile by linear interpolation. (``torch.quantile`` takes at most 16 million numbers.)"""
     place = q * (flat.shape[1] - 1)
     low = int(place)
     ordered = flat.sort(1).values
@@ -186,7 +186,7 @@ def _r_hat(x: Float[Tensor, "d m n"]) -> Float[Tensor, "d"]:
 
 
 def _autocovariance(x: Float[Tensor, "d m n"]) -> Float[Tensor, "d n"]:
-    """Of each lag, mean over chains, about the mean of each chain."""
+    """Autocorrelation by lag, about the mean of each chain, averaged over chains."""
     n = x.shape[2]
     size = 1 << (2 * n - 1).bit_length()
     spectrum = torch.fft.rfft(x - x.mean(2, keepdim=True), size)
@@ -202,7 +202,7 @@ def _time(rho: Float[Tensor, "d n"]) -> Float[Tensor, "d"]:
 
 
 def _ess(x: Float[Tensor, "d m n"]) -> Float[Tensor, "d"]:
-    """Effective draws of all chains together; those that disagree count for less."""
+    """Effective number of draws of all chains together. It is smaller if the chains disagree."""
     _, m, n = x.shape
     covariance = _autocovariance(x)
     within = covariance[:, 0] * n / (n - 1)
@@ -215,7 +215,7 @@ def _ess(x: Float[Tensor, "d m n"]) -> Float[Tensor, "d"]:
 
 
 def _ess_within(x: Float[Tensor, "d m n"]) -> Float[Tensor, "d"]:
-    """Effective draws of a chain by its own autocorrelation; at most its length.
+    """Effective number of draws of each chain by its autocorrelation, at most its length.
 
     Autocovariances about the mean of each chain are too small by the variance of that mean, which is added in
     a second pass.

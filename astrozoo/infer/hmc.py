@@ -1,8 +1,8 @@
 """Many-chain Hamiltonian Monte Carlo on the captured log density.
 
-Discrete sites are summed out, and recovered from their exact conditional. Beyond :data:`ENUMERATED` joint
-assignments they are coordinates at the end of each position instead: they have no momentum and stay where
-they are along a trajectory, after which each is drawn in turn given all else (Gibbs).
+Discrete sites are summed out, and drawn from their exact conditional afterwards. If they have more than
+:data:`ENUMERATED` joint assignments, they are coordinates at the end of each position instead. These have no
+momentum and are constant along a trajectory. After it each is drawn given all others (Gibbs).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ With more, discrete sites are drawn by Gibbs steps."""
 _START = 0
 """Stream of the random numbers of the chains' starts."""
 _RESCUE = 9
-"""Stream of those that choose a chain whose place a stranded one takes."""
+"""Stream of the random numbers that choose the chain whose position a stranded chain takes."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _learn(chains: Chains, state: HMCState, plan: _Plan) -> None:
 
 
 def _rescue(state: HMCState, plan: _Plan, d: int) -> None:
-    """Chains stranded far below the others go on from where another is."""
+    """Move chains that are stranded far below the others to the position of another chain."""
     u = uniforms(plan.seed, _RESCUE, state.iteration, shape=state.value.shape[1:], like=state.value)
     chosen = rescued(state.value, d, u)
     state.rescued += int((chosen != torch.arange(len(u), device=u.device)).sum())
@@ -164,7 +164,7 @@ def _rescue(state: HMCState, plan: _Plan, d: int) -> None:
 
 
 def _first_step(chains: Chains, state: HMCState, plan: _Plan) -> None:
-    """The greatest step, over a power of two, of which one is accepted as often as wished."""
+    """Choose the first step size: halved from the longest until a single step is accepted often enough."""
     early = plan.early(state.iteration)
     step = torch.full_like(state.log_step, LONGEST_STEP)
     one = [1] * len(step)
@@ -221,37 +221,42 @@ def hmc(
 ) -> Result:
     """Sample the posterior with all chains of all problems moving together.
 
-    The normal of the mass matrix is followed exactly, and the gradient's rest kicks: what is nearly normal
-    takes a step or two of up to ``LONGEST_STEP`` for an independent draw. Step size: dual averaging of the
-    harmonic mean of the acceptance over a problem's chains. Mass matrix and centre: from the draws and
-    gradients of the whole ensemble, dense up to ``DENSE_LIMIT`` dimensions and above that a diagonal with a
-    few directions corrected, re-estimated at ``WINDOWS`` of the warm-up; the dense ones are bent along one
-    direction (:mod:`astrozoo.infer._chart`). Length of trajectories: the greatest rate of ChEES, no less
-    than a whitened Gaussian's; jittered by ``JITTER``, alike in all chains. Chains stranded hopelessly below
-    the others during the warm-up go on from where another is (``stats`` counts them). Discrete sites: summed
-    out and recovered, or beyond ``ENUMERATED`` joint assignments drawn one by one after each trajectory;
-    ``stats`` says which. Every problem sees the same random numbers, so it does not depend on its
-    neighbours; nor do those of a chain depend on how many others there are.
+    * Integrator: split steps. The motion in the normal of the mass matrix is exact, and only the difference
+      between the gradient and that normal's changes the momentum. If the posterior is nearly normal, one or
+      two steps of up to ``LONGEST_STEP`` make an independent draw.
+    * Step size: by dual averaging of the harmonic mean of the acceptance rates of a problem's chains.
+    * Mass matrix and centre: estimated from the draws and gradients of all chains, at ``WINDOWS`` of the
+      warm-up. The matrix is dense up to ``DENSE_LIMIT`` dimensions. Above that it is a diagonal with a few
+      directions corrected. Dense ones are bent along one direction (:mod:`astrozoo.infer._chart`).
+    * Length of trajectories: the length with the largest rate of ChEES, but at least that of a whitened
+      Gaussian. It is jittered by ``JITTER``, equally in all chains.
+    * Stranded chains: during the warm-up a chain far below the others moves to the position of another chain.
+      ``stats`` counts these.
+    * Discrete sites: summed out and then drawn, or above ``ENUMERATED`` joint assignments drawn one by one
+      after each trajectory. ``stats`` says which.
 
-    Draws may be thinned, kept of chosen sites only, summarised as they come, and written to disk
-    (:class:`~astrozoo.infer.options.HMCSettings`); R-hat and moments are of all draws in any case.
+    All problems of a batch use the same random numbers, so that a problem does not depend on its neighbours.
+    The random numbers of a chain do not depend on the number of chains.
 
-    Above ``DENSE_LIMIT`` dimensions a covariance from ``precondition`` is kept, and what is estimated are
-    corrections in the coordinates that it whitens: each window's on top of those before.
+    Draws may be thinned, restricted to some sites, summarised, and written to disk
+    (:class:`~astrozoo.infer.options.HMCSettings`). R-hat and moments are always those of all draws.
+
+    Above ``DENSE_LIMIT`` dimensions a covariance from ``precondition`` is not replaced. Each window then
+    estimates a correction in the coordinates that this covariance and the earlier corrections whiten.
 
     Args:
-        density: of the problem, where it is captured already: its graphs then serve again.
+        density: of the problem, if it has been captured before. Its graphs are used again.
 
     Returns:
-        a Result; converged by the rule of :mod:`astrozoo.infer.convergence`, with fewer than 1 % of
-        trajectories divergent.
-        ``stats`` has the smallest E-BFMI of the chains of each problem (below 0.3 is a warning).
+        a Result. It is converged by the rule of :mod:`astrozoo.infer.convergence`, and if fewer than 1 % of
+        the trajectories diverge. ``stats`` has the smallest E-BFMI of the chains of each problem (below 0.3
+        is a warning).
 
     Raises:
         InputError: for a start or precondition of the wrong shape, a covariance that is not positive
             definite, a metric that does not suit the problem, or a start without a finite density (naming
             the site).
-        UnknownNameError: for a site of ``metric`` that the model has not.
+        UnknownNameError: for a site of ``metric`` that the model does not have.
 
     References:
         Shahbaba et al. 2014 (split steps); Hoffman & Gelman 2014 (step size); Hoffman, Radul & Sountsov 2021
@@ -289,7 +294,7 @@ def _run(
     checkpoint: Checkpoint,
     report: Report,
 ) -> Status | None:
-    """Iterate until all draws are made; the status of a run that ends before, else None."""
+    """Iterate until all draws are made. Returns the status of a run that ends earlier, else None."""
     try:
         while state.iteration < plan.warmup + plan.draws:
             if budget is not None and state.gradients >= budget:
@@ -346,7 +351,7 @@ def _result(
 
 
 def _recorder(problem: Problem, target: Density, run: RunOptions, settings: HMCSettings) -> Recorder:
-    """What the settings say that is kept of the draws."""
+    """The recorder that the settings describe."""
     disk = None
     if settings.stream is not None:
         header = {"digest": problem.digest, "seed": run.seed, "chains": run.chains, "draws": run.draws}
