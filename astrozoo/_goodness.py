@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from scipy.ndimage import uniform_filter
 from torch import Tensor
 
 from astrozoo._capture import Model
@@ -14,7 +15,7 @@ from astrozoo._scope import Scope
 from astrozoo.density import layout_of
 from astrozoo.types import Goodness, Problem, Result
 
-__all__ = ["goodness_of", "improvable", "scored"]
+__all__ = ["FittedImage", "goodness_of", "improvable", "scored"]
 
 _DRAWS = 32
 """Draws that the model's image is averaged over. Their error adds 1/32 of the posterior variance."""
@@ -22,6 +23,10 @@ _BASE = 0.1
 """Quantile of the model's image that is taken for the level without light."""
 _FEW = 50
 """[px] Fewest pixels of a part whose chi2 counts."""
+_BOX = 9
+"""[px] Side of the box whose mean is the local level of the residual. Misfits that are broader than it do not
+count as noise. Noise that resampling has correlated over a few pixels does; differences of adjacent pixels
+would miss half of it."""
 _TOLERANCE = 0.3
 """Part of the noise's variance that misfits may add before a model does not fit. Correct models of
 simulations reach 0.05, a source of pixels behind a real galaxy up to 0.4, and wrong solutions 1 or more."""
@@ -61,11 +66,7 @@ def goodness_of(problem: Problem, result: Result) -> Goodness | None:
                 parts = [site["fn"].mean, site["fn"].variance, (site["log_prob"] != 0).double()]
                 total = sums.setdefault(name, [0.0, 0.0, 0.0, site["value"]])
                 sums[name] = [*(a + b / len(rows) for a, b in zip(total, parts, strict=False)), site["value"]]
-    images = [(_array(v), _array(m), _array(s), _array(u) > 0) for m, s, u, v in sums.values()]
-    data, mean, variance, used = (
-        np.concatenate([x.ravel() for x in part]) for part in zip(*images, strict=True)
-    )
-    return scored(data[used], mean[used], variance[used])
+    return scored(*(FittedImage(_array(v), _array(m), _array(s), _array(u) > 0) for m, s, u, v in sums.values()))
 
 
 def improvable(goodness: Goodness) -> bool:
@@ -81,28 +82,46 @@ def _array(x: Tensor) -> np.ndarray:
     return x.detach().double().cpu().numpy()
 
 
-def scored(
-    data: Float[np.ndarray, "n"], mean: Float[np.ndarray, "n"], variance: Float[np.ndarray, "n"]
-) -> Goodness:
-    """The goodness of fit of pixels.
+class FittedImage(NamedTuple):
+    """An image and what a model predicts for it.
+
+    Attributes:
+        data: values of the pixels; the last two axes are those of the image.
+        mean, variance: those that the model predicts.
+        used: True where a pixel counts.
+    """
+
+    data: Float[np.ndarray, "*shape"]
+    mean: Float[np.ndarray, "*shape"]
+    variance: Float[np.ndarray, "*shape"]
+    used: Bool[np.ndarray, "*shape"]
+
+
+def scored(*images: FittedImage) -> Goodness:
+    """The goodness of fit of images.
 
     The pixels in which the model's light exceeds the noise are scored apart from the others: a large dark
     frame must not hide a misfit of its few bright pixels. If the noise is overestimated (noise maps of
-    resampled images are), the dark pixels say by how much, and chi2 is relative to theirs.
-
-    Args:
-        data: values of the pixels.
-        mean, variance: those that the model predicts.
+    resampled images are), the scatter of dark pixels about their local mean says by how much, and chi2 is
+    relative to it.
     """
-    square = (data - mean) ** 2 / variance
-    lit = mean - np.quantile(mean, _BASE) > np.sqrt(variance)
+    squares, lights, scatters = [], [], []
+    for data, mean, variance, used in images:
+        residual = np.where(used, data - mean, 0.0) / np.sqrt(np.where(used, variance, 1.0))
+        lit = used & (mean - np.quantile(mean[used], _BASE) > np.sqrt(variance))
+        squares.append(residual[used] ** 2)
+        lights.append(lit[used])
+        scatters.append(_scatter(residual, used & ~lit))
+    square, lit, scatter = (np.concatenate(parts) for parts in (squares, lights, scatters))
     parts = {"all pixels": square}
     if lit.sum() >= _FEW:
         parts["pixels with light"] = square[lit]
     if (~lit).sum() >= _FEW:
         parts["other pixels"] = square[~lit]
+    if len(scatter) >= _FEW:
+        parts["other pixels, about their local mean"] = scatter
     chi2 = {name: float(values.mean()) for name, values in parts.items()}
-    noise = min(1.0, chi2.get("other pixels", 1.0))
+    noise = min(1.0, chi2.get("other pixels, about their local mean", 1.0))
     worst = max(chi2.get("pixels with light", 0.0), chi2["all pixels"]) / noise
     count = len(parts.get("pixels with light", square))
     return Goodness(
@@ -110,3 +129,13 @@ def scored(
         limit=1 + _TOLERANCE + _SIGMAS * float(np.sqrt(2 / count)),
         parts=chi2,
     )
+
+
+def _scatter(residual: Float[np.ndarray, "*shape"], dark: Bool[np.ndarray, "*shape"]) -> Float[np.ndarray, "n"]:
+    """Squared deviations of dark pixels from their mean in a box. Their mean is 1 for white noise of SD 1."""
+    box = (1,) * (dark.ndim - 2) + (_BOX,) * min(dark.ndim, 2)
+    share = uniform_filter(dark.astype(float), box, mode="constant")
+    level = uniform_filter(np.where(dark, residual, 0.0), box, mode="constant") / np.maximum(share, 1e-9)
+    count = share * np.prod(box)
+    enough = dark & (count > 1.5)
+    return (residual - level)[enough] ** 2 * (count / (count - 1))[enough]

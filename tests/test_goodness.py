@@ -10,9 +10,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 import astrozoo
-from astrozoo._goodness import improvable, scored
+from astrozoo._goodness import FittedImage, improvable, scored
 from astrozoo.diagnostics.report import report
 from astrozoo.types import Problem, Result
 
@@ -81,27 +82,54 @@ def test_masked_pixels_do_not_count() -> None:
     assert score.chi2 < 1.3
 
 
+def image(data: np.ndarray, mean: np.ndarray, variance: float = 1.0) -> FittedImage:
+    return FittedImage(data, mean, np.full(mean.shape, variance), np.ones(mean.shape, bool))
+
+
+def lit_square(side: int, lit: int) -> np.ndarray:
+    """A frame whose middle has 30 units of light, and whose rest is dark."""
+    mean = np.zeros((side, side))
+    edge = (side - lit) // 2
+    mean[edge : edge + lit, edge : edge + lit] = 30.0
+    return mean
+
+
 def test_a_large_dark_frame_hides_no_misfit_and_too_large_a_noise_no_more() -> None:
     rng = np.random.default_rng(0)
-    mean = np.zeros(100_000)
-    mean[:1000] = 30.0
-    data = mean + rng.normal(size=mean.size)
-    assert scored(data, mean, np.ones_like(mean)).ok
-    off = data.copy()
-    off[:1000] += 2.0
-    wrong = scored(off, mean, np.ones_like(mean))
+    mean = lit_square(300, 30)
+    data = mean + rng.normal(size=mean.shape)
+    assert scored(image(data, mean)).ok
+    off = data + 2.0 * (mean > 0)
+    wrong = scored(image(off, mean))
     assert wrong.parts["all pixels"] < 1.1
     assert wrong.chi2 == pytest.approx(5.0, abs=0.3)
     assert not wrong.ok
-    assert scored(off, mean, np.full_like(mean, 4.0)).chi2 == pytest.approx(wrong.chi2, rel=1e-3)
-    assert not scored(np.full(100, np.nan), mean[:100], np.ones(100)).ok
+    assert scored(image(off, mean, 4.0)).chi2 == pytest.approx(wrong.chi2, rel=0.02)
+    assert not scored(image(np.full((10, 10), np.nan), mean[:10, :10])).ok
 
 
-@pytest.mark.parametrize(("pixels", "better"), [(10_000, True), (200, False)])
-def test_a_model_that_fits_may_be_improvable(pixels: int, better: bool) -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.7])
+def test_a_broad_misfit_is_not_taken_for_noise(smoothing: float) -> None:
+    """Noise, white or correlated by resampling, of half of the stated SD, and waves in the dark of that SD."""
+    rng = np.random.default_rng(1)
+    mean = lit_square(120, 30)
+    noise = gaussian_filter(rng.normal(size=mean.shape), smoothing)
+    data = mean + noise / (2 * noise.std())
+    assert scored(image(data, mean)).chi2 == pytest.approx(1.0, abs=0.15)
+    waves = np.sin(np.arange(120) * 2 * np.pi / 40)[:, None] * np.sqrt(2)
+    misfit = scored(image(data + waves, mean))
+    assert misfit.parts["other pixels"] > 1
+    assert misfit.chi2 > 3
+    assert not misfit.ok
+
+
+@pytest.mark.parametrize(("side", "better"), [(100, True), (14, False)])
+def test_a_model_that_fits_may_be_improvable(side: int, better: bool) -> None:
     """A chi2 of 1.25 is chance in 200 pixels, and is not in 10,000."""
-    data = np.sqrt(1.25) * np.where(np.arange(pixels) % 2, 1.0, -1.0)
-    score = scored(30 + data, np.full(pixels, 30.0), np.ones(pixels))
-    assert score.chi2 == pytest.approx(1.25)
+    signs = np.where(np.indices((side, side)).sum(0) % 2, 1.0, -1.0)
+    mean = np.full((side, side), 30.0)
+    mean[: side // 5] = 0.0  # the dark part
+    score = scored(image(mean + np.where(mean > 0, np.sqrt(1.25), 1.1) * signs, mean))
+    assert score.parts["pixels with light"] == pytest.approx(1.25)
     assert score.ok
     assert improvable(score) is better
