@@ -66,7 +66,9 @@ def goodness_of(problem: Problem, result: Result) -> Goodness | None:
                 parts = [site["fn"].mean, site["fn"].variance, (site["log_prob"] != 0).double()]
                 total = sums.setdefault(name, [0.0, 0.0, 0.0, site["value"]])
                 sums[name] = [*(a + b / len(rows) for a, b in zip(total, parts, strict=False)), site["value"]]
-    return scored(*(FittedImage(_array(v), _array(m), _array(s), _array(u) > 0) for m, s, u, v in sums.values()))
+    return scored(
+        *(FittedImage(_array(v), _array(m), _array(s), _array(u) > 0) for m, s, u, v in sums.values())
+    )
 
 
 def improvable(goodness: Goodness) -> bool:
@@ -131,7 +133,9 @@ def scored(*images: FittedImage) -> Goodness:
     )
 
 
-def _scatter(residual: Float[np.ndarray, "*shape"], dark: Bool[np.ndarray, "*shape"]) -> Float[np.ndarray, "n"]:
+def _scatter(
+    residual: Float[np.ndarray, "*shape"], dark: Bool[np.ndarray, "*shape"]
+) -> Float[np.ndarray, "n"]:
     """Squared deviations of dark pixels from their mean in a box. Their mean is 1 for white noise of SD 1."""
     box = (1,) * (dark.ndim - 2) + (_BOX,) * min(dark.ndim, 2)
     share = uniform_filter(dark.astype(float), box, mode="constant")

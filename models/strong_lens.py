@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import pyro
@@ -32,6 +32,7 @@ from torch.utils._pytree import tree_map
 
 from astrozoo._trained import Trained
 from astrozoo.data.lens_image import LensImage
+from astrozoo.data.lenses import Stated
 from astrozoo.data.lenses import read as read_lens
 from astrozoo.data.weights import load_weights
 from astrozoo.errors import InputError, UnknownNameError
@@ -319,41 +320,24 @@ def problem(
 
 
 def read(
-    path: str | Path,
-    *,
-    band: str | None = None,
-    image: str | None = None,
-    noise: str | None = None,
-    weight: str | None = None,
-    psf: str | None = None,
-    mask: str | None = None,
-    good: int | None = None,
-    pixel_scale: float | None = None,
-    unit: str | None = None,
-    exposure: float | None = None,
-    crop: float | None = None,
-    core: float | None = None,
+    path: str | Path, *, crop: float | None = None, core: float | None = None, **stated: Unpack[Stated]
 ) -> LensImage:
     """A lens from a file or folder, cut to the part that a model explains.
 
     Args:
         path: the file or folder.
-        band, image, noise, weight, psf, mask, good, pixel_scale, unit, exposure: what the names and headers
-            of the files do not tell (:func:`astrozoo.data.lenses.read`).
         crop: side of the square around the lens that is kept [arcsec]; 0 keeps all. By default the arcs
             decide (:func:`~.lens_cut.cut_out`).
         core: radius around the lens's centre in which pixels are masked [arcsec]. By default it is the
             radius within which no Sersic profile follows the light of the lens; often 0.
+        stated: what the names and headers of the files do not tell (:class:`astrozoo.data.lenses.Stated`).
 
     Raises:
         DataError: the path does not exist, or is not a lens.
         InputError: the square is smaller than the PSF.
+        UnknownNameError: an unknown keyword.
     """
-    whole = read_lens(
-        path, band=band, image=image, noise=noise, weight=weight, psf=psf, mask=mask, good=good,
-        pixel_scale=pixel_scale, unit=unit, exposure=exposure,
-    )  # fmt: skip
-    return cut_out(whole, crop, core)
+    return cut_out(read_lens(path, **stated), crop, core)
 
 
 def simulate(

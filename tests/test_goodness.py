@@ -110,7 +110,7 @@ def test_a_large_dark_frame_hides_no_misfit_and_too_large_a_noise_no_more() -> N
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.7])
 def test_a_broad_misfit_is_not_taken_for_noise(smoothing: float) -> None:
-    """Noise, white or correlated by resampling, of half of the stated SD, and waves in the dark of that SD."""
+    """Noise, white or correlated, of half of the stated SD, and waves in the dark of that SD."""
     rng = np.random.default_rng(1)
     mean = lit_square(120, 30)
     noise = gaussian_filter(rng.normal(size=mean.shape), smoothing)

@@ -4,6 +4,7 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import Unpack, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -58,7 +59,11 @@ def test_every_entry_is_whole(entry):
     for name in ("simulate", "problem"):
         assert callable(registry.resolve(f"{entry.module}:{name}"))
     reader = registry.resolve(entry.reader or f"{entry.module}:read")
-    assert {option.name for option in entry.reading} <= set(inspect.signature(reader).parameters)
+    taken = set(inspect.signature(reader).parameters)
+    for record in get_type_hints(reader).values():
+        if get_origin(record) is Unpack:
+            taken |= set(get_type_hints(get_args(record)[0]))
+    assert {option.name for option in entry.reading} <= taken
 
 
 @pytest.mark.parametrize("entry", registry.list_models(), ids=lambda entry: entry.name)

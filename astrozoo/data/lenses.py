@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from astropy.io import fits
@@ -17,9 +17,9 @@ from astrozoo.data.lens_files import Plane, checked_shape, choose, named_plane, 
 from astrozoo.data.lens_image import LensImage
 from astrozoo.data.lens_noise import noise_from_exposure, noise_from_weight
 from astrozoo.data.lens_units import pixel_scale_of, unit_of
-from astrozoo.errors import DataError
+from astrozoo.errors import DataError, UnknownNameError
 
-__all__ = ["LensImage", "bands_of", "read", "read_gigalens", "region_mask", "write"]
+__all__ = ["LensImage", "Stated", "bands_of", "read", "read_gigalens", "region_mask", "write"]
 
 _NO_DATA = 1e4
 """[median noise] Pixels with this much noise or more are masked: archives mark missing data so (the noise of
@@ -34,24 +34,36 @@ _FORMAT = "ASTROZOO-LENS-1"
 """Value of the FORMAT keyword in files of :func:`write`."""
 
 
-def read(
-    path: str | Path,
-    *,
-    band: str | None = None,
-    image: str | None = None,
-    noise: str | None = None,
-    weight: str | None = None,
-    psf: str | None = None,
-    mask: str | None = None,
-    good: int | None = None,
-    pixel_scale: float | None = None,
-    unit: str | None = None,
-    exposure: float | None = None,
-) -> LensImage:
+class Stated(TypedDict, total=False):
+    """What a user states about the files of a lens, where their names and headers do not tell.
+
+    Planes are ``FILE``, ``FILE[3]`` or ``FILE[SCI]``. A noise map holds standard deviations, and a weight map
+    inverse variances or exposure times.
+    """
+
+    band: str | None
+    """Needed where the files have several bands and none is VIS."""
+    image: str | None
+    noise: str | None
+    weight: str | None
+    psf: str | None
+    mask: str | None
+    good: int | None
+    """The value of ``mask`` in pixels to use, 0 or 1. By default it is deduced."""
+    pixel_scale: float | None
+    """[arcsec] It replaces that of the header."""
+    unit: str | None
+    """Unit of the image. It replaces ``BUNIT``."""
+    exposure: float | None
+    """Electrons per unit of the image. It replaces a noise map: the background's noise is then measured in
+    the image."""
+
+
+def read(path: str | Path, **stated: Unpack[Stated]) -> LensImage:
     """A lens from a file or a folder. Names and contents decide what is what.
 
     * FITS files, alone or in a folder: the roles of their planes come from the names of files and extensions
-      (:mod:`astrozoo.data.lens_files`). The arguments name what is not recognised, as ``FILE[HDU]``.
+      (:mod:`astrozoo.data.lens_files`). The fields of :class:`Stated` name what is not recognised.
     * A FITS file of :func:`write`.
     * A folder with ``demo.npy`` and ``psf.npy``: :func:`read_gigalens`.
 
@@ -60,22 +72,15 @@ def read(
     that part, to which the regions ``cutout_likelihood_mask.reg`` and ``cutout_arcmask.reg`` then belong.
     An image with ``MAGZERO`` in its header is converted to microjansky, so that bands can be compared.
 
-    Args:
-        path: the file or folder.
-        band: needed where the files have several bands and none is VIS.
-        image, noise, weight, psf, mask: planes, ``FILE``, ``FILE[3]`` or ``FILE[SCI]``. A noise map holds
-            standard deviations. A weight map holds inverse variances or exposure times.
-        good: the value of ``mask`` in pixels to use, 0 or 1. By default it is deduced.
-        pixel_scale: [arcsec]; replaces that of the header.
-        unit: of the image; replaces ``BUNIT``.
-        exposure: electrons per unit of the image. It replaces a noise map: the background's noise is then
-            measured in the image.
-
     Raises:
         DataError: a file is missing or unreadable, or a plane or a card that is needed is missing or
             ambiguous. The message names the flag that supplies it.
         InputError: the planes do not make a valid lens image.
+        UnknownNameError: a keyword is no field of :class:`Stated`.
     """
+    for name in stated:
+        if name not in Stated.__annotations__:
+            raise UnknownNameError("keyword of a lens", name, Stated.__annotations__)
     path = Path(path)
     if not path.exists():
         raise DataError(str(path), "no such file or folder", "a lens")
@@ -85,24 +90,22 @@ def read(
     planes = planes_of(path)
     if path.is_file() and planes and planes[0].header.get("FORMAT") == _FORMAT:
         return _read_astrozoo(path)
-    flags = {"image": image, "noise": noise, "weight": weight, "psf": psf, "mask": mask}
+    flags = {role: stated.get(role) for role in ("image", "noise", "weight", "psf", "mask")}
     for role, text in flags.items():
         if text is not None:
             others = [p for p in planes if p.role != role]
-            planes = [*others, replace(named_plane(text, folder), role=role)]
-    band = _band(planes, band, path)
+            planes = [*others, replace(named_plane(str(text), folder), role=role)]
+    band = _band(planes, stated.get("band"), path)
     roles = {role: choose(planes, role, band) for role in (*flags, "variance", "flags")}
-    if image is not None:
+    if flags["image"] is not None:
         roles["image"] = next(p for p in planes if p.role == "image")
-    if noise is not None or weight is not None or exposure is not None:
-        kept = {"noise": noise, "weight": weight}
-        roles |= {role: None for role in ("noise", "variance", "weight") if kept.get(role) is None}
+    if any(stated.get(name) is not None for name in ("noise", "weight", "exposure")):
+        roles |= {role: None for role in ("noise", "variance", "weight") if flags.get(role) is None}
     for role in ("image", "psf"):
         if roles[role] is None:
             got = f"no {role} among {', '.join(p.address for p in planes) or 'no 2-d planes'}"
             raise DataError(str(path), got, f"one; name it with --{role} FILE[HDU]")
-    lens = _assembled(path, roles, band, good, pixel_scale, unit, exposure)
-    return _cut_and_masked(lens, folder, planes)
+    return _cut_and_masked(_assembled(path, roles, band, stated), folder, planes)
 
 
 def bands_of(path: str | Path) -> list[str]:
@@ -236,31 +239,23 @@ def _band(planes: Sequence[Plane], band: str | None, path: Path) -> str:
     return known[0] if known else ""
 
 
-def _assembled(
-    path: Path,
-    roles: dict[str, Plane | None],
-    band: str,
-    good: int | None,
-    pixel_scale: float | None,
-    unit: str | None,
-    exposure: float | None,
-) -> LensImage:
+def _assembled(path: Path, roles: dict[str, Plane | None], band: str, stated: Stated) -> LensImage:
     """The lens image of planes by role."""
     plane, kernel = roles["image"], roles["psf"]
     assert plane is not None
     assert kernel is not None
     pixels, shape = plane.data, (plane.data.shape[0], plane.data.shape[1])
     origin = {"image": plane.address, "PSF": kernel.address}
-    unit, origin["unit"] = unit_of(plane, unit)
-    scale, origin["pixel scale"] = pixel_scale_of(plane, pixel_scale)
-    sigma, origin["noise"] = _noise(roles, shape, unit, exposure, path)
+    unit, origin["unit"] = unit_of(plane, stated.get("unit"))
+    scale, origin["pixel scale"] = pixel_scale_of(plane, stated.get("pixel_scale"))
+    sigma, origin["noise"] = _noise(roles, shape, unit, stated.get("exposure"), path)
     used = np.isfinite(pixels) & np.isfinite(sigma) & (sigma > 0)
     if used.any():
         used &= sigma < _NO_DATA * np.quantile(sigma[used], 0.1)
     for role in ("flags", "mask"):
         marked = roles[role]
         if marked is not None:
-            inside, meaning = _used(marked, role, good, shape)
+            inside, meaning = _used(marked, role, stated.get("good"), shape)
             used &= inside
             origin[role] = f"{marked.address}: {meaning}"
     factor = 1.0

@@ -12,7 +12,7 @@ import pytest
 from astropy.io import fits
 
 from astrozoo.data import lenses
-from astrozoo.errors import DataError, InputError
+from astrozoo.errors import DataError, InputError, UnknownNameError
 
 SIDE = 40
 WCS = {
@@ -287,3 +287,8 @@ def test_psfs_of_any_size_and_sum(tmp_path: Path) -> None:
         assert len(kernel) <= SIDE
         assert kernel.sum() == pytest.approx(1)
         assert np.unravel_index(kernel.argmax(), kernel.shape) == (len(kernel) // 2,) * 2
+
+
+def test_an_unknown_keyword_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="pixel_scal"):
+        lenses.read(tmp_path, pixel_scal=0.05)  # type: ignore[call-arg]
