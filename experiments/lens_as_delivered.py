@@ -140,10 +140,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--lenses", type=int, default=12)
+    parser.add_argument("--first", type=int, default=0, help="The first lens.")
+    parser.add_argument("--step", type=int, default=1, help="2 takes every second one: halves can run apart.")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     rows = []
-    for i in range(options.lenses):
+    for i in range(options.first, options.lenses, options.step):
         rows.append(fit(i, options.out))
         print(json.dumps(rows[-1]), flush=True)
     within = sum("z" in row and abs(row["z"]) <= 2 for row in rows)
