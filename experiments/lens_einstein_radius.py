@@ -64,7 +64,7 @@ def infer(task: Problem, chains: int, draws: int, **shared: Any) -> dict[str, tu
     found, began = {}, time.monotonic()
     target = log_density(task, compile=shared["compile"])
     z, _ = ascend(target, target.initial(1), 150, label="mode")
-    mode = gauss_newton(task, z[0], **shared)
+    mode = gauss_newton(task, z[0], seed=shared["seed"])
     first = time.monotonic() - began
     print(f"mode: {mode.status}, {first:.0f} s", flush=True)
     flow = partial(iaf, transforms=2, around=mode)

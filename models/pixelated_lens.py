@@ -14,9 +14,9 @@ References:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -114,7 +114,7 @@ class PixelatedLens(StrongLens):
         mx, my, a, b, c = self._moments(values)
         u = (x - mx) / a
         v = (y - my - b * u) / c
-        mx0, my0, a0, b0, c0 = self.moments
+        mx0, my0, a0, b0, c0 = x.new_tensor(self.moments).unbind()
         return mx0 + a0 * u, my0 + b0 * u + c0 * v
 
     def _moments(self, values: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
@@ -130,13 +130,20 @@ class PixelatedLens(StrongLens):
 
     def coloured(self, field: Float[Tensor, "*b n n"]) -> Float[Tensor, "*b n n"]:
         """The brightness for given white noise. The map is symmetric."""
+        waves = field.new_tensor(_waves(self.pixels, 1))
+        filtered = field.new_tensor(self._filter()) * (waves @ field @ waves.T)
+        return waves.T @ filtered @ waves
+
+    def _filter(self) -> Float[np.ndarray, "m m"]:
+        """Amplitudes of the field at the frequencies of :func:`_waves`."""
         n = self.pixels
-        like: dict[str, Any] = {"dtype": field.dtype, "device": field.device}
-        ky, kx = torch.fft.fftfreq(n, **like)[:, None], torch.fft.fftfreq(n, **like)
-        k = 2 * math.pi * n / self.side * self.length
-        power = (1 + k**2 * (kx**2 + ky**2)) ** (-1 - _SHAPE)
-        root = (power / power.mean()).sqrt()[:, : n // 2 + 1] * _resolved(n, field)
-        return self.spread * torch.fft.irfft2(torch.fft.rfft2(field) * root, s=(n, n))
+
+        def power(k: np.ndarray) -> np.ndarray:
+            scaled = (2 * np.pi * self.length / self.side * k) ** 2
+            return (1 + scaled[:, None] + scaled) ** (-1 - _SHAPE)
+
+        every = power(np.fft.fftfreq(n) * n)
+        return self.spread * np.sqrt(power(_frequencies(n)) / every.mean())
 
     def response(
         self, values: Mapping[str, Tensor], data: Exposure, basis: Float[Tensor, "m n n"]
@@ -168,23 +175,33 @@ class PixelatedLens(StrongLens):
     def _at(self, image: Float[Tensor, "n n"], x: Tensor, y: Tensor) -> Float[Tensor, "*grid"]:
         """The field between the grid's points: bilinear on a finer grid of values of its Fourier series."""
         n, step = self.pixels, self.side / self.pixels
-        waves = torch.fft.rfft2(image) * _resolved(n, image)
-        padding = waves.new_zeros((_FINE - 1) * n, waves.shape[1])
-        size = (_FINE * n, _FINE * n)
-        fine = _FINE**2 * torch.fft.irfft2(torch.cat((waves[: n // 2], padding, waves[n // 2 :])), s=size)
+        finer = image.new_tensor(_waves(n, _FINE).T @ _waves(n, 1))
         shift = (1 - 1 / _FINE) / 2 * step  # the first points of both grids coincide
         middle = x.new_tensor([m + shift for m in self.middle])
-        return light.interpolate(x, y, fine, step / _FINE, middle)
+        return light.interpolate(x, y, finer @ image @ finer.T, x.new_tensor(step / _FINE), middle)
 
     def _whitened(self, rows: Float[Tensor, "n2 m"]) -> Float[Tensor, "n2 m"]:
         n = self.pixels
         return self.coloured(rows.T.reshape(-1, n, n)).flatten(1).T
 
 
-def _resolved(n: int, like: Tensor) -> Float[Tensor, "n m"]:
-    """1 at the frequencies of an ``rfft2``, and 0 at the highest of an even side, which have no phase."""
-    kept = (torch.fft.fftfreq(n).abs() < 0.5).to(like)
-    return kept[:, None] * kept[: n // 2 + 1]
+def _frequencies(n: int) -> Float[np.ndarray, "m"]:
+    """Those of :func:`_waves`: 0, 1, 1, 2, 2, ... The highest of an even side has no phase, and is left out."""
+    return (np.arange(n - 1) + 1) // 2
+
+
+@cache
+def _waves(n: int, fine: int) -> Float[np.ndarray, "m points"]:
+    """The real Fourier series: cosines and sines, orthonormal on ``n`` points, at ``fine`` times as many.
+
+    Products with this matrix take the place of FFTs, of whose derivatives inductor (torch 2.13) makes wrong
+    code.
+    """
+    k = _frequencies(n)[:, None]
+    phase = 2 * np.pi * k * np.arange(fine * n) / (fine * n)
+    waves = np.where(np.arange(n - 1)[:, None] % 2, np.cos(phase), np.sin(phase)) * np.sqrt(2 / n)
+    waves[0] = np.sqrt(1 / n)
+    return waves
 
 
 def regularised(

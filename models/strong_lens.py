@@ -114,18 +114,21 @@ class StrongLens:
     prior: Prior = field(default_factory=Prior)
 
     def __call__(self, data: Exposure, scales: Scales | None = None) -> None:
-        values = self.draw(data, scales)
-        model = self.render(values, data)
-        bands, ny, nx = model.shape
+        image = self.render(self.draw(data, scales), data)
+        bands, ny, nx = image.shape
         with pyro.plate("band", bands, dim=-3), pyro.plate("y", ny, dim=-2), pyro.plate("x", nx, dim=-1):
-            if self.noise == "poisson":
-                gain = data.gain[:, None, None]
-                sky = data.variance / gain
-                photons = dist.Poisson((model + sky) / gain, validate_args=False).mask(data.mask)
-                pyro.sample("image", photons, obs=(data.image + sky) / gain)
-            else:
-                normal = dist.Normal(model, data.total_variance(model).sqrt()).mask(data.mask)
-                pyro.sample("image", normal, obs=data.image)
+            pixels, seen = self.pixels_of(image, data)
+            pyro.sample("image", pixels, obs=seen)
+
+    def pixels_of(self, image: Float[Tensor, "band y x"], data: Exposure) -> tuple[Any, Tensor]:
+        """The distribution of each pixel for a noiseless image, and what was observed, in its unit."""
+        if self.noise == "poisson":
+            gain = data.gain[:, None, None]
+            sky = data.variance / gain
+            photons = dist.Poisson((image + sky) / gain, validate_args=False)
+            return photons.mask(data.mask), (data.image + sky) / gain
+        normal = dist.Normal(image, data.total_variance(image).sqrt())
+        return normal.mask(data.mask), data.image
 
     def draw(self, data: Exposure, scales: Scales | None = None) -> dict[str, Tensor]:
         """Sample the latent sites."""

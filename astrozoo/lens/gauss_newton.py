@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from astrozoo.density import LogDensity, log_density
+from astrozoo.density import layout_of
 from astrozoo.infer.progress import progress_bar
 from astrozoo.types import Problem, Result, Status
 
@@ -34,17 +34,17 @@ def gauss_newton(
     tolerance: float = 0.01,
     draws: int = 1000,
     seed: int = 0,
-    compile: str = "auto",
     progress: bool = True,
 ) -> Result:
     """Levenberg-Marquardt from ``z`` to a mode, and the normal there with the Gauss-Newton covariance.
 
     Derivatives of the image are central differences: a source that is interpolated between pixels has no
-    second derivatives, and where the model fits, those are small in the Hessian.
+    second derivatives, and where the model fits, those are small in the Hessian. Nothing is traced or
+    compiled: an iteration renders each derivative once, which takes less time than tracing.
 
     Args:
-        problem: of a model with ``render(values, data)``, and data with ``mask`` and ``total_variance``. The
-            model may have ``slopes(values, data)``, exact derivatives by sites that are standard normal.
+        problem: of a :class:`~astrozoo.models.strong_lens.StrongLens`. The model may have ``slopes(values,
+            data)``, exact derivatives by sites that are standard normal.
         z: unconstrained start.
         iterations: the most.
         tolerance: it has converged when an iteration raises the log density by less [nat].
@@ -53,32 +53,28 @@ def gauss_newton(
     Returns:
         A Result whose ``stats["log_evidence"]`` is Laplace's ln Z.
     """
-    target = log_density(problem, compile=compile)
-    data, *rest = problem.args
-    blind = (data._replace(mask=torch.zeros_like(data.mask)), *rest)
-    prior = log_density(replace(problem, args=blind, images=(), proposals=None), compile=compile)
-    (value,), (gradient,) = target.value_and_grad(z[None])
-    damping, status = 1e-2, Status.BUDGET_SPENT
+    target = _Target(problem)
+    local = target.expansion(z)
+    damping, status, gain, i = 1e-2, Status.BUDGET_SPENT, math.inf, 0
     with progress_bar("mode", iterations, progress) as report:
-        for i in range(iterations):
-            curvature = _curvature(problem, target, prior, z)
-            gain = math.inf
-            while damping < _MOST_DAMPING:
-                damped = curvature + damping * torch.diag(curvature.diagonal())
-                trial = z + torch.linalg.solve(damped, gradient)
-                (new,), (slope,) = target.value_and_grad(trial[None])
-                if new.isfinite() and new > value:
-                    gain, z, value, gradient = float(new - value), trial, new, slope
-                    damping = max(damping / 5, 1e-6)
-                    break
-                damping *= 4
-            report(i + 1, f"log density {float(value):.1f}")
-            if damping >= _MOST_DAMPING or gain < tolerance:
+        for i in range(1, iterations + 1):
+            stepped = False
+            while damping < _MOST_DAMPING and not stepped:
+                damped = local.curvature + damping * torch.diag(local.curvature.diagonal())
+                trial = z + torch.linalg.solve(damped, local.gradient)
+                value = target.value(trial)
+                stepped = bool(value.isfinite() and value > local.value)
+                damping = max(damping / 5, 1e-6) if stepped else 4 * damping
+            if stepped:
+                gain = float(value - local.value)
+                z, local = trial, target.expansion(trial)
+            report(i, f"log density {float(local.value):.1f}")
+            if not stepped or gain < tolerance:
                 status = Status.CONVERGED
                 break
-    covariance = torch.linalg.inv(_curvature(problem, target, prior, z))
+    covariance = torch.linalg.inv(local.curvature)
     root = torch.linalg.cholesky(covariance)
-    evidence = value + root.diagonal().log().sum() + len(z) / 2 * math.log(2 * math.pi)
+    evidence = local.value + root.diagonal().log().sum() + len(z) / 2 * math.log(2 * math.pi)
     normals = torch.randn(draws, len(z), generator=torch.Generator().manual_seed(seed), dtype=z.dtype)
     drawn = target.layout.constrain(z + normals @ root.T)
     return Result(
@@ -89,11 +85,11 @@ def gauss_newton(
         method="gauss_newton",
         digest=problem.digest,
         stats={
-            "log_density": float(value),
+            "log_density": float(local.value),
             "log_evidence": float(evidence),
-            "iterations": i + 1,
+            "iterations": i,
             "notes": [],
-            "counts": dict(target.counts),
+            "counts": {"value": target.images, "gradient": target.expansions},
         },
         dims=dict(problem.dims),
         coords=dict(problem.coords),
@@ -102,36 +98,84 @@ def gauss_newton(
     )
 
 
-def _curvature(
-    problem: Problem, target: LogDensity, prior: LogDensity, z: Float[Tensor, "dim"]
-) -> Float[Tensor, "dim dim"]:
-    """Minus the Hessian of the log prior, and J' W J of the image."""
-    data, values = problem.args[0], target.layout.constrain(z)
-    model: Any = problem.model
-    exact = model.slopes(values, data) if hasattr(model, "slopes") else {}
-    spans = {site.name: slice(site.start, site.stop) for site in target.layout.sites}
-    rest = torch.ones(len(z), dtype=torch.bool)
-    for name in exact:
-        rest[spans[name]] = False
-    shifts = _STEP * torch.eye(len(z)).to(z)[rest]
-    shifts = torch.cat((shifts, -shifts))
+@dataclass(frozen=True)
+class _Expansion:
+    """The log density at a point, its gradient, and minus its Hessian as Gauss and Newton have it."""
 
-    def image(z: Tensor) -> Tensor:
-        return model.render(target.layout.constrain(z), data)
+    value: Tensor
+    gradient: Float[Tensor, "dim"]
+    curvature: Float[Tensor, "dim dim"]
 
-    with torch.no_grad():
-        images = torch.cat([torch.vmap(image)(z + part) for part in shifts.split(_CHUNK)]).flatten(1)
-        weight = (data.mask / data.total_variance(image(z))).flatten()
-    up, down = images.chunk(2)
-    used, dtype = weight > 0, next(iter(exact.values()), images).dtype
-    slopes = torch.zeros(len(z), int(used.sum()), dtype=dtype)
-    slopes[rest] = ((up - down)[:, used] / (2 * _STEP)).to(dtype)
-    for name, rows in exact.items():
-        slopes[spans[name]] = rows[:, used]
-    slopes *= weight[used].sqrt().to(dtype)
-    up, down = prior.value_and_grad(z + shifts)[1].chunk(2)
-    bend = torch.linalg.eigh((down - up)[:, rest] / (2 * _STEP))  # reads one triangle
-    hessian = torch.eye(len(z)).to(z)
-    # truncated priors bend upwards near their ends
-    hessian[rest.outer(rest)] = (bend[1] * bend[0].clamp_min(_FLAT) @ bend[1].T).flatten()
-    return (slopes @ slopes.T).to(z) + hessian
+
+class _Target:
+    """The log density of a lens in unconstrained coordinates.
+
+    Attributes:
+        images, expansions: how many of each were computed.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.model: Any = problem.model
+        self.data, *self.scales = problem.args
+        self.layout = layout_of(problem)
+        self.priors: dict[str, Any] = self.model.sites(self.data, *self.scales)
+        self.images = self.expansions = 0
+
+    def prior(self, z: Float[Tensor, "dim"]) -> Tensor:
+        values, jacobian = self.layout.constrain_with_jacobian(z)
+        return jacobian + sum(self.priors[name].log_prob(value).sum() for name, value in values.items())
+
+    def likelihood(self, image: Tensor) -> Tensor:
+        pixels, seen = self.model.pixels_of(image, self.data)
+        return pixels.log_prob(seen).sum()
+
+    def image(self, z: Float[Tensor, "dim"]) -> Tensor:
+        return self.model.render(self.layout.constrain(z), self.data)
+
+    def value(self, z: Float[Tensor, "dim"]) -> Tensor:
+        self.images += 1
+        with torch.no_grad():
+            return self.prior(z) + self.likelihood(self.image(z))
+
+    def expansion(self, z: Float[Tensor, "dim"]) -> _Expansion:
+        self.expansions += 1
+        with torch.no_grad():
+            image = self.image(z)
+            weight = (self.data.mask / self.data.total_variance(image)).flatten()
+            used = weight > 0
+            slopes, rest = self._slopes(z, used)
+        pull, likelihood = torch.func.grad_and_value(self.likelihood)(image)
+        towards, prior = torch.func.grad_and_value(self.prior)(z)
+        gradient = towards + (slopes @ pull.flatten()[used].to(slopes)).to(z)
+        slopes *= weight[used].sqrt().to(slopes)
+        curvature = torch.eye(len(z)).to(z)
+        curvature[rest.outer(rest)] = self._bend(z, rest).flatten()
+        return _Expansion(prior + likelihood, gradient, curvature + (slopes @ slopes.T).to(z))
+
+    def _slopes(self, z: Float[Tensor, "dim"], used: Tensor) -> tuple[Float[Tensor, "dim n"], Tensor]:
+        """Derivatives of the used pixels, and which coordinates the model has no exact ones for."""
+        exact: dict[str, Tensor] = {}
+        if hasattr(self.model, "slopes"):
+            exact = self.model.slopes(self.layout.constrain(z), self.data)
+        spans = {site.name: slice(site.start, site.stop) for site in self.layout.sites}
+        rest = torch.ones(len(z), dtype=torch.bool)
+        for name in exact:
+            rest[spans[name]] = False
+        shifts = _STEP * torch.eye(len(z)).to(z)[rest]
+        shifts = torch.cat((shifts, -shifts))
+        shifted = torch.cat([torch.vmap(self.image)(z + part) for part in shifts.split(_CHUNK)]).flatten(1)
+        up, down = shifted[:, used].chunk(2)
+        slopes = torch.zeros(len(z), int(used.sum()), dtype=next(iter(exact.values()), shifted).dtype)
+        slopes[rest] = ((up - down) / (2 * _STEP)).to(slopes)
+        for name, rows in exact.items():
+            slopes[spans[name]] = rows[:, used]
+        return slopes, rest
+
+    def _bend(self, z: Float[Tensor, "dim"], rest: Tensor) -> Float[Tensor, "m m"]:
+        """Minus the Hessian of the log prior in some coordinates; at least flat where truncated priors bend up."""
+
+        def prior(part: Tensor) -> Tensor:
+            return self.prior(z.masked_scatter(rest, part))
+
+        values, vectors = torch.linalg.eigh(-torch.func.jacrev(torch.func.grad(prior))(z[rest]))
+        return vectors * values.clamp_min(_FLAT) @ vectors.T

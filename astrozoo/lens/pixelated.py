@@ -23,7 +23,8 @@ from astrozoo.types import Problem, Result
 __all__ = ["at_location", "pixelated_mode", "pixelated_posterior"]
 
 _ANCHORS = 100
-"""Points of the arcs that the source's grid is anchored to: their mean and covariance need no more."""
+"""Number of points of the arcs that the source's grid is anchored to: their mean and covariance need no more.
+It is the same for all lenses, so that they share compiled graphs."""
 _SIGNIFICANT = 3.0
 """[SD of a pixel] Smoothed light beyond the lens's that is traced back to place the grid."""
 _MARGIN = 1.5
@@ -43,7 +44,7 @@ def at_location(problem: Problem, result: Result) -> Result:
 
 
 def pixelated_mode(
-    problem: Problem, values: Mapping[str, Tensor], *, pixels: int, seed: int, compile: str = "auto"
+    problem: Problem, values: Mapping[str, Tensor], *, pixels: int, seed: int
 ) -> tuple[Problem, Result]:
     """The joint mode of mass, light and a source of pixels, and the normal there.
 
@@ -62,7 +63,7 @@ def pixelated_mode(
     if problem.batch is not None or len(problem.args[0].image) > 1:
         raise InputError("source='pixelated'", "several lenses or bands", "one image")
     halos = (False, True) if problem.model.lens_light else (False,)  # type: ignore[attr-defined]
-    trials = [_mode(problem, values, halo, pixels, seed, compile) for halo in halos]
+    trials = [_mode(problem, values, halo, pixels, seed) for halo in halos]
     return max(trials, key=lambda trial: trial[1].stats["log_evidence"])
 
 
@@ -75,7 +76,7 @@ def pixelated_posterior(
 
 
 def _mode(
-    problem: Problem, values: Mapping[str, Tensor], halo: bool, pixels: int, seed: int, compile: str
+    problem: Problem, values: Mapping[str, Tensor], halo: bool, pixels: int, seed: int
 ) -> tuple[Problem, Result]:
     data = problem.args[0]
     model = _grid(problem, values, halo, pixels)
@@ -92,7 +93,7 @@ def _mode(
         latents["source_field"] = field
         task = replace(problem, model=model, start=latents, dims=dims, proposals=None, guides={})
         z = layout_of(task).unconstrain({name: value[None] for name, value in latents.items()})[0]
-        mode = gauss_newton(task, z, iterations=iterations, tolerance=0.1, seed=seed, compile=compile)
+        mode = gauss_newton(task, z, iterations=iterations, tolerance=0.1, seed=seed)
         latents = layout_of(task).constrain(torch.as_tensor(mode.location)[0])
     return task, mode
 
@@ -121,4 +122,4 @@ def _grid(problem: Problem, values: Mapping[str, Tensor], halo: bool, pixels: in
         halo=halo,
     )
     points = torch.stack((x, y), -1).numpy()
-    return grid.anchored(values, points[:: -(-len(points) // _ANCHORS)])
+    return grid.anchored(values, points[np.linspace(0, len(points) - 1, _ANCHORS).round().astype(int)])

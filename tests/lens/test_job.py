@@ -47,7 +47,7 @@ def clumpy() -> tuple[Problem, dict[str, torch.Tensor]]:
 @pytest.fixture(scope="module")
 def mode(clumpy: Any) -> tuple[Problem, Result]:
     task, values = clumpy
-    return pixelated_mode(task, values, pixels=16, seed=0, compile="never")
+    return pixelated_mode(task, values, pixels=16, seed=0)
 
 
 def test_a_source_of_pixels_fits_and_finds_the_radius(mode: tuple[Problem, Result]) -> None:
@@ -79,11 +79,16 @@ class Linear:
     def render(self, values: Any, data: Exposure) -> torch.Tensor:
         return torch.einsum("k,kbyx->byx", values["amplitudes"], self.shapes)
 
+    def sites(self, data: Exposure) -> dict[str, Any]:
+        return {"amplitudes": dist.Normal(torch.zeros(2).double(), 2.0).to_event(1)}
+
+    def pixels_of(self, image: torch.Tensor, data: Exposure) -> tuple[Any, torch.Tensor]:
+        return dist.Normal(image, data.variance.sqrt()).mask(data.mask).to_event(3), data.image
+
     def __call__(self, data: Exposure) -> None:
-        prior = dist.Normal(torch.zeros(2).double(), 2.0).to_event(1)
-        image = self.render({"amplitudes": pyro.sample("amplitudes", prior)}, data)
-        noise = dist.Normal(image, data.variance.sqrt()).mask(data.mask)
-        pyro.sample("image", noise.to_event(3), obs=data.image)
+        values = {name: pyro.sample(name, prior) for name, prior in self.sites(data).items()}
+        pixels, seen = self.pixels_of(self.render(values, data), data)
+        pyro.sample("image", pixels, obs=seen)
 
 
 def test_the_evidence_of_a_linear_model_is_exact() -> None:
@@ -92,7 +97,7 @@ def test_the_evidence_of_a_linear_model_is_exact() -> None:
     blank = torch.ones(1, 5, 5).double()
     psf, gain, scale = torch.ones(1, 1, 1).double(), torch.zeros(1).double(), torch.tensor(1.0).double()
     task = Problem(Linear(shapes), (Exposure(image, psf, 0.3 * blank, gain, blank > 0, scale),))
-    result = gauss_newton(task, torch.zeros(2).double(), compile="never", progress=False, draws=2)
+    result = gauss_newton(task, torch.zeros(2).double(), progress=False, draws=2)
     rows = shapes.flatten(1).numpy()
     exact = multivariate_normal(np.zeros(25), 0.3 * np.eye(25) + 4 * rows.T @ rows)
     assert result.stats["log_evidence"] == pytest.approx(exact.logpdf(image.flatten().numpy()), abs=1e-4)
