@@ -142,4 +142,4 @@ def _scatter(
     level = uniform_filter(np.where(dark, residual, 0.0), box, mode="constant") / np.maximum(share, 1e-9)
     count = share * np.prod(box)
     enough = dark & (count > 1.5)
-    return (residual - level)[enough] ** 2 * (count / (count - 1))[enough]
+    return (residual - level)[enough] ** 2 * count[enough] / (count[enough] - 1)
