@@ -172,7 +172,7 @@ class _Target:
         return slopes, rest
 
     def _bend(self, z: Float[Tensor, "dim"], rest: Tensor) -> Float[Tensor, "m m"]:
-        """Minus the Hessian of the log prior in some coordinates; at least flat where truncated priors bend up."""
+        """Minus the Hessian of the log prior in some coordinates, and flat where truncated priors bend up."""
 
         def prior(part: Tensor) -> Tensor:
             return self.prior(z.masked_scatter(rest, part))
