@@ -186,7 +186,7 @@ class PixelatedLens(StrongLens):
 
 
 def _frequencies(n: int) -> Float[np.ndarray, "m"]:
-    """Those of :func:`_waves`: 0, 1, 1, 2, 2, ..., without the highest of an even side, which has no phase."""
+    """Those of :func:`_waves`: 0, 1, 1, 2, 2, ... The highest of an even side has no phase and is omitted."""
     return (np.arange(n - 1) + 1) // 2
 
 
