@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -115,10 +115,10 @@ class _Target:
     """
 
     def __init__(self, problem: Problem) -> None:
-        self.model: Any = problem.model
-        self.data, *self.scales = problem.args
+        self.model = cast(Any, problem.model)
+        self.data = problem.args[0]
         self.layout = layout_of(problem)
-        self.priors: dict[str, Any] = self.model.sites(self.data, *self.scales)
+        self.priors: dict[str, Any] = self.model.sites(*problem.args)
         self.images = self.expansions = 0
 
     def prior(self, z: Float[Tensor, "dim"]) -> Tensor:
