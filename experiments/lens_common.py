@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from astrozoo.density import log_density
+from astrozoo.infer.adam import AdamDirection
 from astrozoo.objective import Objective
 from astrozoo.types import Problem
 
@@ -29,14 +30,11 @@ def ascend(
     Returns:
         The points that are reached, and their values.
     """
-    first, second = torch.zeros_like(z), torch.zeros_like(z)
+    direction = AdamDirection(beta2=0.99)
     for step in range(1, steps + 1):
         value, gradient = target.value_and_grad(z)
-        gradient = gradient.nan_to_num()
-        first = 0.9 * first + 0.1 * gradient
-        second = 0.99 * second + 0.01 * gradient**2
         now = rate * 0.5 * (1 + math.cos(math.pi * step / (steps + 1)))
-        z = z + now * (first / (1 - 0.9**step)) / ((second / (1 - 0.99**step)).sqrt() + 1e-12)
+        z = z + now * direction(gradient.nan_to_num())
         if step % 100 == 0:
             best = np.round(np.sort(value.numpy())[::-1][:4], 1)
             print(f"{label} step {step}: log density {best}", flush=True)

@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 from astrozoo.infer import _metric, _operators
 from astrozoo.infer._metric import DENSE_LIMIT, estimated
 from astrozoo.infer._operators import Dense, Metric, Preconditioner
+from astrozoo.infer.adam import AdamDirection
 
 __all__ = ["Chart", "arrays", "bent", "flat", "padded", "restored"]
 
@@ -128,7 +129,7 @@ def _bend(w: Float[Tensor, "B n d"], h: Float[Tensor, "B n d"]) -> tuple[Tensor,
     half = w.shape[1] // 2
     start = torch.linalg.eigh(w.mT @ w)[1][..., -1]
     p = torch.stack((start, torch.zeros_like(start)))
-    first, second = torch.zeros_like(p), torch.zeros_like(p)
+    direction = AdamDirection(beta2=0.95)
 
     def parts(p: Tensor) -> tuple[Tensor, Tensor]:
         v = p[0] / p[0].norm(dim=1, keepdim=True)
@@ -138,10 +139,8 @@ def _bend(w: Float[Tensor, "B n d"], h: Float[Tensor, "B n d"]) -> tuple[Tensor,
         with torch.enable_grad():
             p.requires_grad_()
             (slope,) = torch.autograd.grad(_divergence(w[:, :half], h[:, :half], *parts(p)).sum(), p)
-        first, second = 0.9 * first + 0.1 * slope, 0.95 * second + 0.05 * slope.square()
         rate = _RATES[0] * (_RATES[1] / _RATES[0]) ** (i / _FITTING)
-        move = first / (1 - 0.9 ** (i + 1)) / ((second / (1 - 0.95 ** (i + 1))).sqrt() + 1e-12)
-        p = p.detach() - rate * move
+        p = p.detach() - rate * direction(slope)
     v, c = parts(p)
     after, before = (_divergence(w[:, half:], h[:, half:], v, bend) for bend in (c, torch.zeros_like(c)))
     return v, torch.where((after < _WORTHWHILE * before)[:, None], c, 0.0)

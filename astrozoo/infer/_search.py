@@ -19,6 +19,7 @@ from torch import Tensor
 from astrozoo import registry
 from astrozoo._prior import prior_draws
 from astrozoo.density import log_density
+from astrozoo.infer.adam import AdamDirection
 from astrozoo.infer.guide_factory import AroundMode
 from astrozoo.infer.identity import StagedRun, run_checkpoint
 from astrozoo.infer.laplace import laplace
@@ -142,7 +143,7 @@ def _climb(
     problems, starts = z.shape[:2]
     rows = torch.arange(problems, device=z.device).repeat_interleave(starts)
     density = target.take(rows)
-    first, second = torch.zeros_like(z), torch.zeros_like(z)
+    direction = AdamDirection(beta2=0.95)
     best, top = z.clone(), torch.full(z.shape[:2], -torch.inf, dtype=z.dtype, device=z.device)
     began = time.monotonic()
     for i in range(steps):
@@ -152,10 +153,8 @@ def _climb(
         good = value.isfinite() & gradient.isfinite().all(-1)
         higher = good & (value > top)
         best, top = torch.where(higher[..., None], z, best), torch.where(higher, value, top)
-        gradient = torch.where(good[..., None], gradient, 0.0) * scale
-        first, second = 0.9 * first + 0.1 * gradient, 0.95 * second + 0.05 * gradient**2
+        step = direction(torch.where(good[..., None], gradient, 0.0) * scale)
         rate = RATES[0] * (RATES[1] / RATES[0]) ** (i / max(steps - 1, 1))
-        step = first / (1 - 0.9 ** (i + 1)) / ((second / (1 - 0.95 ** (i + 1))).sqrt() + 1e-12)
         z = torch.where(good[..., None], z + rate * scale * step, best)
         report(i + 1, f"highest {float(top.max()):.6g}")
         if i == 0:

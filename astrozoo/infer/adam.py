@@ -18,7 +18,7 @@ from astrozoo.infer.randomness import generator_for, noise_for
 from astrozoo.objective import Objective
 from astrozoo.types import Status
 
-__all__ = ["AdamState", "adam_step", "ascend"]
+__all__ = ["AdamDirection", "AdamState", "adam_step", "ascend"]
 
 BLOCK = 50
 """[iterations] Length of a block, after which the trace gets a point. Windows are whole numbers of blocks."""
@@ -46,6 +46,8 @@ _BETA2 = 0.999
 """Decay of the mean of their squares (Kingma & Ba 2015)."""
 _EPS = 1e-8
 """Added to the root of that mean, against division by zero (Kingma & Ba 2015)."""
+_TINY = 1e-12
+"""The same in :class:`AdamDirection`, whose gradients may be small."""
 _STATUSES = {1: Status.CONVERGED, 2: Status.DIVERGED, 3: Status.BUDGET_SPENT, 4: Status.INTERRUPTED}
 """Meaning of the values of ``AdamState.end``, besides 0."""
 _VECTORS = ("w", "m", "v", "block", "whole", "tail", "average", "reference", "early", "late")
@@ -56,6 +58,30 @@ _WHOLE = ("window", "age", "stale", "skipped", "end")
 """Fields with a whole number for each row."""
 _ROWS = (*_VECTORS, *_SCALARS, *_WHOLE)
 """All fields that a checkpoint has, besides the trace."""
+
+
+class AdamDirection:
+    """Adam's direction from a sequence of gradients, for a few hundred steps with a schedule of their own.
+
+    Args:
+        beta2: decay of the mean of the squared gradients. In short runs less than the .999 of long ones.
+
+    References:
+        Kingma & Ba 2015.
+    """
+
+    def __init__(self, beta2: float) -> None:
+        self.beta2 = beta2
+        self.steps = 0
+        self._first = self._second = torch.zeros(())
+
+    def __call__(self, gradient: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """The next direction, whose elements are about 1 where the gradients agree."""
+        self.steps += 1
+        self._first = _BETA1 * self._first + (1 - _BETA1) * gradient
+        self._second = self.beta2 * self._second + (1 - self.beta2) * gradient.square()
+        mean, square = self._first / (1 - _BETA1**self.steps), self._second / (1 - self.beta2**self.steps)
+        return mean / (square.sqrt() + _TINY)
 
 
 @dataclass

@@ -32,6 +32,7 @@ INDEX = (0.3, 8.0)
 """Bounds of the Sersic index: beyond them the profile is a top hat, or a point with wings that no image
 sees."""
 _LN2 = math.log(2.0)
+"""Squared half-light radius of a Gaussian in units of twice its variance."""
 _SOFTENING = 0.1
 """[px] Added in quadrature to radii. It keeps the derivatives at the centre finite."""
 

@@ -14,6 +14,7 @@ from astrozoo.density import elbo
 from astrozoo.errors import InferenceError, InputError
 from astrozoo.guides.auto import full_rank, low_rank, mean_field
 from astrozoo.infer import approximation
+from astrozoo.infer.adam import AdamDirection
 from astrozoo.infer.approximation import noise_per_latent
 from astrozoo.types import Status
 
@@ -224,3 +225,16 @@ def test_how_many_noise_coordinates_a_latent_depends_on(guide, many, monkeypatch
     # Of many coordinates, any guide but a mean field is taken to depend on all.
     expected = target.noise_dim if many and exact > 1 else exact
     assert noise_per_latent(target, w) == expected
+
+
+def test_the_direction_of_adam_is_that_of_torch():
+    generator = torch.Generator().manual_seed(0)
+    gradients = torch.randn(5, 2, 3, generator=generator, dtype=torch.float64)
+    parameter = torch.nn.Parameter(torch.zeros(2, 3, dtype=torch.float64))
+    optimiser = torch.optim.Adam([parameter], lr=1.0, betas=(0.9, 0.95), eps=1e-12)
+    direction, moved = AdamDirection(beta2=0.95), torch.zeros(2, 3, dtype=torch.float64)
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimiser.step()
+        moved -= direction(gradient)
+    torch.testing.assert_close(moved, parameter.detach())
