@@ -2,14 +2,16 @@
 
 Each field is simulated (GalSim, non-Gaussian PSF) from one of the shipped priors (that of the published
 code by default, so that its figures may be compared), measured by SEP and fitted; its catalogues are kept in
-``OUT/fields``, and a run that was interrupted goes on from what is there. Writes ``accuracy.csv``,
-``paired.csv`` (Celeste minus SEP on shared sources), ``coverage.csv`` and ``coverage.png``.
+``OUT/fields``, and a run that was interrupted goes on from what is there. For colours and angles, the column
+``expected`` is the mean absolute error that the posteriors of the same sources state. Writes
+``accuracy.csv``, ``paired.csv`` (Celeste minus SEP on shared sources), ``coverage.csv`` and ``coverage.png``.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,11 +23,11 @@ from astropy.table import Table, vstack
 from astrozoo._files import replacing, write_json
 from astrozoo.data.images import Field, reference_image
 from astrozoo.data.simulate import load_priors, simulate_field
-from astrozoo.diagnostics.scoring import PUBLISHED, coverage, paired_differences, score
+from astrozoo.diagnostics.scoring import PUBLISHED, coverage, errors, match, paired_differences, score
 from astrozoo.errors import AstrozooError, DataError
 from astrozoo.models.celeste import PRIORS, load_prior
 from astrozoo.survey.celeste.catalogue import catalogue
-from astrozoo.survey.celeste.fit import fit_field
+from astrozoo.survey.celeste.fit import FieldFit, fit_field
 from astrozoo.survey.detect import detect
 
 matplotlib.use("agg")
@@ -51,6 +53,22 @@ def sep_catalogue(field: Field) -> Table:
     table["radius"] = table["half_light_radius"]
     table["axis_ratio"] = table["b"] / table["a"]
     table["angle"] = np.degrees(np.arctan2(east, north)) % 180
+    return table
+
+
+def with_expected(fit: FieldFit) -> Table:
+    """The catalogue, with the absolute error of each colour [mag] and angle [deg] that the draws imply."""
+    table = catalogue(fit)
+    colours = 2.5 / np.log(10) * np.asarray(fit.draws["colour"], float)
+    for k, (a, b) in enumerate(pairwise(fit.prior.bands)):
+        table[f"expected {a}-{b}"] = np.abs(
+            colours[..., k] - np.asarray(table[f"colour_{a}{b}"])[:, None]
+        ).mean(1)
+    eta = np.moveaxis(np.asarray(fit.draws["ellipticity"], float), -1, 0)
+    turn = np.rad2deg(0.5 * np.arctan2(eta[1], eta[0])) - np.asarray(table["angle"])[:, None]
+    galaxy = np.where(fit.draws["is_star"] < 0.5, np.abs((turn + 90) % 180 - 90), np.nan)
+    number = np.isfinite(galaxy).sum(1)
+    table["expected angle"] = np.where(number > 0, np.nansum(galaxy, 1) / np.maximum(number, 1), np.nan)
     return table
 
 
@@ -85,7 +103,7 @@ def run_field(folder: Path, number: int, settings: dict[str, Any]) -> dict[str, 
     makers = {
         "truth": lambda: truth,
         "sep": lambda: sep_catalogue(field),
-        "celeste": lambda: catalogue(fit_field(field, prior=prior, seed=seed, progress=False)),
+        "celeste": lambda: with_expected(fit_field(field, prior=prior, seed=seed, progress=False)),
     }
     tables = {}
     for name, make in makers.items():
@@ -136,6 +154,12 @@ def report(fields: list[dict[str, Table]], out: Path) -> None:
     table = ours.copy()
     table.rename_columns(["error", "standard_error", "n"], ["astrozoo", "astrozoo_se", "astrozoo_n"])
     table["sep"], table["sep_se"], table["sep_n"] = theirs["error"], theirs["standard_error"], theirs["n"]
+    rows, partners = match(truth, celeste)
+    table["expected"] = np.nan
+    for row in table:
+        if (name := f"expected {row['quantity']}") in celeste.colnames:
+            scored = np.isfinite(errors(truth, celeste)[row["quantity"]][rows])
+            row["expected"] = np.nanmean(np.asarray(celeste[name], float)[partners][scored])
     for column in _COMPARED:
         table[column] = [PUBLISHED[quantity][column] for quantity in table["quantity"]]
     paired, calibrated = paired_differences(truth, celeste, sep), coverage(truth, celeste)

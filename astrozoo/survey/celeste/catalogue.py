@@ -49,7 +49,8 @@ FLAGS = {
 
 _POGSON = 2.5 / np.log(10)
 _SOFTENED = "ugriz"
-_FLAT_ANGLE = 180 / np.sqrt(12)  # SD of an angle of which nothing is known
+_FLAT_ANGLE = 180 / np.sqrt(12)
+"""Standard deviation of an angle of which nothing is known [deg]."""
 _MIN_DRAWS = 10
 """Smallest number of draws from which a standard deviation is quoted.
 
@@ -68,7 +69,7 @@ def catalogue(fit: FieldFit) -> Table:
         dec), ``dec_sd`` [mas], ``ra_dec_cov`` [mas^2]; ``p_star``; for each band b of the images ``flux_b``
         [nMgy], ``log_flux_b`` [ln nMgy], ``mag_b`` (SDSS's asinh magnitude; of others a Pogson one);
         for each two adjacent ones ``colour_ab`` [mag]; given a galaxy, ``dev_fraction``, ``radius`` [arcsec],
-        ``axis_ratio``, ``angle`` [deg, north through east; an axial mean], see
+        ``axis_ratio``, ``angle`` [deg, north through east; an axial median], see
         :mod:`astrozoo.physics.profiles` (NaN where no draw is a galaxy; standard deviations are NaN where
         fewer than 10 are); ``chi2_b``: mean squared residual, in sigma, of the pixels around the source;
         ``k_hat`` of importance weights, or ``r_hat`` and ``ess`` of Markov chains that replaced them; a
@@ -202,14 +203,20 @@ def _add_shape(table: Table, fit: FieldFit) -> None:
 
 
 def _axial(twice: Float[np.ndarray, "s d"]) -> tuple[Float[np.ndarray, "s"], Float[np.ndarray, "s"]]:
-    """Circular mean and standard deviation [deg] of axes (180 degrees are none) from twice the angle."""
+    """Median and circular standard deviation [deg] of axes (180 degrees are none) from twice the angle.
+
+    The median is that of the angles from the circular mean, each within 90 degrees of it.
+    """
     east, _ = _moments(np.cos(twice))
     north, _ = _moments(np.sin(twice))
     with np.errstate(divide="ignore"):
         spread = np.rad2deg(0.5 * np.sqrt(-2 * np.log(np.clip(np.hypot(east, north), 0, 1))))
     few = np.isfinite(twice).sum(1) < _MIN_DRAWS
     spread = np.where(few, np.nan, np.minimum(spread, _FLAT_ANGLE))
-    return np.rad2deg(0.5 * np.arctan2(north, east)) % 180, spread
+    mean = np.arctan2(north, east)
+    off = (twice - mean[:, None] + np.pi) % (2 * np.pi) - np.pi
+    median = torch.nanmedian(torch.from_numpy(off), 1).values.numpy()
+    return np.rad2deg(0.5 * (mean + median)) % 180, spread
 
 
 def _add_flags(table: Table, fit: FieldFit) -> None:

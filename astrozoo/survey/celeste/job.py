@@ -48,7 +48,7 @@ _LISTED = 5
 _LOOK = 5.0
 """chi2 per pixel above which a source is shown whatever its flux."""
 _HOW_TO_READ = (
-    "Every number is the median of the source's posterior draws (a position or an angle: their mean), and "
+    "Every number is the median of the source's posterior draws (a position: their mean), and "
     "every error (after ±, or in a column _sd) their standard deviation. P(star) is the probability of a "
     "star; shapes are those of the draws that are galaxies. Colours in the picture are the bands named above "
     "it, in one stretch for data and model. Residuals are (counts - model) / sqrt(model): noise alone has no "

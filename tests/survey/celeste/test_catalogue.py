@@ -63,6 +63,17 @@ def test_shapes_are_of_the_draws_that_are_galaxies(fake_fit: Fake) -> None:
     assert table["axis_ratio"][1] == pytest.approx(0.5, abs=0.01)
 
 
+def test_an_angle_is_the_median_of_its_draws(fake_fit: Fake) -> None:
+    fit, _ = fake_fit
+    skewed = np.random.default_rng(0).exponential(1.0, 512).clip(max=3.0)  # [rad] twice the angle
+    draws = dict(fit.draws)
+    eta = np.array(draws["ellipticity"])
+    eta[1] = np.column_stack((np.cos(skewed), np.sin(skewed)))[: eta.shape[1]]
+    draws["ellipticity"] = eta
+    table = catalogue(replace(fit, draws=draws))
+    assert table["angle"][1] == pytest.approx(np.rad2deg(np.median(skewed[: eta.shape[1]])) / 2, abs=0.1)
+
+
 def test_angles_are_averaged_on_the_circle(fake_fit: Fake) -> None:
     fit, _ = fake_fit
     table = catalogue(fit)
