@@ -110,6 +110,8 @@ class PsfDescription:
         fwhm: of the Moffat profile [arcsec, or px with ``in_pixels``].
         beta: its exponent.
         axis_ratio, angle: its ellipticity: minor over major axis; from +x towards +y [deg].
+        wing: of a stamp that is cut, or falls to zero at its edge: the light of the wing, relative to the
+            stamp's, and the sigma of the round Gaussian that represents it [arcsec].
     """
 
     kind: str
@@ -124,6 +126,7 @@ class PsfDescription:
     beta: float = 3.5
     axis_ratio: float = 1.0
     angle: float = 0.0
+    wing: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -402,14 +402,15 @@ def _psf(keys: _Keys) -> PsfDescription:
     kind, inner = kinds[0], keys.inside("psf", value)
     content = value[kind]
     if kind in ("stamp", "psfex"):
-        extra = ("oversampling",) if kind == "stamp" else ("row", "origin")
+        extra = ("oversampling", "wing") if kind == "stamp" else ("row", "origin")
         at = inner.array(kind, extra=extra)
         options = inner.inside(kind, content if isinstance(content, Mapping) else {})
         row = options.values.get("row", 0)
         if isinstance(row, bool) or not isinstance(row, int | str):
             raise options.error("row", repr(row), "the index of a row, or a ccdname")
         oversampling = options.real("oversampling", 1.0, above=0)
-        return PsfDescription(kind, at, row=row, origin=_pair(options, "origin"), oversampling=oversampling)
+        origin, wing = _pair(options, "origin"), _wing(options)
+        return PsfDescription(kind, at, row=row, origin=origin, oversampling=oversampling, wing=wing)
     if not isinstance(content, Mapping):
         raise inner.error(kind, repr(content), "a mapping of keys")
     shape = inner.inside(kind, content)
@@ -431,6 +432,18 @@ def _psf(keys: _Keys) -> PsfDescription:
     beta = shape.real("beta", 3.5, above=1)
     angle = shape.real("angle", 0.0)
     return PsfDescription(kind, fwhm=fwhm, in_pixels=in_pixels, beta=beta, axis_ratio=ratio, angle=angle)
+
+
+def _wing(keys: _Keys) -> tuple[float, float] | None:
+    value = keys.mapping("wing")
+    if not value:
+        return None
+    inner = keys.inside("wing", value)
+    inner.known(("fraction", "sigma"))
+    fraction, sigma = inner.real("fraction", above=0), inner.real("sigma", above=0)
+    if fraction >= 1:
+        raise inner.error("fraction", fraction, "a fraction of the light, below 1")
+    return fraction, sigma
 
 
 def _pair(keys: _Keys, key: str) -> tuple[float, float]:

@@ -23,6 +23,7 @@ __all__ = [
     "MixtureGrid",
     "MixturePsf",
     "PixelPsf",
+    "WingedPsf",
     "fit_mixture",
     "mixture_stamp",
 ]
@@ -138,6 +139,41 @@ class MixturePsf:
     def mixture(self, x: float, y: float) -> GaussianMixture:
         """The mixture itself."""
         return self.gaussians
+
+
+class WingedPsf:
+    """A PSF with light beyond its stamp, which is cut where faint stars show nothing. Bright stars go on.
+
+    Where the wing is brighter than the stamp, it takes its place.
+
+    Args:
+        stamp: of odd side; it is normalised.
+        fraction: light of the wing, relative to that of the stamp.
+        sigma: of the round Gaussian that represents the wing [px].
+    """
+
+    def __init__(self, stamp: Float[np.ndarray, "n n"], fraction: float, sigma: float) -> None:
+        _check_stamp(stamp)
+        wing = GaussianMixture(np.ones(1), np.zeros((1, 2)), sigma**2 * np.eye(2)[None])
+        stamp = stamp / stamp.sum()
+        inside = fraction * mixture_stamp(wing, len(stamp))
+        core = np.where(stamp > inside, stamp - inside, 0.0)
+        self._stamp, self._core, self._wing = core + inside, PixelPsf(core), wing
+        self._share = fraction / (fraction + core.sum())
+
+    def stamp(self, x: float, y: float) -> Float[np.ndarray, "n n"]:
+        """The stamp with the wing's light, summing to 1."""
+        return self._stamp / self._stamp.sum()
+
+    def mixture(self, x: float, y: float) -> GaussianMixture:
+        """The mixture of the stamp, and the wing as one more Gaussian."""
+        core = self._core.mixture(x, y)
+        return replace(
+            core,
+            weights=np.append((1 - self._share) * core.weights, self._share),
+            means=np.vstack((core.means, self._wing.means)),
+            covariances=np.concatenate((core.covariances, self._wing.covariances)),
+        )
 
 
 def mixture_stamp(mixture: GaussianMixture, size: int) -> Float[np.ndarray, "n n"]:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from astrozoo.data.arrays import read_array, read_number
 from astrozoo.data.description import PsfDescription
 from astrozoo.data.images import GaussianMixture, Psf
-from astrozoo.data.psf import MixturePsf, PixelPsf
+from astrozoo.data.psf import MixturePsf, PixelPsf, WingedPsf
 from astrozoo.data.psfex import read_psfex
 from astrozoo.data.wcs import pixel_scale
 from astrozoo.errors import DataError
@@ -40,6 +40,7 @@ def described_psf(
             arcsec is given for pixels that are not square.
     """
     in_arcsec = psf.kind == "gaussians" or (psf.kind == "moffat" and not psf.in_pixels)
+    in_arcsec = in_arcsec or psf.wing is not None
     scale = pixel_scale(wcs, f"{where}: psf: {psf.kind} in arcsec") if in_arcsec else 1.0
     if psf.kind == "gaussians":
         weights, sigmas = np.array(psf.weights), np.array(psf.sigmas) / scale
@@ -52,7 +53,8 @@ def described_psf(
     if psf.kind == "psfex":
         return read_psfex(psf.at.file, shape=shape, row=psf.row, origin=psf.origin)
     stamp, _ = read_array(psf.at, plane=plane)
-    return PixelPsf(odd_stamp(stamp, f"{where}: psf: stamp {psf.at}", oversampling=psf.oversampling))
+    stamp = odd_stamp(stamp, f"{where}: psf: stamp {psf.at}", oversampling=psf.oversampling)
+    return PixelPsf(stamp) if psf.wing is None else WingedPsf(stamp, psf.wing[0], psf.wing[1] / scale)
 
 
 def _moffat(psf: PsfDescription, fwhm: float) -> Float[np.ndarray, "n n"]:

@@ -242,6 +242,10 @@ BAD = {
     "no file": ({"file": "b.fits"}, r"images\[0\]: file: got no file .*b.fits"),
     "no such HDU": ({"hdu": 3}, r"a.fits: got no HDU 3"),
     "no PSF": ({"psf": None}, r"images\[0\]: psf: got nothing, expected one of stamp, psfex, gaussians"),
+    "a wing of all light": (
+        {"psf": {"stamp": {"file": "a.fits", "wing": {"fraction": 1.5, "sigma": 3}}}},
+        r"wing: fraction: got 1.5, expected a fraction",
+    ),
     "two PSFs": ({"psf": {"moffat": {"fwhm": 1}, "stamp": "a.fits"}}, "psf: got keys moffat, stamp"),
     "a width of zero": ({"psf": {"moffat": {"fwhm": 0}}}, "moffat: fwhm: got 0, expected a finite number"),
     "a zero gain": ({"gain": 0}, "gain: got 0, expected a finite number above 0"),

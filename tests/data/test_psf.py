@@ -5,7 +5,7 @@ from astropy.io import fits
 
 from astrozoo.data.eigen_psf import EigenPsf, wing_of_profile
 from astrozoo.data.images import GaussianMixture
-from astrozoo.data.psf import GOOD_FIT, MixturePsf, PixelPsf, fit_mixture, mixture_stamp
+from astrozoo.data.psf import GOOD_FIT, MixturePsf, PixelPsf, WingedPsf, fit_mixture, mixture_stamp
 from astrozoo.data.sdss import read_field
 from astrozoo.errors import InputError
 
@@ -84,6 +84,21 @@ def test_mixture_psf_and_pixel_psf_agree():
     np.testing.assert_allclose(pixels.stamp(3, 4), exact.stamp(0, 0))
     np.testing.assert_allclose(pixels.mixture(3, 4).weights, MIXTURE.weights, atol=1e-3)
     assert exact.mixture(1, 2) is MIXTURE
+
+
+def test_a_wing_takes_the_place_of_what_a_stamp_cuts():
+    whole = GaussianMixture(
+        np.array([0.95, 0.05]), np.zeros((2, 2)), np.array([2.0, 49.0])[:, None, None] * np.eye(2)
+    )
+    y, x = np.mgrid[:41, :41] - 20
+    cut = np.where(np.hypot(x, y) < 8, mixture_stamp(whole, 41), 0.0)
+    alone = mixture_stamp(PixelPsf(cut).mixture(0, 0), 61)
+    winged = mixture_stamp(WingedPsf(cut, 0.05 / cut.sum(), 7.0).mixture(0, 0), 61)
+    true = mixture_stamp(whole, 61)
+    np.testing.assert_allclose(winged, true, atol=5e-3 * true.max())
+    outside = np.hypot(*(np.mgrid[:61, :61] - 30)) > 10
+    assert winged[outside].sum() == pytest.approx(true[outside].sum(), rel=0.05)
+    assert alone[outside].sum() < 0.1 * true[outside].sum()
 
 
 def test_a_grid_of_stamps_gives_the_nearest():
