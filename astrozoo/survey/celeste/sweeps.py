@@ -53,6 +53,9 @@ _SETTLED_SKY = 0.01
 """Change of the sky below which it has settled under large sources [sigma of a pixel]: its statistical error.
 
 A galaxy that covers 4,000 pixels changes by 0.6 of its flux error."""
+_MAX_SKIES = 8
+"""Largest number of corrections of the sky. In simulations it settles by the fifth; where a galaxy fills an
+image, sky and wings can change in turn without end."""
 _COVERED_LIGHT = 0.1
 """Light of a large source above which a pixel is not used to correct the sky [sigma of its noise]."""
 _EXTENTS = 4.0
@@ -159,7 +162,8 @@ class Sweeps(Modes):
         Their outermost light is like a change of the sky. Neither is right before the other is.
         """
         large = self.sources.half > HALF_SIZES[-1]
-        moves = bool(large.any()) and self._correct_sky() > _SETTLED_SKY
+        possible = bool(large.any()) and self.state.skies < _MAX_SKIES
+        moves = possible and self._correct_sky() > _SETTLED_SKY
         if moves:
             self.state.waiting |= large
         return moves

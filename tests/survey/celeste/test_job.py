@@ -14,7 +14,7 @@ from astrozoo.data.images import Field
 from astrozoo.diagnostics.report import report
 from astrozoo.errors import DataError, InputError
 from astrozoo.survey.celeste import fit as fitting
-from astrozoo.survey.celeste import job
+from astrozoo.survey.celeste import job, pages
 from astrozoo.survey.celeste.catalogue import catalogue
 from astrozoo.survey.celeste.fit import FieldFit
 from astrozoo.survey.celeste.goodness import chi2_by_band, patches
@@ -59,7 +59,7 @@ def test_a_result_that_can_be_saved_and_reported(fake_fit: Fake, tmp_path: Path)
     assert back.digest == result.digest
     moved = replace(fit, detections=fit.detections[::-1])
     assert job.to_result(moved, table, seed=5).digest != result.digest
-    path = report(result, tmp_path / "report.html", pages=job.report_pages(fit, table, "simulated", 3))
+    path = report(result, tmp_path / "report.html", pages=pages.report_pages(fit, table, "simulated", 3))
     html = path.read_text()
     assert html.count("data:image/png") >= 2
     assert "celeste: importance" in html
@@ -149,9 +149,9 @@ def test_bad_sources_are_shown_whatever_their_flux(fake_fit: Fake) -> None:
     chi2 = fit.chi2.copy()
     chi2[order[-1], 2] = 40.0
     chi2[:, 0] = np.nan  # a band without pixels
-    shown = job._chosen(table, replace(fit, chi2=chi2), 2)
+    shown = pages._chosen(table, replace(fit, chi2=chi2), 2)
     assert set(shown) == {*order[:2], 3, order[-1]}
-    assert len(job._chosen(table, fit, None)) == len(table)
+    assert len(pages._chosen(table, fit, None)) == len(table)
 
 
 def test_goodness_of_fit_is_one_for_the_true_model(fake_fit: Fake) -> None:
