@@ -57,7 +57,9 @@ def shear_of(
     return fourier.filter_bank(convergence, kernels)
 
 
-def kaiser_squires(shear: Float[Tensor, "*b 2 y x"]) -> tuple[Float[Tensor, "*b y x"], Float[Tensor, "*b y x"]]:
+def kaiser_squires(
+    shear: Float[Tensor, "*b 2 y x"],
+) -> tuple[Float[Tensor, "*b y x"], Float[Tensor, "*b y x"]]:
     """The convergence of E modes and of B modes in a shear map.
 
     Lensing makes E modes only, so that the map of B modes shows noise and systematic errors.

@@ -115,9 +115,7 @@ def tangent_wcs(
     return wcs, (sides[1], sides[0])
 
 
-def sky_frame(
-    e2: Float[np.ndarray, "n"], axis: Literal["west", "east"] = "west"
-) -> Float[np.ndarray, "n"]:
+def sky_frame(e2: Float[np.ndarray, "n"], axis: Literal["west", "east"] = "west") -> Float[np.ndarray, "n"]:
     """e2 in a frame whose x axis points west.
 
     Args:
