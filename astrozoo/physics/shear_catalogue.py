@@ -30,14 +30,14 @@ class BinnedShear(NamedTuple):
         shear: weighted mean ellipticity of each pixel, 0 in pixels without galaxies.
         noise: its standard error. It is 1 in pixels without galaxies.
         mask: whether a pixel has galaxies.
-        count: number of galaxies.
+        galaxies: number of galaxies in each pixel.
         outside: number of galaxies beyond the edges of the map.
     """
 
     shear: Float[np.ndarray, "2 y x"]
     noise: Float[np.ndarray, "2 y x"]
     mask: Bool[np.ndarray, "y x"]
-    count: Float[np.ndarray, "y x"]
+    galaxies: Float[np.ndarray, "y x"]
     outside: int
 
 
