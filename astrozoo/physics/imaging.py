@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 __all__ = [
+    "circular_convolve",
     "convolve",
     "downsample",
     "gaussian_log_likelihood",
@@ -59,6 +60,11 @@ def convolve(image: Float[Tensor, "*b y x"], psf: Float[Tensor, "*b k k"]) -> Fl
     kernel = torch.roll(kernel, (-(ky // 2), -(kx // 2)), (-2, -1))
     padded = torch.nn.functional.pad(image, (0, size[1] - nx, 0, size[0] - ny))
     return _Circular.apply(padded, kernel, False)[..., :ny, :nx]
+
+
+def circular_convolve(image: Float[Tensor, "*b y x"], kernel: Float[Tensor, "*b y x"]) -> Tensor:
+    """Convolution of an image that repeats in both directions. The kernel's origin is its first pixel."""
+    return _Circular.apply(image, kernel, False)
 
 
 class _Circular(torch.autograd.Function):
