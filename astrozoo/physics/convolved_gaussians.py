@@ -97,12 +97,17 @@ def convolved_image(
     """
     frame = transfer.shape[-2], 2 * (transfer.shape[-1] - 1)
     ky, kx = _frequencies(frame, transfer)
-    grid_y, grid_x = (k.flatten() for k in torch.meshgrid(ky, kx, indexing="ij"))
-    squares = torch.stack((-0.5 * grid_x**2, -grid_x * grid_y, -0.5 * grid_y**2))
-    size = light.flux[..., None] * (light.covariance @ squares).clamp_min(_LEAST).exp()
-    phase = light.mean @ torch.stack((grid_x, grid_y))
-    real = (size * phase.cos()).sum(-2).unflatten(-1, (len(ky), len(kx)))
-    imaginary = -(size * phase.sin()).sum(-2).unflatten(-1, (len(ky), len(kx)))
+    xx, xy, yy = (c[..., None, :] for c in light.covariance.unbind(-1))
+    squares = (-0.5 * xx).expand(*xx.shape[:-2], len(ky), -1), -xy * ky[:, None], -0.5 * yy * ky[:, None] ** 2
+    exponent = torch.stack(squares, -1) @ torch.stack((kx**2, kx, torch.ones_like(kx)))  # [*b ky c kx]
+    size = exponent.exp()
+    phase_x = (light.mean[..., 0, None] * kx)[..., None, :, :]
+    phase_y = light.mean[..., None, :, 1] * ky[:, None]
+    flux = light.flux[..., None, :]
+    rows = torch.stack((flux * phase_y.cos(), flux * phase_y.sin()), -2)  # [*b ky 2 c]
+    cos_cos, sin_cos = (rows @ (size * phase_x.cos())).unbind(-2)
+    cos_sin, sin_sin = (rows @ (size * phase_x.sin())).unbind(-2)
+    real, imaginary = cos_cos - sin_sin, -(cos_sin + sin_cos)
     of_psf_real, of_psf_imaginary = transfer.unbind(-3)
     product = real * of_psf_real - imaginary * of_psf_imaginary
     product_imaginary = real * of_psf_imaginary + imaginary * of_psf_real
