@@ -1,4 +1,4 @@
-"""Guides of galaxies seen through a PSF: amortised ones, and ones for single images that start from them."""
+"""Guides of one galaxy, or of each galaxy of a batch, that start from the encoder's posterior."""
 
 from __future__ import annotations
 
@@ -7,61 +7,96 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from astrozoo.nets.flow import flow_distribution, inverted, make_flow, start_as_identity
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from astrozoo.data.noisy_stamps import Stamp
-from astrozoo.nets.galaxy import GalaxyDecoder, MomentEncoder
-from astrozoo.physics.convolved_gaussians import convolved_image, transfer_function
+from astrozoo.density import Layout, lower_triangle
+from astrozoo.models.psf_vae import Start
+from astrozoo.nets.galaxy import LATENT
+from astrozoo.types import Problem
 
-__all__ = ["Amortised", "corrected", "first_guess", "score"]
+__all__ = ["encoder", "encoder_iaf"]
 
-
-def score(
-    decoder: GalaxyDecoder, z: Float[Tensor, "n z"], signal: Float[Tensor, "n y x"], psf: Float[Tensor, "n k l"]
-) -> Float[Tensor, "n z"]:
-    """Gradient of the log posterior of the latents of white noise of unit variance."""
-    with torch.enable_grad():
-        shape = (signal.shape[-2], signal.shape[-1])
-        z = z.detach().requires_grad_()
-        residual = signal - convolved_image(decoder(z), transfer_function(psf, shape), shape)
-        density = -0.5 * (residual.square().sum() + z.square().sum())
-        return torch.autograd.grad(density, z)[0]
+_HIDDEN: Any = {"is_auxiliary": True}
+"""Mark of a guide's sites that the model does not have."""
 
 
-class Amortised(nn.Module):
-    """q(latent | image, PSF, noise) of many galaxies: independent normals from the encoder.
+class _FromStart(nn.Module):
+    """``mean + root (shift + u)``, with the mean and the root of the problem's :class:`Start`.
 
-    Args:
-        decoder: of the model; its weights are not the guide's.
-        correct: whether the first guess is corrected by the gradient of the log posterior.
+    A subclass makes ``u`` from standard normals. At first, ``u`` are standard normals, so that the guide is the
+    normal at the mode near the encoder's mean.
     """
 
-    def __init__(self, decoder: GalaxyDecoder, correct: bool) -> None:
+    def __init__(self, problem: Problem) -> None:
         super().__init__()
-        self.encoder = MomentEncoder()
-        self.correct = correct
-        self._decoder = (decoder,)  # in a tuple, so that its weights are not the guide's
+        start: Start = problem.args[1]
+        self.mean, self.root = start.mean, start.root
+        one = self.mean if problem.batch is None else self.mean[0]
+        self.shift = nn.Parameter(torch.zeros_like(one))
 
-    def moments(self, signal: Float[Tensor, "n y x"], psf: Float[Tensor, "n k l"]) -> tuple[Tensor, Tensor]:
-        """Means and SDs, in the units of each stamp."""
-        mean, log_variance, features = self.encoder(signal, psf)
-        if self.correct:
-            gradient = score(self._decoder[0], mean, signal, psf)
-            mean, log_variance = self.encoder.correct(mean, log_variance, features, gradient)
-        return mean, (log_variance / 2).exp()
+    def whitened(self) -> tuple[Tensor, Tensor]:
+        """A draw of ``u``, and the log density at it."""
+        raise NotImplementedError
 
-    def forward(self, stamp: Stamp) -> None:
-        mean, sd = self.moments(stamp.image, stamp.psf)
-        with pyro.plate("galaxy", len(mean)):
-            pyro.sample("latent", dist.Normal(mean, sd, validate_args=False).to_event(1))
+    def forward(self, exposures: Any, start: Start) -> None:
+        u, log_density = self.whitened()
+        z = start.mean + start.root @ (self.shift + u)
+        log_density = log_density - start.root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        sites = {"latent": z[:LATENT]} | ({"log_flux_ratio": z[LATENT:]} if len(z) > LATENT else {})
+        density = dist.Delta(log_density.new_zeros(()), log_density)
+        pyro.sample("_guide_density", density, infer=_HIDDEN)
+        for name, value in sites.items():
+            pyro.sample(name, dist.Delta(value, event_dim=1))
+
+    def initial(self, layout: Layout, z0: Float[Tensor, "b dim"]) -> dict[str, Tensor]:
+        """Parameters that centre the guide on ``z0``."""
+        mean, root = (x if x.ndim > n else x[None] for x, n in ((self.mean, 1), (self.root, 2)))
+        shift = torch.linalg.solve_triangular(root, (z0 - mean)[..., None], upper=False)
+        return {"shift": shift[..., 0]}
 
 
-def first_guess(problem: Any) -> Amortised:
-    """The encoder without its correction, for a problem of :mod:`astrozoo.models.galaxy_population`."""
-    return Amortised(problem.model.decoder, correct=False)
+class _Normal(_FromStart):
+    """``u = L noise``, with a lower triangular ``L`` of diagonal ``exp(log_scale)``."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        d = len(self.shift)
+        self.log_scale = nn.Parameter(torch.zeros_like(self.shift))
+        self.below = nn.Parameter(self.shift.new_zeros(d * (d - 1) // 2))
+
+    def whitened(self) -> tuple[Tensor, Tensor]:
+        d = len(self.shift)
+        base = dist.Normal(torch.zeros_like(self.shift), 1.0).to_event(1)
+        noise = pyro.sample("_guide_noise", base, infer=_HIDDEN)
+        factor = lower_triangle(self.below, d) + torch.diag(self.log_scale.exp())
+        return factor @ noise, -self.log_scale.sum()
 
 
-def corrected(problem: Any) -> Amortised:
-    """The encoder with its correction, for a problem of :mod:`astrozoo.models.galaxy_population`."""
-    return Amortised(problem.model.decoder, correct=True)
+class _Iaf(_FromStart):
+    """``u`` is an inverse autoregressive flow of noise, which is the identity at first."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        d = len(self.shift)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.flow = inverted(make_flow("maf", d, transforms=2, hidden=(2 * d, 2 * d))).to(self.shift)
+        start_as_identity(self.flow)
+
+    def whitened(self) -> tuple[Tensor, Tensor]:
+        flow = flow_distribution(self.flow)
+        noise = pyro.sample("_guide_noise", flow.noise, infer=_HIDDEN)
+        u, log_jacobian = flow.push_with_jacobian(noise)
+        return u, -log_jacobian
+
+
+def encoder(problem: Problem) -> _Normal:
+    """A full-rank normal in coordinates that are whitened by the start. It begins as the start."""
+    return _Normal(problem)
+
+
+def encoder_iaf(problem: Problem) -> _Iaf:
+    """An inverse autoregressive flow in the same coordinates, for curved posteriors. It begins as the start."""
+    return _Iaf(problem)

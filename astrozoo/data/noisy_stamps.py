@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from astrozoo.errors import InputError
 
-__all__ = ["NoisyStamps", "Stamp"]
+__all__ = ["NoisyStamps", "Stamp", "noisy_stamps"]
 
 
 class Stamp(NamedTuple):
@@ -57,7 +57,9 @@ class NoisyStamps(Dataset[Stamp]):
         seed: int = 0,
     ) -> None:
         if not len(noiseless) or len(noiseless) != len(psf):
-            raise InputError("galaxies", f"{len(noiseless)} with {len(psf)} PSFs", "at least one, each with a PSF")
+            raise InputError(
+                "galaxies", f"{len(noiseless)} with {len(psf)} PSFs", "at least one, each with a PSF"
+            )
         if not 0 < snr[0] <= snr[1]:
             raise InputError("snr", snr, "(low, high) with 0 < low <= high")
         self.noiseless, self.psf, self.snr, self.repeats, self.seed = noiseless, psf, snr, repeats, seed
@@ -82,3 +84,11 @@ class NoisyStamps(Dataset[Stamp]):
     def _turned(image: Tensor, orientation: int) -> Tensor:
         image = torch.rot90(image, orientation % 4)
         return image.flip(1) if orientation >= 4 else image
+
+
+def noisy_stamps(
+    noiseless: Float[Tensor, "n y x"], psf: Float[Tensor, "n k k"], snr: tuple[float, float], seed: int = 0
+) -> Stamp:
+    """Each galaxy once, as it is oriented, with a random signal-to-noise ratio and noise."""
+    items = NoisyStamps(noiseless, psf, snr=snr, repeats=1, seed=seed)
+    return Stamp(*(torch.stack(part) for part in zip(*(items[8 * i] for i in range(len(psf))), strict=True)))

@@ -17,9 +17,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from astrozoo.physics.convolved_gaussians import GaussianSum
-
-__all__ = ["FRAME", "LATENT", "GalaxyDecoder", "MomentEncoder", "Units"]
+__all__ = [
+    "FRAME",
+    "LATENT",
+    "GalaxyDecoder",
+    "MomentEncoder",
+    "Networks",
+    "Units",
+    "flux_latent",
+    "in_units",
+    "log_flux",
+]
 
 LATENT = 16
 """Length of the latent vector: six coordinates of the frame, then ten of the structure."""
@@ -100,26 +108,38 @@ class GalaxyDecoder(nn.Module):
             self.network[-1].bias.zero_()
             self.linear.weight.copy_(_initial_map(self.width))
 
-    def forward(self, z: Float[Tensor, "*b z"]) -> GaussianSum:
-        """The light in units of the latents: of flux, and of length."""
+    def forward(
+        self, z: Float[Tensor, "*b z"]
+    ) -> tuple[Float[Tensor, "*b c"], Float[Tensor, "*b c 2"], Float[Tensor, "*b c 3"]]:
+        """Flux, mean (x, y) and covariance (xx, xy, yy) of each component, in units of the latents."""
         structure = z[..., 4:]
         change = self.linear(structure) + self.network(structure)
         flux, width, x, y, shear_1, shear_2 = change.unflatten(-1, (6, -1)).unbind(-2)
         log_size = _LOG_SIZE[0] + _LOG_SIZE[1] * z[..., 3, None]
-        total = (_LOG_FLUX[0] + _LOG_FLUX[1] * z[..., 0, None]).exp()
+        total = log_flux(z[..., 0, None]).exp()
         variance = (2 * (log_size + self.width + width)).exp()
         s1, s2 = _SHEAR * z[..., 4, None] + shear_1, _SHEAR * z[..., 5, None] + shear_2
         centre = _CENTRE * z[..., None, 1:3]
-        return GaussianSum(
-            flux=total * (self.log_flux + flux).softmax(-1),
-            mean=centre + log_size.exp()[..., None] * torch.stack((x, y), -1),
-            covariance=variance[..., None] * sheared(2 * s1, 2 * s2),
+        return (
+            total * (self.log_flux + flux).softmax(-1),
+            centre + log_size.exp()[..., None] * torch.stack((x, y), -1),
+            variance[..., None] * sheared(2 * s1, 2 * s2),
         )
 
     @staticmethod
     def half_light_radius(z: Float[Tensor, "*b z"]) -> Float[Tensor, "*b"]:
         """The size of the frame, which is the half-light radius of an exponential disc [unit of length]."""
         return (_LOG_SIZE[0] + _LOG_SIZE[1] * z[..., 3]).exp()
+
+
+def log_flux(z: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """Log flux [unit of flux] from the first latent."""
+    return _LOG_FLUX[0] + _LOG_FLUX[1] * z
+
+
+def flux_latent(log_flux: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """The first latent of a log flux [unit of flux]."""
+    return (log_flux - _LOG_FLUX[0]) / _LOG_FLUX[1]
 
 
 def sheared(s1: Float[Tensor, "*b"], s2: Float[Tensor, "*b"]) -> Float[Tensor, "*b 3"]:
@@ -252,9 +272,7 @@ def framed(image: Float[Tensor, "b y x"], side: int) -> Float[Tensor, "b side si
 
 def _moments(image: Float[Tensor, "b y x"]) -> Float[Tensor, "b aperture 6"]:
     """Weighted sums of 1, x, y, x^2 - y^2, 2 x y and x^2 + y^2 - 2 w^2, each with unit variance for unit noise."""
-    axes = [
-        torch.arange(n, dtype=image.dtype, device=image.device) - (n - 1) / 2 for n in image.shape[-2:]
-    ]
+    axes = [torch.arange(n, dtype=image.dtype, device=image.device) - (n - 1) / 2 for n in image.shape[-2:]]
     y, x = torch.meshgrid(*axes, indexing="ij")
     templates = []
     for w in _APERTURES:
@@ -265,3 +283,10 @@ def _moments(image: Float[Tensor, "b y x"]) -> Float[Tensor, "b aperture 6"]:
     stacked = torch.stack(templates)
     stacked = stacked / stacked.square().sum((-2, -1), keepdim=True).sqrt()
     return (image.flatten(1) @ stacked.flatten(1).mT).unflatten(1, (len(_APERTURES), 6))
+
+
+class Networks(NamedTuple):
+    """A decoder and the encoder that is trained with it."""
+
+    decoder: GalaxyDecoder
+    encoder: MomentEncoder
