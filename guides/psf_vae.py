@@ -25,8 +25,8 @@ _HIDDEN: Any = {"is_auxiliary": True}
 class _FromStart(nn.Module):
     """``mean + root (shift + u)``, with the mean and the root of the problem's :class:`Start`.
 
-    A subclass makes ``u`` from standard normals. At first, ``u`` are standard normals, so that the guide is the
-    normal at the mode near the encoder's mean.
+    A subclass makes ``u`` from standard normals. At first, ``u`` are standard normals, so that the guide is
+    the normal at the mode near the encoder's mean.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -98,5 +98,6 @@ def encoder(problem: Problem) -> _Normal:
 
 
 def encoder_iaf(problem: Problem) -> _Iaf:
-    """An inverse autoregressive flow in the same coordinates, for curved posteriors. It begins as the start."""
+    """An inverse autoregressive flow in the same coordinates, for curved posteriors. It begins as the
+    start."""
     return _Iaf(problem)

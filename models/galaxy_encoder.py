@@ -116,7 +116,8 @@ def _encode_one(
 
 
 def _binned(image: Float[np.ndarray, "y x"], n: int) -> Float[np.ndarray, "Y X"]:
-    """Sums over n x n pixels, an odd number of them along each side, the middle one around the image's middle."""
+    """Sums over n x n pixels, an odd number of them along each side, the middle one around the image's
+    middle."""
     if n == 1:
         return image
     for axis in (0, 1):

@@ -2,8 +2,8 @@
 
 Latents are in the unit of each stamp's own noise and pixels. Three phases follow one another:
 
-1. The encoder sees noisy images and the decoder is compared with the noiseless ones, by a robust measure. Signal
-   to noise ratios are raised, so that the latents of faint structure do not collapse to their prior.
+1. The encoder sees noisy images and the decoder is compared with the noiseless ones, by a robust measure.
+   Signal-to-noise ratios are raised, so that the latents of faint structure do not collapse to their prior.
 2. The same at the final signal-to-noise ratios, with the encoder's correction.
 3. The ELBO of the noisy images.
 
@@ -53,8 +53,8 @@ STEPS = (2000, 1000, 500)
 
 
 class _Phase(NamedTuple):
-    """Settings of a phase: the objective, whether the encoder is corrected, the factor by which signal-to-noise
-    ratios are raised, and the learning rate."""
+    """Settings of a phase: the objective, whether the encoder is corrected, the factor by which
+    signal-to-noise ratios are raised, and the learning rate."""
 
     robust: bool
     correct: bool
@@ -75,8 +75,9 @@ class GalaxyPopulation:
 
     Args:
         networks: the model reads the decoder, and its guide the encoder.
-        robust: whether the model is compared with the noiseless images, by ``pixels / 2 log(1 + chi2 / pixels)``
-            in place of ``chi2 / 2``: bright galaxies that are not yet fitted do not dominate.
+        robust: whether the model is compared with the noiseless images, by
+            ``pixels / 2 log(1 + chi2 / pixels)`` in place of ``chi2 / 2``: bright galaxies that are not yet
+            fitted do not dominate.
     """
 
     networks: Networks
@@ -162,7 +163,8 @@ def phases(
     device: str = "cpu",
     steps: tuple[int, int, int] = STEPS,
 ) -> Sequence[Callable[[Trained | None], dict[str, Any]]]:
-    """The phases of training: functions of the weights so far that return arguments of :func:`astrozoo.train`.
+    """The phases of training: functions of the weights so far that return arguments of
+    :func:`astrozoo.train`.
 
     Args:
         noiseless, psf: galaxies, each with its PSF.

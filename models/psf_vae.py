@@ -1,12 +1,15 @@
-"""Galaxies seen through a PSF: one latent vector, a deconvolved galaxy without noise, any number of exposures.
+"""Galaxies seen through a PSF: one latent vector, a deconvolved galaxy without noise, any number of
+exposures.
 
-Latents ``z ~ N(0, I)`` describe a galaxy ``g(z)``: positive light, without PSF, noise and pixels. Exposure ``k`` is
-``x_k ~ N(P_k(PSF_k * g(z)), Sigma_k)``, where ``P_k`` samples its pixels. ``Sigma_k`` is white, given per pixel,
-or correlated. Each exposure after the first has its own total flux, as in another band, and the same shape.
+Latents ``z ~ N(0, I)`` describe a galaxy ``g(z)``: positive light, without PSF, noise and pixels. Exposure
+``k`` is ``x_k ~ N(P_k(PSF_k * g(z)), Sigma_k)``, where ``P_k`` samples its pixels. ``Sigma_k`` is white,
+given per pixel, or correlated. Each exposure after the first has its own total flux, as in another band, and
+the same shape.
 
-The units of the latents come from the first exposure: the noise of a pixel and its side, after the binning that
-brings the stamp to the size that the encoder was trained on. So the prior of size and flux is that of the training
-set in pixels and signal-to-noise ratios, and the same networks serve any pixel scale, depth and instrument.
+The units of the latents come from the first exposure: the noise of a pixel and its side, after the binning
+that brings the stamp to the size that the encoder was trained on. So the prior of size and flux is that of
+the training set in pixels and signal-to-noise ratios, and the same networks serve any pixel scale, depth and
+instrument.
 
 The networks are trained by :mod:`astrozoo.models.galaxy_population`.
 
@@ -61,7 +64,8 @@ __all__ = [
 ]
 
 FLUX_RATIO = 1.0
-"""SD of the log flux of a further exposure, relative to the first: colours of galaxies differ by about this."""
+"""SD of the log flux of a further exposure, relative to the first: colours of galaxies differ by about
+this."""
 
 
 class Exposure(NamedTuple):
@@ -226,14 +230,15 @@ def problem(
     """The problem of one galaxy, or of a batch of galaxies.
 
     Args:
-        data: a stamp, a galaxy with several exposures, or a sequence of these (a batch). The galaxies of a batch
-            have stamps and PSFs of the same shapes, and the same correlation of the noise.
+        data: a stamp, a galaxy with several exposures, or a sequence of these (a batch). The galaxies of a
+            batch have stamps and PSFs of the same shapes, and the same correlation of the noise.
         weights: name or file of other weights than the package's, or the result of training.
         flux_unit: unit of the latents' flux, in the unit of the first image. None: see :mod:`~.psf_vae`.
         length_unit: unit of the latents' lengths [arcsec]. None: see :mod:`~.psf_vae`.
 
     Raises:
-        InputError: there is no galaxy; the galaxies of a batch differ in shape or noise; or a unit is not positive.
+        InputError: there is no galaxy; the galaxies of a batch differ in shape or noise; or a unit is
+            not positive.
         DataError: the weights are missing, corrupt, of another version or of another model.
         UnknownNameError: there are no weights of that name.
     """
@@ -295,11 +300,15 @@ def _check_alike(galaxies: Sequence[Galaxy]) -> None:
             )
             raise InputError(f"galaxy {galaxy.name!r}", shapes(galaxy), expected)
         for stamp, other in zip(galaxy.exposures, first.exposures, strict=True):
-            pair = (stamp.correlation, other.correlation)
-            same = pair[0] is pair[1] or (None not in map(type, pair) and np.array_equal(*pair))  # type: ignore[arg-type]
-            if not same:
+            if not _same(stamp.correlation, other.correlation):
                 expected = f"the noise correlation of {first.name!r} in all of a batch"
                 raise InputError(f"galaxy {galaxy.name!r}", "another noise correlation", expected)
+
+
+def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return np.array_equal(a, b)
 
 
 def _tensors(galaxy: Galaxy, flux_unit: float | None, length_unit: float | None) -> tuple[Exposure, ...]:

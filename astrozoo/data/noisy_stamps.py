@@ -38,8 +38,8 @@ class NoisyStamps(Dataset[Stamp]):
     Args:
         noiseless: galaxies with their PSF and pixels.
         psf: the PSF of each.
-        snr: range of the signal-to-noise ratio, whose logarithm is uniform: the root of the sum of the squares
-            of the noiseless pixels, divided by the standard deviation of the noise.
+        snr: range of the signal-to-noise ratio, whose logarithm is uniform: the root of the sum of the
+            squares of the noiseless pixels, divided by the standard deviation of the noise.
         repeats: number of noises of each galaxy in each orientation.
         seed: of signal-to-noise ratios and noises.
 

@@ -22,7 +22,8 @@ from astrozoo.errors import DataError, InputError
 __all__ = ["Galaxy", "PsfStamp", "read_galaxies"]
 
 _PSF_SUM = 0.02
-"""Largest difference of the sum of a PSF from 1. PSFs that are cut at their edges differ by about a percent."""
+"""Largest difference of the sum of a PSF from 1. PSFs that are cut at their edges differ by about a
+percent."""
 _LEAST_SIDE = 8
 """[px] Least side of a stamp: a smaller one shows no galaxy."""
 
@@ -157,13 +158,14 @@ def read_galaxies(
 ) -> list[Galaxy]:
     """Galaxies of a file or a folder.
 
-    * A folder with a GalSim catalogue ``real_galaxy_catalog*.fits``: its galaxies, with the noise's variance and
-      correlation function.
+    * A folder with a GalSim catalogue ``real_galaxy_catalog*.fits``: its galaxies, with the noise's variance
+      and correlation function.
     * A file ``.npz`` with ``image`` and ``psf``, ``[(n,) y, x]``, with ``noise`` (numbers or maps) and
       ``pixel_scale``, and perhaps ``mask`` (1: used), ``correlation`` and ``zero_point``.
     * A folder with files ``NAME_im.npy``, ``NAME_psf.npy``, ``NAME_sig.npy`` and perhaps ``NAME_mask.npy``
       (1: not used), as pysersic's examples are.
-    * Other FITS files or folders of one galaxy: see :func:`astrozoo.data.lenses.read`. Each band is an exposure.
+    * Other FITS files or folders of one galaxy: see :func:`astrozoo.data.lenses.read`. Each band is an
+      exposure.
 
     A PSF that is larger than its stamp is cut, and the provenance says so.
 

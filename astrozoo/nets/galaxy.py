@@ -150,7 +150,8 @@ def sheared(s1: Float[Tensor, "*b"], s2: Float[Tensor, "*b"]) -> Float[Tensor, "
 
 
 def _initial_map(width: Tensor) -> Float[Tensor, "outputs inputs"]:
-    """The linear map from shear and structure to the components: each structure latent has a meaning at first.
+    """The linear map from shear and structure to the components: each structure latent has a meaning at
+    first.
 
     These are: concentration, flux from narrow to wide components, a gradient of the two components of
     ellipticity, a shift of wide against narrow components along x and y, and the fluxes of the knots. A
@@ -271,7 +272,8 @@ def framed(image: Float[Tensor, "b y x"], side: int) -> Float[Tensor, "b side si
 
 
 def _moments(image: Float[Tensor, "b y x"]) -> Float[Tensor, "b aperture 6"]:
-    """Weighted sums of 1, x, y, x^2 - y^2, 2 x y and x^2 + y^2 - 2 w^2, each with unit variance for unit noise."""
+    """Weighted sums of 1, x, y, x^2 - y^2, 2 x y and x^2 + y^2 - 2 w^2, each with unit variance for unit
+    noise."""
     axes = [torch.arange(n, dtype=image.dtype, device=image.device) - (n - 1) / 2 for n in image.shape[-2:]]
     y, x = torch.meshgrid(*axes, indexing="ij")
     templates = []
