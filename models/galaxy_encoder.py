@@ -107,10 +107,10 @@ def _encode_one(
     n, noise = binning(stamp), typical_noise(stamp)
     like = next(networks.encoder.parameters())
     sd = np.asarray(stamp.noise) * (noise / np.median(np.asarray(stamp.noise)[np.asarray(stamp.mask)]))
-    signal = _binned(np.where(stamp.mask, stamp.image / sd, 0.0), n) / n
+    signal = _binned(np.where(np.asarray(stamp.mask), stamp.image / sd, 0.0), n) / n
     psf = _binned(stamp.psf, n)
-    inputs = (torch.as_tensor(x)[None].to(like) for x in (signal, psf / psf.sum()))
-    mean, deviation = moments(networks, *inputs)
+    seen, through = (torch.as_tensor(x)[None].to(like) for x in (signal, psf / psf.sum()))
+    mean, deviation = moments(networks, seen, through)
     units = Units(*(torch.tensor([x]).to(like) for x in (flux / (noise * n), length / n)))
     return in_units(mean, units)[0], deviation[0]
 

@@ -322,7 +322,8 @@ def _of_npy(folder: Path) -> list[list[dict[str, Any]]]:
 
 def _of_fits(path: Path, pixel_scale: float | None) -> list[dict[str, Any]]:
     exposures = []
-    for band in bands_of(path) or [None]:
+    bands: list[str | None] = [*bands_of(path)]
+    for band in bands or [None]:
         image = read_image(path, band=band, pixel_scale=pixel_scale)
         exposures.append(
             {

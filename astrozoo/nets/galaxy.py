@@ -104,8 +104,8 @@ class GalaxyDecoder(nn.Module):
             nn.Linear(_HIDDEN, outputs),
         )  # fmt: skip
         with torch.no_grad():
-            self.network[-1].weight.mul_(0.1)
-            self.network[-1].bias.zero_()
+            for parameter in self.network[-1].parameters():
+                parameter.mul_(0.1)
             self.linear.weight.copy_(_initial_map(self.width))
 
     def forward(
@@ -216,8 +216,8 @@ class MomentEncoder(nn.Module):
         with torch.no_grad():
             self.last.weight.mul_(0.1)
             self.last.bias[LATENT:] = _INITIAL_LOG_VARIANCE
-            self.correction[-1].weight.zero_()
-            self.correction[-1].bias.zero_()
+            for parameter in self.correction[-1].parameters():
+                parameter.zero_()
 
     def forward(
         self, signal: Float[Tensor, "b y x"], psf: Float[Tensor, "b k l"]

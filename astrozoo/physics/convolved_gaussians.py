@@ -75,7 +75,7 @@ def transfer_function(psf: Float[Tensor, "*b k l"], stamp: tuple[int, int]) -> F
         psf: values of pixels of the stamp's scale, of any side. Its origin is the centre of its array.
         stamp: rows and columns of the stamp.
     """
-    ky, kx = _frequencies(frame_of(stamp, tuple(psf.shape[-2:])), psf)
+    ky, kx = _frequencies(frame_of(stamp, (psf.shape[-2], psf.shape[-1])), psf)
     phase_y = ky[:, None] * _positions(psf.shape[-2], psf)
     phase_x = kx[:, None] * _positions(psf.shape[-1], psf)
     cos_y, sin_y = phase_y.cos() @ psf, phase_y.sin() @ psf
