@@ -35,11 +35,12 @@ def score(
     psf: Float[Tensor, "n k l"],
 ) -> Float[Tensor, "n z"]:
     """Gradient of the log posterior of the latents, for white noise of unit variance."""
-    with torch.enable_grad():
-        z = z.detach().requires_grad_()
+
+    def density(z: Tensor) -> Tensor:
         residual = signal - render(decoder, z, psf, signal.shape[-2:])
-        density = -0.5 * (residual.square().sum() + z.square().sum())
-        return torch.autograd.grad(density, z)[0]
+        return -0.5 * (residual.square().sum() + z.square().sum())
+
+    return torch.func.grad(density)(z.detach()).detach()
 
 
 def moments(
