@@ -7,12 +7,12 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from astrozoo.nets.flow import flow_distribution, inverted, make_flow, start_as_identity
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from astrozoo.density import Layout, lower_triangle
 from astrozoo.models.psf_vae import Start
+from astrozoo.nets.flow import flow_distribution, inverted, make_flow, start_as_identity
 from astrozoo.nets.galaxy import LATENT
 from astrozoo.types import Problem
 

@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
-from astrozoo.data.simulate_galaxies import GalaxySurvey, PsfRange, simulate_galaxies
 from jaxtyping import Float
 from torch import Tensor
 
 from astrozoo._trained import Trained
 from astrozoo.data.noisy_stamps import NoisyStamps, Stamp, noisy_stamps
+from astrozoo.data.simulate_galaxies import GalaxySurvey, PsfRange, simulate_galaxies
 from astrozoo.data.weights import load_weights
 from astrozoo.errors import InputError
 from astrozoo.models.galaxy_encoder import render

@@ -164,10 +164,19 @@ class PsfVae:
         for k, (exposure, image) in enumerate(zip(exposures, images, strict=True)):
             site = image_site(k)
             ny, nx = image.shape
-            white = _whitening(self.correlations[k], (ny, nx), like.dtype, like.device)
             with pyro.plate(f"{site}_y", ny, dim=-2), pyro.plate(f"{site}_x", nx, dim=-1):
-                noise = StampNoise(image, exposure.sd, white).mask(exposure.mask)
+                noise = StampNoise(image, exposure.sd, self.white(k, exposure)).mask(exposure.mask)
                 pyro.sample(site, noise, obs=exposure.image)
+
+    def white(self, number: int, exposure: Exposure) -> Whitening | None:
+        """The whitening of the noise of an exposure; None for white noise."""
+        image = exposure.image
+        return _whitening(self.correlations[number], tuple(image.shape[-2:]), image.dtype, image.device)
+
+    def noise_labels(self, exposures: Sequence[Exposure]) -> list[str]:
+        """A line for reports on the noise of each exposure."""
+        whites = (self.white(k, exposure) for k, exposure in enumerate(exposures))
+        return ["independent noise in each pixel" if white is None else white.label for white in whites]
 
     def light(self, z: Float[Tensor, "*b z"]) -> GaussianSum:
         """The galaxy without PSF and noise, in units of the latents."""
@@ -212,12 +221,12 @@ def networks(weights: Trained | None, dtype: torch.dtype, device: torch.device) 
 
 @cache
 def _whitening(
-    correlation: Tensor | None, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+    correlation: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> Whitening | None:
     """The whitening of an exposure, computed once. It is float64 until the end."""
     if correlation is None:
         return None
-    return whitening(correlation, shape).to(torch.zeros((), dtype=dtype, device=device))
+    return whitening(correlation, (shape[0], shape[1])).to(torch.zeros((), dtype=dtype, device=device))
 
 
 def problem(
@@ -338,10 +347,7 @@ def _start(model: PsfVae, galaxy: Galaxy, exposures: tuple[Exposure, ...]) -> St
     nets = networks(model.weights, torch.float64, torch.device("cpu"))
     units = [float(e.flux) for e in exposures], [float(e.length) for e in exposures]
     mean, _ = encode(nets, galaxy.exposures, *units)
-    whites = [
-        _whitening(c, stamp.shape, torch.float64, torch.device("cpu"))
-        for c, stamp in zip(model.correlations, galaxy.exposures, strict=True)
-    ]
+    whites = [model.white(k, exposure) for k, exposure in enumerate(exposures)]
 
     def residuals(z: Tensor) -> Tensor:
         latent, ratios = z[:, :LATENT], z[:, LATENT:]
