@@ -13,7 +13,7 @@ from astrozoo._jobs import case_of, truth_page, with_data
 from astrozoo.galaxies.psf_maps import maps_of, shapes_of
 from astrozoo.galaxies.psf_pictures import CAPTION, maps_figure
 from astrozoo.infer import infer
-from astrozoo.types import Outcome, Page, Problem, Result
+from astrozoo.types import Outcome, Page, Problem
 
 __all__ = ["run"]
 
@@ -69,9 +69,9 @@ def run(
 
 
 _SHAPES = (
-    "Of the galaxy without PSF and noise: the flux is in the unit of the first image, the half-light radius in
-    its " "pixels, in circles around the centroid, and e1 and e2 are reduced shears from unweighted second
-    moments."
+    "Of the galaxy without PSF and noise: the flux is in the unit of the first image, the half-light radius "
+    "in its pixels, in circles around the centroid, and e1 and e2 are reduced shears from unweighted second "
+    "moments."
 )
 
 

@@ -68,12 +68,18 @@ def shapes_of(problem: Problem, result: Result, number: int = 0) -> dict[str, Fl
     """Flux, half-light radius [px] and ellipticity of the deconvolved galaxy, for draws of the posterior."""
     exposures, latent, _ = _one(problem, result, number, _SHAPE_DRAWS)
     model: Any = problem.model
-    light = model.light(latent).scaled(exposures[0].flux.expand(len(latent)),
-    exposures[0].length.expand(len(latent))) flux = light.flux.sum(-1) share = light.flux / flux[:, None]
-    centre = (share[..., None] * light.mean).sum(-2) offset = light.mean - centre[:, None] xx, xy, yy =
-    light.covariance.unbind(-1) qxx = (share * (xx + offset[..., 0] ** 2)).sum(-1) qyy = (share * (yy +
-    offset[..., 1] ** 2)).sum(-1) qxy = (share * (xy + offset[..., 0] * offset[..., 1])).sum(-1) size = qxx +
-    qyy + 2 * (qxx * qyy - qxy**2).clamp_min(0).sqrt() shapes = {
+    units = (unit.expand(len(latent)) for unit in (exposures[0].flux, exposures[0].length))
+    light = model.light(latent).scaled(*units)
+    flux = light.flux.sum(-1)
+    share = light.flux / flux[:, None]
+    centre = (share[..., None] * light.mean).sum(-2)
+    offset = light.mean - centre[:, None]
+    xx, xy, yy = light.covariance.unbind(-1)
+    qxx = (share * (xx + offset[..., 0] ** 2)).sum(-1)
+    qyy = (share * (yy + offset[..., 1] ** 2)).sum(-1)
+    qxy = (share * (xy + offset[..., 0] * offset[..., 1])).sum(-1)
+    size = qxx + qyy + 2 * (qxx * qyy - qxy**2).clamp_min(0).sqrt()
+    shapes = {
         "flux": flux,
         "half-light radius": _half_light(share, offset, light.covariance),
         "e1": (qxx - qyy) / size,

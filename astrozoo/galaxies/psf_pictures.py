@@ -15,9 +15,9 @@ from astrozoo.galaxies.psf_maps import Maps
 __all__ = ["CAPTION", "maps_figure", "stretch"]
 
 CAPTION = (
-    "Each row is an exposure of a galaxy: the data; the posterior mean of the image without noise; data minus
-    mean, " "in SDs of the noise; and the galaxy without PSF and noise, its posterior mean and SD, at twice
-    the resolution. " "Grey pixels are not used. A residual that is noise has no structure."
+    "Each row is an exposure of a galaxy: the data; the posterior mean of the image without noise; data minus "
+    "mean, in SDs of the noise; and the galaxy without PSF and noise, its posterior mean and SD, at twice the "
+    "resolution. Grey pixels are not used. A residual that is noise has no structure."
 )
 _SOFTENING = 0.02
 """[peak] Brightness around which the stretch of the pictures changes from linear to logarithmic."""
@@ -33,8 +33,10 @@ def stretch(bright: float) -> AsinhNorm:
 def maps_figure(galaxies: Sequence[Maps]) -> Figure:
     """A row of pictures for each exposure of each galaxy."""
     rows = [(i, k) for i, maps in enumerate(galaxies) for k in range(len(maps.data))]
-    figure, axes = plt.subplots(len(rows), 5, figsize=(13, 2.5 * len(rows)), layout="constrained",
-    squeeze=False) for row, (i, k) in zip(axes, rows, strict=True):
+    figure, axes = plt.subplots(
+        len(rows), 5, figsize=(13, 2.5 * len(rows)), layout="constrained", squeeze=False
+    )
+    for row, (i, k) in zip(axes, rows, strict=True):
         maps = galaxies[i]
         norm, fine = stretch(float(maps.model[k].max())), stretch(float(maps.deconvolved.max()))
         panels: Sequence[tuple[np.ndarray, dict[str, Any]]] = (
