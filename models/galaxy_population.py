@@ -29,7 +29,7 @@ from astrozoo.data.simulate_galaxies import GalaxySurvey, PsfRange, simulate_gal
 from astrozoo.data.weights import load_weights
 from astrozoo.errors import InputError
 from astrozoo.models.galaxy_encoder import render
-from astrozoo.nets.galaxy import LATENT, GalaxyDecoder, MomentEncoder, Networks
+from astrozoo.nets.galaxy import ENCODED, LATENT, GalaxyDecoder, MomentEncoder, Networks
 from astrozoo.types import Problem
 
 __all__ = [
@@ -175,7 +175,9 @@ def phases(
 
     def noisy(boost: float, phase: int) -> NoisyStamps:
         low, high = SNR
-        return NoisyStamps(noiseless, psf, snr=(boost * low, boost * high), seed=3 * seed + phase)
+        return NoisyStamps(
+            noiseless, psf, snr=(boost * low, boost * high), size=ENCODED, seed=3 * seed + phase
+        )
 
     def phase(number: int) -> Callable[[Trained | None], dict[str, Any]]:
         robust, correct, boost, rate = _PHASES[number]
@@ -188,7 +190,7 @@ def phases(
                 "held_out": problem(held_out, networks, **kind),
                 "guide": "corrected" if correct else "first_guess",
                 "steps": steps[number],
-                "batch": 128,
+                "batch": 64,
                 "learning_rate": rate,
                 "gradient_clip": _CLIP,
                 "device": device,
@@ -219,5 +221,5 @@ def training(
     cache = out / "galaxies"
     stamps = simulate_galaxies(SURVEY, galaxies, seed=2 * seed, cache=cache)
     others = simulate_galaxies(SURVEY, max(galaxies // 12, 1), seed=2 * seed + 1, cache=cache)
-    held_out = noisy_stamps(others.noiseless, others.psf, SNR, seed)
+    held_out = noisy_stamps(others.noiseless, others.psf, snr=SNR, size=ENCODED, seed=seed)
     return phases(stamps.noiseless, stamps.psf, held_out, seed=seed, device=device)

@@ -40,6 +40,7 @@ class NoisyStamps(Dataset[Stamp]):
         psf: the PSF of each.
         snr: range of the signal-to-noise ratio, whose logarithm is uniform: the root of the sum of the
             squares of the noiseless pixels, divided by the standard deviation of the noise.
+        size: side of the middle part that is used [px]; None: the whole stamp. PSFs are not cut.
         repeats: number of noises of each galaxy in each orientation.
         seed: of signal-to-noise ratios and noises.
 
@@ -53,6 +54,7 @@ class NoisyStamps(Dataset[Stamp]):
         psf: Float[Tensor, "n k k"],
         *,
         snr: tuple[float, float],
+        size: int | None = None,
         repeats: int = 8,
         seed: int = 0,
     ) -> None:
@@ -62,6 +64,12 @@ class NoisyStamps(Dataset[Stamp]):
             )
         if not 0 < snr[0] <= snr[1]:
             raise InputError("snr", snr, "(low, high) with 0 < low <= high")
+        if size is not None:
+            cut = (noiseless.shape[-1] - size) // 2
+            if size < 1 or cut < 0 or (noiseless.shape[-1] - size) % 2:
+                side = noiseless.shape[-1]
+                raise InputError("size", size, f"the side of the stamps, {side} px, less an even number")
+            noiseless = noiseless[:, cut : cut + size, cut : cut + size]
         self.noiseless, self.psf, self.snr, self.repeats, self.seed = noiseless, psf, snr, repeats, seed
 
     def __len__(self) -> int:
@@ -87,8 +95,13 @@ class NoisyStamps(Dataset[Stamp]):
 
 
 def noisy_stamps(
-    noiseless: Float[Tensor, "n y x"], psf: Float[Tensor, "n k k"], snr: tuple[float, float], seed: int = 0
+    noiseless: Float[Tensor, "n y x"],
+    psf: Float[Tensor, "n k k"],
+    *,
+    snr: tuple[float, float],
+    size: int | None = None,
+    seed: int = 0,
 ) -> Stamp:
     """Each galaxy once, as it is oriented, with a random signal-to-noise ratio and noise."""
-    items = NoisyStamps(noiseless, psf, snr=snr, repeats=1, seed=seed)
+    items = NoisyStamps(noiseless, psf, snr=snr, size=size, repeats=1, seed=seed)
     return Stamp(*(torch.stack(part) for part in zip(*(items[8 * i] for i in range(len(psf))), strict=True)))

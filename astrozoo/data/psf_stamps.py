@@ -258,7 +258,8 @@ def _of_catalogue(folder: Path, path: Path) -> list[list[dict[str, Any]]]:
 
 def _of_npz(path: Path) -> list[list[dict[str, Any]]]:
     try:
-        with np.load(path, allow_pickle=False) as content:
+        # of a corrupt file that it opens itself, NumPy leaves the stream open
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(str(path), f"{type(error).__name__}: {error}", "a complete NumPy file") from error

@@ -84,5 +84,6 @@ def _row(number: int, shape: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 def _notes(problem: Problem) -> list[str]:
     """Lines on the noise of the exposures."""
-    return [f"Exposure {k}: {label}." for k, label in enumerate(problem.model.noise_labels(problem.args[0]))]
-    # type: ignore[attr-defined]
+    model: Any = problem.model
+    labels = model.noise_labels(problem.args[0])
+    return [f"Exposure {k}: {label}." for k, label in enumerate(labels)]

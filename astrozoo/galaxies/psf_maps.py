@@ -34,8 +34,7 @@ class Maps:
         data: NaN in pixels that are not used [unit of the image].
         model: posterior mean of the noiseless image [unit of the image].
         model_sd: its posterior SD.
-        residual: data minus model, in SDs of the noise; white if the noise is correlated and its likelihood
-        exact.
+        residual: data minus model, in SDs of the noise. Correlated noise is whitened.
         deconvolved: posterior mean of the surface brightness without PSF, on a finer grid, in the unit of the
             first image per square pixel.
         deconvolved_sd: its posterior SD.

@@ -15,9 +15,9 @@ from astrozoo.galaxies.psf_maps import Maps
 __all__ = ["CAPTION", "maps_figure", "stretch"]
 
 CAPTION = (
-    "Each row is an exposure of a galaxy: the data; the posterior mean of the image without noise; data minus "
-    "mean, in SDs of the noise; and the galaxy without PSF and noise, its posterior mean and SD, at twice the "
-    "resolution. Grey pixels are not used. A residual that is noise has no structure."
+    "Each row is an exposure of a galaxy: the data; the posterior mean of the image without noise; data "
+    "minus mean, in SDs of the noise; and the galaxy without PSF and noise, its posterior mean and SD, at "
+    "twice the resolution. Grey pixels are not used. A residual that is noise has no structure."
 )
 _SOFTENING = 0.02
 """[peak] Brightness around which the stretch of the pictures changes from linear to logarithmic."""

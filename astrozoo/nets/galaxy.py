@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 __all__ = [
+    "ENCODED",
     "FRAME",
     "LATENT",
     "GalaxyDecoder",
@@ -175,9 +176,9 @@ def _initial_map(width: Tensor) -> Float[Tensor, "outputs inputs"]:
     return change.flatten(0, 1)
 
 
-_SIDE = 48
-"""[px] Side of the part of a stamp that the encoder's convolutions see. Larger stamps are cut to it, smaller
-ones are padded with zeros."""
+ENCODED = 32
+"""[px] Side of the part of a stamp that the encoder sees. Larger stamps are cut to it, smaller ones are
+padded with zeros."""
 _APERTURES = (1.5, 3.0, 5.5, 10.0)
 """[px] Widths (sigma) of the Gaussian weights of the encoder's moments."""
 _LOG_VARIANCE = (-12.0, 2.0)
@@ -197,12 +198,12 @@ class MomentEncoder(nn.Module):
     A second network corrects this first guess by the gradient of the log posterior there (:meth:`correct`).
     """
 
-    def __init__(self, channels: tuple[int, int, int] = (16, 32, 48), hidden: int = 192) -> None:
+    def __init__(self, channels: tuple[int, int, int] = (16, 32, 64), hidden: int = 192) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for before, after in zip((2, *channels), channels, strict=False):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.SiLU()]
-        flat = channels[-1] * (_SIDE // 2 ** len(channels)) ** 2
+        flat = channels[-1] * (ENCODED // 2 ** len(channels)) ** 2
         self.convolutions = nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, hidden), nn.SiLU())
         moments = 6 * len(_APERTURES)
         self.mixed = nn.Sequential(
@@ -228,10 +229,10 @@ class MomentEncoder(nn.Module):
             signal: image divided by the noise of its pixels.
             psf: PSF of the same pixel scale.
         """
-        moments, of_psf = _moments(signal), _moments(psf)
+        seen = framed(signal, ENCODED)
+        moments, of_psf = _moments(seen), _moments(framed(psf, ENCODED))
         scale = moments[:, 1, 0, None].clamp_min(1.0)
         ratios = (moments / moments[:, :1, :1].abs().clamp_min(1.0)).flatten(1)
-        seen = framed(signal, _SIDE)
         planes = torch.stack((20 * seen / scale[..., None], seen.asinh()), 1)
         inputs = (
             self.convolutions(planes), (moments / 2).asinh().flatten(1) / 3, ratios.clamp(-20, 20) / 3,
