@@ -17,8 +17,8 @@ from astrozoo.physics.convolved_gaussians import GaussianSum, convolved_image, t
 __all__ = ["binning", "encode", "moments", "render", "score", "typical_noise"]
 
 ENCODED_SIDE = 64
-"""[px] Largest side of a stamp that is not binned for the encoder, which sees the middle 32 pixels. Galaxies of
-such stamps are then as large, in pixels, as those that it was trained on."""
+"""[px] Largest side of a stamp that is not binned for the encoder, which sees the middle 32 pixels. Galaxies
+of such stamps are about as large, in pixels, as those that it was trained on."""
 
 
 def render(

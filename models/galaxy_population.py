@@ -28,7 +28,7 @@ from astrozoo.data.noisy_stamps import NoisyStamps, Stamp, noisy_stamps
 from astrozoo.data.simulate_galaxies import GalaxySurvey, PsfRange, simulate_galaxies
 from astrozoo.data.weights import load_weights
 from astrozoo.errors import InputError
-from astrozoo.models.galaxy_encoder import render
+from astrozoo.models.galaxy_encoder import moments, render
 from astrozoo.nets.galaxy import ENCODED, LATENT, GalaxyDecoder, MomentEncoder, Networks
 from astrozoo.types import Problem
 
@@ -37,11 +37,13 @@ __all__ = [
     "STEPS",
     "SURVEY",
     "GalaxyPopulation",
+    "elbos",
     "load",
     "phases",
     "problem",
     "training",
     "untrained",
+    "weights_of_draws",
 ]
 
 SURVEY = GalaxySurvey(size=48, pixel_scale=0.1, psf=PsfRange("moffat", (0.2, 0.45), 0.03), centre_scatter=0.5)
@@ -223,3 +225,30 @@ def training(
     others = simulate_galaxies(SURVEY, max(galaxies // 12, 1), seed=2 * seed + 1, cache=cache)
     held_out = noisy_stamps(others.noiseless, others.psf, snr=SNR, size=ENCODED, seed=seed)
     return phases(stamps.noiseless, stamps.psf, held_out, seed=seed, device=device)
+
+
+@torch.no_grad()
+def elbos(networks: Networks, stamp: Stamp, *, draws: int = 8, seed: int = 0) -> Float[Tensor, "n"]:
+    """The ELBO of each galaxy under the encoder with its correction, a mean over draws [nat]."""
+    return weights_of_draws(networks, stamp, draws=draws, seed=seed).mean(0)
+
+
+@torch.no_grad()
+def weights_of_draws(
+    networks: Networks, stamp: Stamp, *, draws: int, seed: int = 0
+) -> Float[Tensor, "draw n"]:
+    """``log p(x, z) - log q(z | x)`` of draws of the encoder with its correction [nat].
+
+    Their mean over draws is the ELBO of a galaxy, and the logarithm of their mean exponential its
+    importance-weighted bound.
+    """
+    mean, sd = moments(networks, stamp.image, stamp.psf)
+    generator = torch.Generator().manual_seed(seed)
+    q, prior = dist.Normal(mean, sd), dist.Normal(torch.zeros_like(mean), 1.0)
+    rows = []
+    for _ in range(draws):
+        z = mean + sd * torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+        model = render(networks.decoder, z, stamp.psf, stamp.image.shape[-2:])
+        likelihood = dist.Normal(model, 1.0).log_prob(stamp.image).sum((-2, -1))
+        rows.append(likelihood + (prior.log_prob(z) - q.log_prob(z)).sum(-1))
+    return torch.stack(rows)

@@ -90,7 +90,7 @@ def test_the_encoder_depends_on_no_unit(simulated):
 
 
 def test_exposures_of_one_galaxy_share_its_shape(simulated):
-    stamp, truth = simulated
+    stamp, _ = simulated
     twin = replace(stamp, image=3 * stamp.image, noise=3 * np.asarray(stamp.noise), name="brighter")
     fine = replace(stamp, pixel_scale=stamp.pixel_scale / 2)
     problem = psf_vae.problem(Galaxy((stamp, twin)))
