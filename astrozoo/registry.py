@@ -92,6 +92,12 @@ METHODS: Mapping[str, Method] = {
         settings_address="astrozoo.infer.options:LaplaceSettings",
         defaults={"draws": 1000, "chains": 1, "budget": 200},
     ),
+    "wiener": Method(
+        "the exact posterior of a linear model with Gaussian prior and noise (Wiener filter)",
+        backend_address="astrozoo.infer.wiener:wiener",
+        settings_address="astrozoo.infer.options:WienerSettings",
+        defaults={"draws": 1000, "chains": 1, "budget": 1000},
+    ),
     "hmc": Method(
         "many chains of jittered Hamiltonian Monte Carlo, preconditioned by the curvature",
         backend_address="astrozoo.infer.hmc:hmc",

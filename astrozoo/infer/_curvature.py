@@ -14,7 +14,7 @@ from astrozoo.infer import _metric
 from astrozoo.infer._metric import DENSE_LIMIT, Block, Structure
 from astrozoo.infer._operators import Metric
 
-__all__ = ["CurvatureDraws", "draws_by_products", "inverse_root"]
+__all__ = ["CurvatureDraws", "draws_by_products", "inverse_root", "preconditioner", "solve"]
 
 PROBES = 16
 """Random vectors whose products with the curvature give the preconditioner. Two of them make it exact where
@@ -83,8 +83,7 @@ def draws_by_products(
         count += len(v)
         return product(v)
 
-    probes = normals(PROBES)
-    metric = _metric.estimated(probes[None], -counted(probes)[None], _without_correlations(structure, d))
+    metric = preconditioner(counted, mode, generator, structure)
 
     def whitened(v: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
         return metric.force(counted(metric.velocity(v[None])[0])[None])[0]
@@ -106,6 +105,58 @@ def draws_by_products(
     log_q += log_dets.mean() - metric.log_det[0] - d / 2 * math.log(2 * math.pi)
     error = float(log_dets.std() / draws**0.5) if draws > 1 else math.nan
     return CurvatureDraws(z, log_q, error, squares / draws, metric, count)
+
+
+def preconditioner(
+    product: Callable[[Float[Tensor, "k d"]], Float[Tensor, "k d"]],
+    like: Float[Tensor, "d"],
+    generator: torch.Generator,
+    structure: Structure = _metric.DEFAULT,
+) -> Metric:
+    """A root of about the inverse of A, from its products with :data:`PROBES` random vectors."""
+    probes = torch.randn(PROBES, len(like), generator=generator, dtype=like.dtype).to(like.device)
+    return _metric.estimated(probes[None], -product(probes)[None], _without_correlations(structure, len(like)))
+
+
+def solve(
+    product: Callable[[Float[Tensor, "k d"]], Float[Tensor, "k d"]],
+    b: Float[Tensor, "d"],
+    metric: Metric,
+    *,
+    tolerance: float,
+    most: int,
+) -> tuple[Float[Tensor, "d"], int, bool]:
+    """``A^-1 b`` by conjugate gradients, A positive definite and known by its products.
+
+    Args:
+        metric: the preconditioner.
+        tolerance: of the whitened residual, relative to the whitened ``b``.
+        most: products at most.
+
+    Returns:
+        the solution (NaN where a direction has no positive curvature), the number of products, and whether
+        the tolerance was reached.
+    """
+
+    def preconditioned(r: Tensor) -> Tensor:
+        return metric.velocity(metric.force(r[None, None]))[0, 0]
+
+    x, r = torch.zeros_like(b), b
+    y = preconditioned(r)
+    p, rho = y, r @ y
+    limit = tolerance**2 * rho
+    for n in range(most):
+        if rho <= limit:
+            return x, n, True
+        q = product(p[None])[0]
+        curvature = p @ q
+        if not curvature > 0:
+            return torch.full_like(b, torch.nan), n + 1, False
+        x, r = x + rho / curvature * p, r - rho / curvature * q
+        y = preconditioned(r)
+        rho, before = r @ y, rho
+        p = y + rho / before * p
+    return x, most, bool(rho <= limit)
 
 
 def _without_correlations(structure: Structure, d: int) -> Structure:

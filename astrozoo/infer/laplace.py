@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from astrozoo.density import log_density
@@ -26,7 +26,7 @@ from astrozoo.infer.starts import density_starts
 from astrozoo.objective import Density
 from astrozoo.types import DENSE_COVARIANCE, Problem, Result, Status
 
-__all__ = ["laplace"]
+__all__ = ["laplace", "normal_at"]
 
 
 def laplace(problem: Problem, run: RunOptions, settings: LaplaceSettings) -> Result:
@@ -73,22 +73,40 @@ def laplace(problem: Problem, run: RunOptions, settings: LaplaceSettings) -> Res
     common: dict[str, Any] = {"method": "laplace", "run": run, "began": began, "location": found.w}
     common["trace"] = {("log_density" if name == "value" else name): a for name, a in found.trace.items()}
     stats: dict[str, Any] = {"iterations": found.iterations, "log_density": found.value.tolist()}
-    if target.dim > DENSE_COVARIANCE:
-        drawn, more = _by_products(target, found.w, structure, run)
-        bad = ~drawn["variance"].isfinite().all(1)
-        statuses = _with_diverged(found.statuses, bad)
-        return finish(problem, target, statuses=statuses, stats=stats | more, **common, **drawn)
-    hessian = found.hessian if found.hessian is not None else target.value_grad_hessian(found.w)[2]
-    root, bad = torch.linalg.cholesky_ex(torch.where(hessian.isfinite(), -hessian, torch.nan))
-    bad = (bad > 0) | ~root.isfinite().flatten(1).all(1)
+    drawn, bad, more = normal_at(target, found.w, structure, run, found.hessian)
     statuses = _with_diverged(found.statuses, bad)
+    return finish(problem, target, statuses=statuses, stats=stats | more, **common, **drawn)
+
+
+def normal_at(
+    target: Density,
+    modes: Float[Tensor, "b d"],
+    structure: Structure,
+    run: RunOptions,
+    hessian: Float[Tensor, "b d d"] | None = None,
+) -> tuple[dict[str, Any], Bool[Tensor, "b"], dict[str, Any]]:
+    """The normals ``N(mode, (-Hessian)^-1)`` as fields of a Result: draws, their ratios, second moments.
+
+    Args:
+        structure: of the preconditioner of products with the Hessian, above ``DENSE_COVARIANCE`` latents.
+        hessian: at the modes, if it is known.
+
+    Returns:
+        the fields; for which problems the Hessian is not negative definite, so that their draws lie at the
+        mode; and statistics.
+    """
+    if target.dim > DENSE_COVARIANCE:
+        fields, stats = _by_products(target, modes, structure, run)
+        return fields, ~fields["variance"].isfinite().all(1), stats
+    if hessian is None:
+        hessian = target.value_grad_hessian(modes)[2]
+    root, failed = torch.linalg.cholesky_ex(torch.where(hessian.isfinite(), -hessian, torch.nan))
+    bad = (failed > 0) | ~root.isfinite().flatten(1).all(1)
     eye = torch.eye(target.dim, dtype=target.dtype, device=target.device)
     half = torch.linalg.solve_triangular(torch.where(bad[:, None, None], eye, root).mT, eye, upper=True)
     half = torch.where(bad[:, None, None], torch.nan, half)
-    drawn, _ = normal_draws(target, found.w, half, generator_for(run.seed, 1), run)
-    return finish(
-        problem, target, statuses=statuses, stats=stats, covariance=half @ half.mT, **common, **drawn
-    )
+    drawn, _ = normal_draws(target, modes, half, generator_for(run.seed, 1), run)
+    return {"covariance": half @ half.mT, **drawn}, bad, {}
 
 
 def _with_diverged(statuses: Sequence[Status], bad: Tensor) -> list[Status]:

@@ -29,6 +29,7 @@ __all__ = [
     "SVISettings",
     "Settings",
     "TrustRegionSettings",
+    "WienerSettings",
     "parse",
 ]
 
@@ -293,6 +294,19 @@ class LaplaceSettings(Settings):
 
     radius: float = field(default=1.0, metadata=_by(_real(0.0)))
     tolerance: float = field(default=1e-4, metadata=_by(_real(0.0)))
+    metric: Any = field(default=None, metadata=_by(_metric, required=False))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WienerSettings(Settings):
+    """Settings of :func:`astrozoo.infer.wiener.wiener`.
+
+    Args:
+        tolerance: residual of the equations of the mean, relative to that of the start.
+        metric: the preconditioner, as in :class:`LaplaceSettings`.
+    """
+
+    tolerance: float = field(default=1e-6, metadata=_by(_real(0.0)))
     metric: Any = field(default=None, metadata=_by(_metric, required=False))
 
 
