@@ -91,6 +91,7 @@ ENTRY = Entry(
         "laplace": f"{_TWO_MODES}; a normal covers one of them",
         "el2o": f"{_TWO_MODES}; a normal covers one of them",
         "auto": f"{_TWO_MODES}; it samples the highest only",
+        "wiener": "a source's type and shape are not linear parameters",
     },
     default_guide="structured",
     default_method="trust_region",

@@ -43,6 +43,7 @@ ENTRY = Entry(
     model="astrozoo.models.galaxy_vae:GalaxyVAE",
     guides=("encoder", "full_rank", "mean_field"),
     methods=("laplace", "trust_region", "svi", "hmc", "nuts", "nutpie", "el2o", "auto"),
+    unsuited={"wiener": "the decoder is not linear"},
     default_guide="encoder",
     default_method="trust_region",
     options={"trust_region": {"mode": "fixed"}},

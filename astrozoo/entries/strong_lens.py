@@ -79,6 +79,7 @@ ENTRY = Entry(
     model="astrozoo.models.strong_lens:StrongLens",
     guides=("mean_field", "full_rank", "iaf", "structured"),
     methods=("auto", "laplace", "el2o", "hmc", "nuts", "nutpie", "trust_region", "svi"),
+    unsuited={"wiener": "the image is not linear in the mass"},
     default_guide="full_rank",
     default_method="auto",
     options={

@@ -115,7 +115,9 @@ def preconditioner(
 ) -> Metric:
     """A root of about the inverse of A, from its products with :data:`PROBES` random vectors."""
     probes = torch.randn(PROBES, len(like), generator=generator, dtype=like.dtype).to(like.device)
-    return _metric.estimated(probes[None], -product(probes)[None], _without_correlations(structure, len(like)))
+    return _metric.estimated(
+        probes[None], -product(probes)[None], _without_correlations(structure, len(like))
+    )
 
 
 def solve(

@@ -23,6 +23,7 @@ OPTIONS = {
     "svi": {"budget": 120, "particles": 4, "draws": 2000, "learning_rate": 0.05},
     "trust_region": {"budget": 40, "draws": 2000},
     "laplace": {"draws": 4000},
+    "wiener": {"draws": 4000},
     "el2o": {"draws": 4000},
     "hmc": {"chains": 32, "draws": 40, "warmup": 40},
     "nuts": {"chains": 1, "draws": 250, "warmup": 100},

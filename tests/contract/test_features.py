@@ -6,6 +6,7 @@ import test_features_hmc
 import test_features_nutpie
 import test_features_nuts
 import test_features_vi
+import test_features_wiener
 import torch
 from check_feature import FEATURES, OPTIONS
 
@@ -23,5 +24,6 @@ def test_every_method_runs_the_table():
         *test_features_hmc.HMC,
         *test_features_nuts.NUTS,
         *test_features_nutpie.NUTPIE,
+        *test_features_wiener.WIENER,
     )
     assert sorted(run) == sorted(OPTIONS) == sorted(registry.METHODS)
