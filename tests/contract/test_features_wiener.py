@@ -9,7 +9,8 @@ from astrozoo.errors import InputError
 
 WIENER = ("wiener",)
 QUADRATIC = {
-    "real", "masked prior", "log-normal", "logit-normal", "ordered", "joint normal", "low-rank normal", "to_event", "latent point",
+    "real", "masked prior", "log-normal", "logit-normal", "ordered", "joint normal", "low-rank normal",
+    "to_event", "latent point",
     "event of no elements", "single precision", "transformed likelihood", "obs_mask", "obs partly None",
     "data that depend on data", "factor", "scale", "mask", "condition", "reparam", "deterministic",
     "a name with a dot", "control flow on numbers", "sequential plate", "plates with dims",
