@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -115,7 +116,9 @@ class LeastSquares:
         self.counts["hessian"] += len(w)
         parts = []
         for part in self._chunks(w):
-            slopes, r = self._slopes(*part)  # [b, m, p], [b, m]
+            with warnings.catch_warnings():  # the first derivative of this kind makes torch load scripts
+                warnings.filterwarnings("ignore", "`torch.jit.script", DeprecationWarning)
+                slopes, r = self._slopes(*part)  # [b, m, p], [b, m]
             parts.append((-0.5 * r.square().sum(1), -(r[:, None] @ slopes)[:, 0], -(slopes.mT @ slopes)))
         value, gradient, hessian = (torch.cat(column) for column in zip(*parts, strict=True))
         return value, gradient, hessian

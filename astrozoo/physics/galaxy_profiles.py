@@ -31,9 +31,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 INDEX = (0.3, 8.0)
 """Bounds of the Sersic index: beyond them the profile is a top hat, or a point with wings that no image
 sees."""
-_LN2 = math.log(2.0)
-"""Squared half-light radius of a Gaussian in units of twice its variance."""
-_SOFTENING = 0.1
+_SOFTENING = 0.02
 """[px] Added in quadrature to radii. It keeps the derivatives at the centre finite."""
 
 
@@ -85,13 +83,13 @@ def profile_start(kind: Kind, image: Float[Tensor, "b y x"]) -> Float[Tensor, "b
     x0, y0 = mean(x), mean(y)
     xx, yy, xy = mean(x.square()) - x0**2, mean(y.square()) - y0**2, mean(x * y) - x0 * y0
     area = (xx * yy - xy.square()).clamp_min(0.25).sqrt()
-    log_radius = 0.5 * torch.log(2 * _LN2 * area)
+    log_radius = 0.5 * torch.log(2 * math.log(2.0) * area)
     trace = (xx + yy).clamp_min(1e-6)
     e1, e2 = (2 * ((xx - yy) / trace).clamp(-0.4, 0.4), 2 * (2 * xy / trace).clamp(-0.4, 0.4))
     flux = image.sum((1, 2)).clamp_min(0.0)
     flux = torch.maximum(flux, light.sum((1, 2)))
     if kind == "bulge_disc":
-        columns = [flux / 2, flux / 2, x0, y0, log_radius - 0.5, log_radius + 0.1, e1 / 2, e2 / 2, e1, e2]
+        columns = [flux / 4, 0.75 * flux, x0, y0, log_radius, log_radius, e1 / 2, e2 / 2, e1, e2]
     else:
         columns = [flux, x0, y0, log_radius, e1, e2]
         if kind == "sersic":
@@ -112,7 +110,9 @@ def _square(x: Tensor, y: Tensor, log_radius: Tensor, e1: Tensor, e2: Tensor) ->
 def _gaussian(x: Tensor, y: Tensor, log_radius: Tensor, e1: Tensor, e2: Tensor) -> Float[Tensor, "Y X"]:
     """A Gaussian of unit flux."""
     square = _square(x, y, log_radius, e1, e2)
-    return _LN2 / math.pi * torch.exp(-2 * log_radius - _LN2 * square)
+    # within a radius of 1, half of the light: 1 - exp(-ln 2)
+    ln2 = math.log(2.0)
+    return ln2 / math.pi * torch.exp(-2 * log_radius - ln2 * square)
 
 
 def _sersic(
