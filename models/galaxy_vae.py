@@ -51,6 +51,7 @@ __all__ = [
     "Nets",
     "encode",
     "load",
+    "of_second_stage",
     "problem",
     "read",
     "simulate",
@@ -58,7 +59,6 @@ __all__ = [
     "training",
     "training_problem",
     "untrained",
-    "variance_stage",
 ]
 
 LATENT = 8
@@ -80,6 +80,9 @@ _LOG_RANGE = (-12.0, 6.0)
 """Range of the logarithms of the decoder's outputs. It keeps their exponentials finite in single precision.
 The brightest pixel of a galaxy is about e^4 in units of its rms."""
 
+_CROPPED = 4
+"""One simulated galaxy in this number is cropped, to half of the side or more. Catalogues crop stamps to
+the size of the galaxy, and the encoder then sees padding."""
 _FEWEST_GALAXIES = 20
 """Fewest galaxies to train on: one in twenty is not trained on."""
 
@@ -429,9 +432,11 @@ def untrained(
     return nets
 
 
-def variance_stage(trained: Trained) -> Nets:
-    """The networks of the first stage, of which f_sigma is to be trained with a value in each pixel."""
-    nets = load(trained, dtype=torch.float32)
+def of_second_stage(nets: Nets) -> Nets:
+    """The networks of the first stage, changed in place: f_sigma alone is trained, with a value in each
+    pixel."""
+    nets.encoder.requires_grad_(False)
+    nets.decoder.requires_grad_(False).per_pixel = True
     decoder = nets.decoder
     for part in (decoder.variance, decoder.whole_variance, decoder.log_variance):
         part.requires_grad_(True)
@@ -444,7 +449,7 @@ def training(
     path: Path | None,
     seed: int,
     device: str = "cpu",
-    galaxies: int = 12_000,
+    galaxies: int = 24_000,
     size: int = SIZE,
     nets: Kind = "dense",
 ) -> Sequence[Callable[[Trained | None], dict[str, Any]]]:
@@ -490,7 +495,8 @@ def survey(size: int = SIZE) -> Any:
 
 
 def simulated_stamps(galaxies: int, seed: int, size: int = SIZE, cache: Path | None = None) -> Stamps:
-    """Stamps of galaxies that GalSim draws for :func:`survey`.
+    """Stamps of galaxies that GalSim draws for :func:`survey`, some of them cropped as catalogues crop
+    stamps.
 
     Args:
         cache: folder in which drawn galaxies are saved.
@@ -498,7 +504,12 @@ def simulated_stamps(galaxies: int, seed: int, size: int = SIZE, cache: Path | N
     from astrozoo.data.simulate_galaxies import simulate_galaxies
 
     drawn = simulate_galaxies(survey(size), galaxies, seed=seed, cache=cache)
-    return standardise(drawn.image.numpy(), size, drawn.noise_rms.numpy())
+    sides = torch.randint(size // 2, size, (galaxies,), generator=torch.Generator().manual_seed(seed))
+    images = []
+    for i, image in enumerate(drawn.image.numpy()):
+        edge = 0 if i % _CROPPED else (size - int(sides[i])) // 2
+        images.append(image[edge : size - edge, edge : size - edge])
+    return standardise(images, size, drawn.noise_rms.numpy())
 
 
 def stages(
@@ -508,7 +519,7 @@ def stages(
     seed: int = 0,
     device: str = "cpu",
     kind: Kind = "dense",
-    steps: tuple[int, int] = (6000, 1500),
+    steps: tuple[int, int] = (13_000, 2500),
     latent: int = LATENT,
     hidden: Sequence[int] = HIDDEN,
 ) -> Sequence[Callable[[Trained | None], dict[str, Any]]]:
@@ -523,12 +534,15 @@ def stages(
 
     def first(_: Trained | None) -> dict[str, Any]:
         nets = untrained(stamps.pixels, latent=latent, hidden=hidden, kind=kind, seed=seed)
-        return of(nets) | {"steps": steps[0], "learning_rate": 2e-3}
+        return of(nets) | {"steps": steps[0], "learning_rate": 4e-3}
 
     def second(before: Trained | None) -> dict[str, Any]:
         if before is None:
             raise InputError("second stage", "no weights", "those of the first")
-        return of(variance_stage(before)) | {"steps": steps[1], "learning_rate": 1e-3}
+        return of(of_second_stage(load(before, dtype=torch.float32))) | {
+            "steps": steps[1],
+            "learning_rate": 1e-3,
+        }
 
     def of(nets: Nets) -> dict[str, Any]:
         problems = (training_problem(data, nets) for data in (stamps.pixels, held_out.pixels))

@@ -2,10 +2,12 @@
 
     python -m experiments.bench.galaxy_fits [--galaxies 1000] [--size 69] [--supersample 1]
 
-GalSim draws the galaxies, with a PSF and S/N of 20 to 500. Each profile is fitted to all of them at once by the
+GalSim draws the galaxies, with a PSF and S/N of 20 to 500. Each profile is fitted to all of them at once by
+the
 batched trust region: without a PSF, and convolved with the PSF of each galaxy. Each setting gives a CSV row:
-galaxies per CPU second, iterations of the slowest galaxy, the share that converged, the median chi2 per pixel, and
-for the convolved Sersic profile the median ratio of the radius to the true one, with half the 16-84 % range.
+galaxies per CPU second, iterations of the slowest galaxy, the share that converged, the median chi2 per
+pixel, and for the convolved Sersic profile the median ratio of the radius to the true one, with half the
+16-84 % range.
 
 For comparison: pysersic (Pasha & Miller 2023, JOSS 8, 5703) reports .1 to .4 s for the least-squares fit of a
 Sersic profile to one galaxy, that is 2.5 to 10 galaxies per second.

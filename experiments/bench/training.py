@@ -1,15 +1,17 @@
 """A step of ``astrozoo.train`` beside a step of a plain PyTorch loop: the same network, data and optimiser.
 
-    python -m experiments.bench.training [--steps 300] [--batches 64,128] [--threads 1,0]
+    python -m experiments.bench.training [--nets convolutional,galaxy_vae] [--steps 300] [--batches 64,128]
+        [--threads 1,0]
 
-The network is a convolutional variational autoencoder of 64 x 64 images, in single precision, on the CPU. The
-two loops alternate step by step in one process: after each step of training's optimiser its clock stops, and
-the plain loop makes one step. A step of ``astrozoo.train`` is all that happens between two such points: the
-schedule of the learning rate, Lightning's hooks, the next minibatch, the Pyro programs, the backward pass and
-Adam.
+The networks are a convolutional variational autoencoder of 64 x 64 images, and those of ``galaxy_vae`` in
+their two stages, in single precision, on the CPU. The two loops alternate step by step in one process:
+after each step of training's optimiser its clock stops, and the plain loop makes one step. A step of
+``astrozoo.train`` is all that happens between two such points: the schedule of the learning rate,
+Lightning's hooks, the next minibatch, the Pyro programs, the backward pass and Adam.
 
-Each setting gives a CSV row: medians [ms], the median of the ratios of neighbouring steps with its standard
-error (from blocks of steps), the quartiles of the ratios, and the median of the extra milliseconds.
+Each setting gives a CSV row: steps per second of training, medians [ms], the median of the ratios of
+neighbouring steps with its standard error (from blocks of steps), the quartiles of the ratios, and the
+median of the extra milliseconds.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ import argparse
 import csv
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -29,6 +33,8 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import astrozoo
+from astrozoo.data.stamps import Pixels
+from astrozoo.models import galaxy_vae
 from astrozoo.nets.autoencoder import ConvolutionalDecoder, ConvolutionalEncoder
 from astrozoo.types import Problem
 
@@ -72,29 +78,98 @@ class Guide(nn.Module):
             pyro.sample("z", dist.Normal(mean, sd).to_event(1))
 
 
+@dataclass(frozen=True, eq=False)
+class Case:
+    """Networks to train in both loops.
+
+    Args:
+        problem: for ``astrozoo.train``, with the guide's factory.
+        data: tensors whose leading axis is that of the images.
+        loss: the same objective in torch's functions: minus the ELBO per image of a minibatch, with one
+            draw from the generator.
+        parameters: that the plain loop trains.
+    """
+
+    problem: Problem
+    guide: Any
+    data: tuple[Tensor, ...]
+    loss: Callable[[tuple[Tensor, ...], torch.Generator], Tensor]
+    parameters: list[nn.Parameter]
+
+
+def convolutional() -> Case:
+    """The convolutional autoencoder."""
+    x = torch.rand(IMAGES, SIZE, SIZE)
+    encoder, decoder = ConvolutionalEncoder(SIZE, LATENT), ConvolutionalDecoder(SIZE, LATENT)
+
+    def loss(rows: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
+        (x,) = rows
+        mean, sd = encoder(x)
+        z = mean + sd * torch.randn(mean.shape, generator=generator)
+        return negative_elbo(z, mean, sd, normal(decoder(z), 0.1).log_prob(x).sum((1, 2)))
+
+    problem = Problem(Model(ConvolutionalDecoder(SIZE, LATENT)), (x,), data_plates={"image": {"x": 0}})
+    return Case(problem, Guide, (x,), loss, [*encoder.parameters(), *decoder.parameters()])
+
+
+def galaxy(second: bool) -> Case:
+    """The networks of ``galaxy_vae`` in a stage of their training."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(IMAGES, galaxy_vae.SIZE, galaxy_vae.SIZE, generator=generator)
+    noise, used = torch.rand(IMAGES, generator=generator) + 0.1, torch.ones_like(image, dtype=torch.bool)
+    pixels = Pixels(image, noise, used)
+
+    def nets() -> galaxy_vae.Nets:
+        made = galaxy_vae.untrained(pixels)
+        return galaxy_vae.of_second_stage(made) if second else made
+
+    plain = nets()
+
+    def loss(rows: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
+        image, noise, used = rows
+        mean, sd = plain.encoder(image, noise)
+        z = mean + sd * torch.randn(mean.shape, generator=generator)
+        expected, variance = plain.decoder(z)
+        density = normal(expected, (noise[:, None, None] ** 2 + variance).sqrt()).log_prob(image)
+        return negative_elbo(z, mean, sd, torch.where(used, density, 0.0).sum((1, 2)))
+
+    trained = [p for net in (plain.encoder, plain.decoder) for p in net.parameters() if p.requires_grad]
+    return Case(galaxy_vae.training_problem(pixels, nets()), "encoder", tuple(pixels), loss, trained)
+
+
+def normal(mean: Tensor | float, sd: Tensor | float) -> Any:
+    """Without checks of the arguments."""
+    return dist.Normal(mean, sd, validate_args=False)
+
+
+def negative_elbo(z: Tensor, mean: Tensor, sd: Tensor, likelihood: Tensor) -> Tensor:
+    """Per image."""
+    return (normal(mean, sd).log_prob(z).sum(-1) - normal(0.0, 1.0).log_prob(z).sum(-1) - likelihood).mean()
+
+
+NETS: dict[str, Callable[[], Case]] = {
+    "convolutional": convolutional,
+    "galaxy_vae": lambda: galaxy(False),
+    "galaxy_vae-second-stage": lambda: galaxy(True),
+}
+
+
 class Plain:
     """The loop that one writes by hand; :meth:`step` makes one step."""
 
-    def __init__(self, x: Tensor, batch: int) -> None:
-        self.x, self.batch = x, batch
-        self.encoder, self.decoder = ConvolutionalEncoder(SIZE, LATENT), ConvolutionalDecoder(SIZE, LATENT)
-        self.optimiser = torch.optim.Adam([*self.encoder.parameters(), *self.decoder.parameters()], 1e-3)
+    def __init__(self, case: Case, batch: int) -> None:
+        self.case, self.batch = case, batch
+        self.optimiser = torch.optim.Adam(case.parameters, 1e-3)
         self.generator = torch.Generator().manual_seed(0)
         self.rows: list[Tensor] = []
-        self.losses: list[float] = []
 
     def step(self) -> None:
-        """One minibatch: the same ELBO as the Pyro programs, in torch's functions."""
+        """One minibatch."""
         if not self.rows:
-            order = torch.randperm(len(self.x), generator=self.generator)
+            order = torch.randperm(len(self.case.data[0]), generator=self.generator)
             self.rows = list(order.split(self.batch))
-        x = self.x[self.rows.pop()]
-        mean, sd = self.encoder(x)
-        z = mean + sd * torch.randn(mean.shape, generator=self.generator)
-        likelihood = dist.Normal(self.decoder(z), 0.1, validate_args=False).log_prob(x).sum((1, 2))
-        prior = dist.Normal(0.0, 1.0, validate_args=False).log_prob(z).sum(-1)
-        posterior = dist.Normal(mean, sd, validate_args=False).log_prob(z).sum(-1)
-        loss = (posterior - prior - likelihood).mean()
+        rows = self.rows.pop()
+        loss = self.case.loss(tuple(x[rows] for x in self.case.data), self.generator)
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
@@ -123,24 +198,25 @@ class Alternation:
         self.resumed = time.perf_counter()
 
 
-def measure(batch: int, threads: int, steps: int) -> dict[str, Any]:
+def measure(nets: str, batch: int, threads: int, steps: int) -> dict[str, Any]:
     """One row of the table."""
     torch.manual_seed(0)
-    x = torch.rand(IMAGES, SIZE, SIZE)
-    plain = Plain(x, batch)
-    problem = Problem(Model(ConvolutionalDecoder(SIZE, LATENT)), (x,), data_plates={"image": {"x": 0}})
+    case = NETS[nets]()
+    plain = Plain(case, batch)
     alternation = Alternation(plain)
     hook = register_optimizer_step_post_hook(alternation)
-    astrozoo.train(problem, Guide, steps=steps + WARM + 1, batch=batch, progress=False)
+    astrozoo.train(case.problem, case.guide, steps=steps + WARM + 1, batch=batch, progress=False)
     hook.remove()
     ours, theirs = np.asarray(alternation.seconds[WARM:]).T * 1e3
     ratios = ours / theirs
     blocks = [np.median(block) for block in np.array_split(ratios, BLOCKS)]
     low, high = np.quantile(ratios, (0.25, 0.75))
     return {
+        "nets": nets,
         "batch": batch,
         "threads": threads,
         "steps": len(ratios),
+        "steps_per_second": f"{1e3 / np.median(ours):.1f}",
         "plain_ms": f"{np.median(theirs):.2f}",
         "astrozoo_ms": f"{np.median(ours):.2f}",
         "ratio": f"{np.median(ratios):.4f}",
@@ -154,6 +230,7 @@ def measure(batch: int, threads: int, steps: int) -> dict[str, Any]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--nets", default=",".join(NETS))
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batches", default="64,128")
     parser.add_argument("--threads", default="1,0", help="0: all of torch's default")
@@ -161,8 +238,9 @@ def main() -> None:
     default, writer = torch.get_num_threads(), None
     for threads in map(int, options.threads.split(",")):
         torch.set_num_threads(threads or default)
-        for batch in map(int, options.batches.split(",")):
-            row = measure(batch, torch.get_num_threads(), options.steps)
+        settings = product(options.nets.split(","), map(int, options.batches.split(",")))
+        for nets, batch in settings:
+            row = measure(nets, batch, torch.get_num_threads(), options.steps)
             if writer is None:
                 writer = csv.DictWriter(sys.stdout, row)
                 writer.writeheader()
