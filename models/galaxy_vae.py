@@ -449,7 +449,7 @@ def training(
     path: Path | None,
     seed: int,
     device: str = "cpu",
-    galaxies: int = 24_000,
+    galaxies: int = 16_000,
     size: int = SIZE,
     nets: Kind = "dense",
 ) -> Sequence[Callable[[Trained | None], dict[str, Any]]]:
@@ -519,7 +519,7 @@ def stages(
     seed: int = 0,
     device: str = "cpu",
     kind: Kind = "dense",
-    steps: tuple[int, int] = (13_000, 2500),
+    steps: tuple[int, int] = (12_000, 2000),
     latent: int = LATENT,
     hidden: Sequence[int] = HIDDEN,
 ) -> Sequence[Callable[[Trained | None], dict[str, Any]]]:

@@ -61,7 +61,7 @@ ENTRY = Entry(
                     "Number of simulated galaxies to train on.",
                     type=int,
                     metavar="N",
-                    default=24_000,
+                    default=16_000,
                     minimum=20,
                 ),
                 Option("size", "Side of the stamps.", type=int, metavar="PX", default=69, minimum=8),
