@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -107,3 +108,46 @@ def test_a_lens_takes_trained_weights(tmp_path):
         entry.problem(data, source_weights=path)
     with pytest.raises(astrozoo.errors.DataError, match="no such file"):
         entry.problem(data, setting="talk", source_weights=tmp_path / "none.safetensors")
+
+
+def galaxy_stamps(path):
+    y, x = np.mgrid[:21, :21] - 10.0
+    rng = np.random.default_rng(0)
+    widths = rng.uniform(2, 4, (40, 2, 1, 1))
+    images = np.exp(-0.5 * (x**2 / widths[:, 0] ** 2 + y**2 / widths[:, 1] ** 2))
+    np.savez(path, image=images + 0.05 * rng.standard_normal(images.shape), noise_rms=np.full(40, 0.05))
+    return path
+
+
+@pytest.mark.parametrize("saves", [3, 9])
+def test_a_run_of_two_stages_that_is_stopped_in_either_continues_to_the_same_weights(
+    saves, tmp_path, monkeypatch, capsys
+):
+    data = galaxy_stamps(tmp_path / "stamps.npz")
+    command = ("train", "galaxy_vae", "--data", data, "--size", 21, "--steps", 6, "--batch", 8)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert call(*command, "--out", whole) == 0
+    assert {p.name for p in whole.iterdir()} == {"weights.safetensors", "summary.json", "report.html"}
+    save, count = _loop.Loop._save, []
+
+    def stop(loop, path):
+        save(loop, path)
+        count.append(loop.global_step)
+        if len(count) == saves:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_loop, "SAVE_EVERY", 0.0)
+        patched.setattr(_loop.Loop, "_save", stop)
+        assert call(*command, "--out", stopped) == 130
+    assert count[-1] == 3
+    assert (stopped / "stage-1.safetensors").exists() == (saves > 6)
+    if saves > 6:
+        assert call(*command, "--seed", 1, "--out", stopped) == 2
+        assert "stage-1.safetensors: got seed 0, expected seed 1" in " ".join(capsys.readouterr().err.split())
+    assert call(*command, "--out", stopped) == 0
+    assert not {"stage-1.safetensors", "training.checkpoint"} & {p.name for p in stopped.iterdir()}
+    first, again = (astrozoo.load_weights(out / "weights.safetensors") for out in (whole, stopped))
+    assert first.weights.keys() == again.weights.keys()
+    for name, w in first.weights.items():
+        torch.testing.assert_close(again.weights[name], w, rtol=0, atol=0)
