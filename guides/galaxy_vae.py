@@ -28,8 +28,8 @@ class _Amortised(nn.Module):
 
     def forward(self, stamp: Pixels) -> None:
         mean, sd = self.encoder(stamp.image, stamp.noise)
-        with pyro.plate("galaxy", len(mean), dim=-3):
-            pyro.sample("z", dist.Normal(mean[:, None, None], sd[:, None, None]).to_event(1))
+        with pyro.plate("galaxy", len(mean)):
+            pyro.sample("z", dist.Normal(mean, sd).to_event(1))
 
 
 class _PerImage(nn.Module):

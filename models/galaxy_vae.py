@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -55,7 +54,6 @@ __all__ = [
     "problem",
     "read",
     "simulate",
-    "standard_normal",
     "training",
     "training_problem",
     "untrained",
@@ -222,23 +220,25 @@ class GalaxyVAE:
 
     def __call__(self, stamp: Pixels) -> None:
         decoder: Any = pyro.module("decoder", self.nets.decoder)
+        if stamp.image.ndim == 3:
+            with pyro.plate("galaxy", len(stamp.image)):
+                pixels = self.pixels(decoder, stamp)
+                # summed before the plate's scale multiplies it: one number per galaxy
+                pyro.sample("image", pixels.to_event(2), obs=stamp.image)
+            return
+        pixels = self.pixels(decoder, stamp)
+        ny, nx = stamp.image.shape
+        with pyro.plate("y", ny, dim=-2), pyro.plate("x", nx, dim=-1):
+            pyro.sample("image", pixels, obs=stamp.image)
+
+    def pixels(self, decoder: Decoder, stamp: Pixels) -> Any:
+        """Sample the latents, and return the distribution of the pixels."""
         image = stamp.image
-        with ExitStack() as plates:
-            if image.ndim == 3:
-                plates.enter_context(pyro.plate("galaxy", len(image), dim=-3))
-            z = pyro.sample("z", standard_normal(image, self.nets.decoder.latent))
-            mean, variance = decoder(z.reshape(*image.shape[:-2], -1))
-            sd = (stamp.noise[..., None, None] ** 2 + variance).sqrt()
-            plates.enter_context(pyro.plate("y", image.shape[-2], dim=-2))
-            plates.enter_context(pyro.plate("x", image.shape[-1], dim=-1))
-            pyro.sample("image", dist.Normal(mean, sd).mask(stamp.used), obs=image)
-
-
-def standard_normal(image: Float[Tensor, "*galaxy y x"], latent: int) -> Any:
-    """N(0, I) of the latents of one galaxy, or of each galaxy of a plate whose axis is the third from the
-    right."""
-    shape = (len(image), 1, 1, latent) if image.ndim == 3 else (latent,)
-    return dist.Normal(image.new_zeros(shape), image.new_ones(())).to_event(1)
+        shape = (*image.shape[:-2], self.nets.decoder.latent)
+        z = pyro.sample("z", dist.Normal(image.new_zeros(shape), image.new_ones(())).to_event(1))
+        mean, variance = decoder(z)
+        sd = (stamp.noise[..., None, None] ** 2 + variance).sqrt()
+        return dist.Normal(mean, sd).mask(stamp.used)
 
 
 def load(

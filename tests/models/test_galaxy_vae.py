@@ -174,6 +174,6 @@ def test_the_plate_of_galaxies_is_the_sum_of_its_galaxies(nets):
         given = poutine.condition(model, {"z": z})
         return poutine.trace(given).get_trace(pixels).log_prob_sum()
 
-    whole = total(stamps.pixels, truth["z"][:, None, None])
+    whole = total(stamps.pixels, truth["z"])
     parts = [total(Pixels(*(x[i] for x in stamps.pixels)), truth["z"][i]) for i in range(3)]
     torch.testing.assert_close(whole, torch.stack(parts).sum())
