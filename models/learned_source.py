@@ -178,10 +178,11 @@ def load(
         DataError: the file is missing or corrupt, or its weights are of another model.
     """
     trained = weights if isinstance(weights, Trained) else load_weights(weights)
-    decoder, flow = Decoder(), latent_flow()
-    for name, module in (("decoder", decoder), ("flow", flow)):
-        trained.load_into(module, f"model.{name}")
-        module.to(dtype=dtype, device=device).eval().requires_grad_(False)
+    with torch.no_grad():  # a model may load them while it is captured: they are no parameters of its own
+        decoder, flow = Decoder(), latent_flow()
+        for name, module in (("decoder", decoder), ("flow", flow)):
+            trained.load_into(module, f"model.{name}")
+            module.to(dtype=dtype, device=device).eval().requires_grad_(False)
     return decoder, flow_distribution(flow)
 
 

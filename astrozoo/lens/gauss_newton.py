@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -14,7 +15,7 @@ from astrozoo.density import layout_of
 from astrozoo.infer.progress import progress_bar
 from astrozoo.types import Problem, Result, Status
 
-__all__ = ["gauss_newton"]
+__all__ = ["gauss_newton", "log_evidence"]
 
 _STEP = 1e-4
 """Step of differences, in unconstrained coordinates."""
@@ -51,7 +52,7 @@ def gauss_newton(
         draws: of the normal, in the result.
 
     Returns:
-        A Result whose ``stats["log_evidence"]`` is Laplace's ln Z.
+        A Result with the mode as ``location``, and the normal's covariance and draws.
     """
     target = _Target(problem)
     local = target.expansion(z)
@@ -74,7 +75,6 @@ def gauss_newton(
                 break
     covariance = torch.linalg.inv(local.curvature)
     root = torch.linalg.cholesky(covariance)
-    evidence = local.value + root.diagonal().log().sum() + len(z) / 2 * math.log(2 * math.pi)
     normals = torch.randn(draws, len(z), generator=torch.Generator().manual_seed(seed), dtype=z.dtype)
     drawn = target.layout.constrain(z + normals @ root.T)
     return Result(
@@ -86,7 +86,6 @@ def gauss_newton(
         digest=problem.digest,
         stats={
             "log_density": float(local.value),
-            "log_evidence": float(evidence),
             "iterations": i,
             "notes": [],
             "counts": {"value": target.images, "gradient": target.expansions},
@@ -96,6 +95,15 @@ def gauss_newton(
         location=z[None].numpy(),
         covariance=covariance[None].numpy(),
     )
+
+
+def log_evidence(mode: Result) -> float:
+    """Laplace's ln Z, from a mode and the normal there; minus infinity where that is none."""
+    if mode.covariance is None:
+        return -math.inf
+    sign, volume = np.linalg.slogdet(2 * np.pi * mode.covariance[0])
+    value = float(np.ravel(mode.stats["log_density"])[0]) + volume / 2
+    return value if sign > 0 and np.isfinite(value) else -math.inf
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from astrozoo import registry
-from astrozoo._goodness import goodness_of, improvable
+from astrozoo._goodness import goodness_of
 from astrozoo._jobs import CHECKPOINT, with_data
-from astrozoo.density import layout_of
 from astrozoo.diagnostics.metrics import z_scores
 from astrozoo.errors import InputError
 from astrozoo.infer import infer
+from astrozoo.lens.hypotheses import hypotheses
 from astrozoo.lens.pictures import CAPTION, count_images, draws_of, lens_figure
-from astrozoo.lens.pixelated import at_location, pixelated_mode, pixelated_posterior
+from astrozoo.lens.pixelated import check_pixels
 from astrozoo.models.pixelated_lens import PixelatedLens
 from astrozoo.types import Outcome, Page, Problem, Result
 
@@ -26,9 +25,6 @@ __all__ = ["run"]
 
 _PIXELATED = ("auto", "hmc", "laplace")
 """Methods that a source of pixels can be fitted with."""
-_DRAWS = 100
-"""Draws of each chain behind a Sersic source, unless the user sets them. The 48 chains then have about 2,000
-effective draws; 500 draws took five times as long and had 12,000."""
 
 
 def run(
@@ -49,7 +45,8 @@ def run(
     """Read a lens, fit it, and show it.
 
     With the method "auto" and no given source, a Sersic source is fitted first. Where its best solution
-    leaves more than noise, even if it fits within the tolerance, a source of pixels takes its place.
+    leaves more than noise, even if it fits within the tolerance, a learned source and one of pixels are
+    tried. The evidence chooses among them.
 
     Args:
         out: folder, which exists.
@@ -76,7 +73,8 @@ def run(
     one_image = problem.batch is None and len(problem.args[0].image) == 1
     shared: dict[str, Any] = {"seed": seed, "folder": out / CHECKPOINT}
     if source == "pixelated" or (method == "auto" and source is None and one_image):
-        problem, result = _stages(problem, method, source_pixels, source is None, sampling, **shared)
+        check_pixels(problem)
+        problem, result = _chosen(problem, method, source_pixels, source, sampling, **shared)
     else:
         settings = {**entry.options.get(method, {}), **sampling}
         kept = out / CHECKPOINT / f"{method}.npz"
@@ -88,38 +86,27 @@ def run(
     return Outcome(result, pages, _summary(problem, result, origin, parts))
 
 
-def _stages(
-    problem: Problem,
-    method: str,
-    pixels: int,
-    choose: bool,
-    sampling: Mapping[str, int],
-    *,
-    seed: int,
-    folder: Path,
+def _chosen(
+    problem: Problem, method: str, pixels: int, source: str | None, sampling: Mapping[str, int], **shared: Any
 ) -> tuple[Problem, Result]:
-    """Fit a Sersic source, then one of pixels; of the latter, the problem is another.
+    """Fit sources from the simplest on, and sample the one of greatest evidence, or the one of pixels.
 
     Args:
-        choose: whether the Sersic source is kept if it fits, or fits better.
+        source: "pixelated", or None for that of greatest evidence.
+        shared: the seed, and the folder of checkpoints.
+
+    Returns:
+        The problem with the source that was chosen, and its result.
     """
-    mode = infer(problem, "laplace", start="search", draws=1, seed=seed, checkpoint=folder / "search.npz")
-    first = at_location(problem, mode)
-    print(f"Sersic source, the best of the starts: {first.goodness}")
-    if not choose or first.goodness is None or improvable(first.goodness):
-        print(f"fitting a source of {pixels} x {pixels} pixels")
-        values = layout_of(problem).constrain(torch.as_tensor(mode.location)[0])
-        task, normal = pixelated_mode(problem, values, pixels=pixels, seed=seed)
-        second = at_location(task, normal)
-        print(f"source of pixels, at its mode: {second.goodness}")
-        if not choose or _better(second, first):
-            if method == "laplace":
-                return task, replace(normal, goodness=goodness_of(task, normal))
-            kept = folder / "pixelated.npz"
-            return task, pixelated_posterior(task, normal, seed=seed, checkpoint=kept, **sampling)
-    sampling = {"draws": _DRAWS, **sampling}
-    kept = folder / "auto.npz"
-    return problem, infer(problem, "auto", None, start=mode, seed=seed, checkpoint=kept, **sampling)
+    fitted = []
+    for hypothesis in hypotheses(problem, pixels=pixels, pixels_only=source is not None, **shared):
+        print(hypothesis)
+        fitted.append(hypothesis)
+    best = fitted[-1] if source is not None else max(fitted, key=lambda one: one.log_evidence)
+    if method == "laplace":
+        return best.problem, replace(best.mode, goodness=goodness_of(best.problem, best.mode))
+    print(f"sampling the posterior of source {best.name}")
+    return best.problem, best.posterior(**shared, **sampling)
 
 
 def _read(
@@ -139,12 +126,6 @@ def _read(
     settings = {**entry.simulated, **entry.demo, **settings}
     lens, truth = entry.simulate(seed, **settings)
     return entry.problem(lens, **settings), truth, f"simulated by the model itself, seed {seed}", {}
-
-
-def _better(trial: Result, reference: Result) -> bool:
-    if trial.goodness is None or reference.goodness is None:
-        return False
-    return trial.goodness.chi2 < reference.goodness.chi2
 
 
 def _lens_page(problem: Problem, result: Result, parts: Mapping[str, str]) -> Page:

@@ -15,12 +15,12 @@ from astrozoo._goodness import goodness_of
 from astrozoo.density import layout_of
 from astrozoo.errors import InputError
 from astrozoo.infer import infer
-from astrozoo.lens.gauss_newton import gauss_newton
+from astrozoo.lens.gauss_newton import gauss_newton, log_evidence
 from astrozoo.models.pixelated_lens import PixelatedLens, regularised
 from astrozoo.physics import imaging
 from astrozoo.types import Problem, Result
 
-__all__ = ["at_location", "pixelated_mode", "pixelated_posterior"]
+__all__ = ["at_location", "check_pixels", "pixelated_mode", "pixelated_posterior"]
 
 _ANCHORS = 100
 """Number of points of the arcs that the source's grid is anchored to: their mean and covariance need no more.
@@ -43,6 +43,18 @@ def at_location(problem: Problem, result: Result) -> Result:
     return replace(single, goodness=goodness_of(problem, single))
 
 
+def check_pixels(problem: Problem) -> None:
+    """Raise an error if a source of pixels cannot be fitted, before any work.
+
+    Raises:
+        InputError: the problem is a batch or has several bands.
+    """
+    bands = 1 if problem.batch is not None else len(problem.args[0].image)
+    if problem.batch is not None or bands > 1:
+        got = f"{problem.batch} lenses" if problem.batch is not None else f"{bands} bands"
+        raise InputError("a source of pixels", got, "one lens in one band: choose one with --band")
+
+
 def pixelated_mode(
     problem: Problem, values: Mapping[str, Tensor], *, pixels: int, seed: int
 ) -> tuple[Problem, Result]:
@@ -58,13 +70,12 @@ def pixelated_mode(
         pixels: of the source, along a side.
 
     Raises:
-        InputError: the problem is a batch or has several bands, or no light comes from a source.
+        InputError: as :func:`check_pixels`, or no light comes from a source.
     """
-    if problem.batch is not None or len(problem.args[0].image) > 1:
-        raise InputError("source='pixelated'", "several lenses or bands", "one image")
+    check_pixels(problem)
     halos = (False, True) if problem.model.lens_light else (False,)  # type: ignore[attr-defined]
     trials = [_mode(problem, values, halo, pixels, seed) for halo in halos]
-    return max(trials, key=lambda trial: trial[1].stats["log_evidence"])
+    return max(trials, key=lambda trial: log_evidence(trial[1]))
 
 
 def pixelated_posterior(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from astrozoo.data.simulate_lens import simulate_lens
 from astrozoo.density import layout_of
 from astrozoo.errors import InputError
 from astrozoo.infer import infer
-from astrozoo.lens import job, pixelated
-from astrozoo.lens.gauss_newton import gauss_newton
+from astrozoo.lens import hypotheses, job, pixelated
+from astrozoo.lens.gauss_newton import gauss_newton, log_evidence
 from astrozoo.lens.pictures import count_images, critical_lines, lens_figure
-from astrozoo.lens.pixelated import at_location, pixelated_mode, pixelated_posterior
+from astrozoo.lens.pixelated import at_location, check_pixels, pixelated_mode, pixelated_posterior
 from astrozoo.models.lens_exposure import Exposure
 from astrozoo.models.lens_prior import IMAGE
 from astrozoo.models.strong_lens import problem, simulate
@@ -100,7 +101,7 @@ def test_the_evidence_of_a_linear_model_is_exact() -> None:
     result = gauss_newton(task, torch.zeros(2).double(), progress=False, draws=2)
     rows = shapes.flatten(1).numpy()
     exact = multivariate_normal(np.zeros(25), 0.3 * np.eye(25) + 4 * rows.T @ rows)
-    assert result.stats["log_evidence"] == pytest.approx(exact.logpdf(image.flatten().numpy()), abs=1e-4)
+    assert log_evidence(result) == pytest.approx(exact.logpdf(image.flatten().numpy()), abs=1e-4)
 
 
 @pytest.mark.parametrize(("one", "two", "halo"), [(10.0, 12.0, True), (10.0, 9.0, False)])
@@ -110,8 +111,9 @@ def test_evidence_chooses_the_components_of_the_light(
     """Whether or not chi2 calls one component a fit: noise maps that are too large hide its misfit."""
 
     def mode(task: Any, values: Any, halo: bool, *rest: Any) -> tuple[bool, Result]:
-        stats = {"log_evidence": two if halo else one}
-        return halo, Result({}, Status.CONVERGED, 0, "", "gauss_newton", stats=stats)
+        stats = {"log_density": two if halo else one}
+        result = Result({}, Status.CONVERGED, 0, "", "gauss_newton", stats=stats)
+        return halo, replace(result, covariance=np.ones((1, 1, 1)))
 
     monkeypatch.setattr(pixelated, "_mode", mode)
     lens, truth = simulate(3, size=16, pixel_scale=0.3)
@@ -138,52 +140,88 @@ def test_critical_lines_and_images_of_a_round_lens(clumpy: Any) -> None:
         assert count_images(task.model, point, task.args[0]) == images
 
 
-def choosing(monkeypatch: pytest.MonkeyPatch, sersic: float, pixels: float) -> list[str]:
-    """The fits that are run, where modes have the given chi2."""
-    ran: list[str] = []
+class Fake:
+    """A hypothesis that is not fitted."""
 
-    def infer(task: Any, method: str, *rest: Any, **options: Any) -> Result:
-        ran.append(method)
-        location = layout_of(task).unconstrain({n: v[None] for n, v in task.start.items()}).numpy()
-        return Result(
-            {"einstein_radius": np.ones((1, 4))}, Status.CONVERGED, 0, "", method, location=location
-        )
+    def __init__(self, name: str, log_evidence: float) -> None:
+        self.name, self.problem, self.log_evidence = name, name, log_evidence
+        self.mode = Result({}, Status.CONVERGED, 0, "", "laplace")
 
-    def pixelated(task: Any, mode: Result, **options: Any) -> Result:
-        ran.append("pixelated")
-        return mode
-
-    def at(task: Any, result: Result) -> Result:
-        chi2 = pixels if result.method == "gauss_newton" else sersic
-        return replace(result, goodness=Goodness(chi2, 1.4))
-
-    def normal(task: Any, *rest: Any, **options: Any) -> tuple[Any, Result]:
-        return task, Result({}, Status.CONVERGED, 0, "", "gauss_newton")
-
-    monkeypatch.setattr(job, "infer", infer)
-    monkeypatch.setattr(job, "at_location", at)
-    monkeypatch.setattr(job, "pixelated_mode", normal)
-    monkeypatch.setattr(job, "pixelated_posterior", pixelated)
-    return ran
+    def posterior(self, **options: Any) -> Result:
+        return self.mode
 
 
 @pytest.mark.parametrize(
-    ("sersic", "pixels", "ran"),
+    ("source", "evidences", "chosen"),
     [
-        (1.05, 1.0, ["laplace", "auto"]),
-        (1.32, 1.03, ["laplace", "pixelated"]),
-        (1.32, 1.33, ["laplace", "auto"]),
-        (3.0, 1.1, ["laplace", "pixelated"]),
-        (3.0, 3.5, ["laplace", "auto"]),
+        (None, {"sersic": 2.0}, "sersic"),
+        (None, {"sersic": 2.0, "learned": 3.0, "pixelated": 1.0}, "learned"),
+        (None, {"sersic": 2.0, "learned": 1.0, "pixelated": 4.0}, "pixelated"),
+        (None, {"sersic": 2.0, "learned": 1.0, "pixelated": -math.inf}, "sersic"),
+        ("pixelated", {"sersic": 2.0, "pixelated": 1.0}, "pixelated"),
     ],
 )
-def test_pixels_take_over_where_a_sersic_source_leaves_more_than_noise(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clumpy: Any, sersic: float, pixels: float, ran: list[str]
+def test_evidence_chooses_the_source(
+    monkeypatch: pytest.MonkeyPatch, source: str | None, evidences: dict[str, float], chosen: str
+) -> None:
+    fakes = [Fake(*each) for each in evidences.items()]
+    monkeypatch.setattr(job, "hypotheses", lambda *args, **options: fakes)
+    assert job._chosen(None, "auto", 16, source, {}, seed=0, folder=Path())[0] == chosen  # type: ignore[arg-type, comparison-overlap]
+
+
+@pytest.mark.parametrize(
+    ("sersic", "learned", "only", "tried"),
+    [
+        (1.05, 1.0, False, ["sersic"]),
+        (1.32, 1.03, False, ["sersic", "learned"]),
+        (1.32, 1.3, False, ["sersic", "learned", "pixelated"]),
+        (1.05, 1.0, True, ["sersic", "pixelated"]),
+    ],
+)
+def test_richer_sources_are_tried_where_one_leaves_more_than_noise(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    clumpy: Any,
+    sersic: float,
+    learned: float,
+    only: bool,
+    tried: list[str],
 ) -> None:
     """Although a chi2 of 1.32 is within the limit of 1.4."""
-    seen = choosing(monkeypatch, sersic, pixels)
-    job._stages(clumpy[0], "auto", 16, True, {}, seed=0, folder=tmp_path)
-    assert seen == ran
+
+    def fitted(task: Problem, *rest: Any, **options: Any) -> Result:
+        location = layout_of(task).unconstrain({n: v[None] for n, v in task.start.items()}).numpy()
+        return Result({}, Status.CONVERGED, 0, "", "laplace", location=location)
+
+    def at(task: Problem, result: Result) -> Result:
+        chi2 = learned if "source_latent" in task.start else sersic
+        return replace(result, goodness=Goodness(chi2, 1.4))
+
+    monkeypatch.setattr(hypotheses, "infer", fitted)
+    monkeypatch.setattr(hypotheses, "gauss_newton", fitted)
+    monkeypatch.setattr(hypotheses, "at_location", at)
+    monkeypatch.setattr(hypotheses, "pixelated_mode", lambda task, *rest, **options: (task, fitted(task)))
+    found = hypotheses.hypotheses(clumpy[0], pixels=16, seed=0, folder=tmp_path, pixels_only=only)
+    assert [one.name for one in found] == tried
+
+
+def test_a_learned_source_is_fitted_from_a_sersic_one(clumpy: Any) -> None:
+    """Its mode explains the clumps."""
+    task, values = clumpy
+    learned = hypotheses._learned(task, values, seed=0)
+    assert learned.mode.status is Status.CONVERGED
+    assert np.isfinite(learned.log_evidence)
+    assert learned.goodness.chi2 < 1.5
+
+
+def test_several_bands_are_refused_before_a_search(clumpy: Any) -> None:
+    task, _ = clumpy
+    data = task.args[0]
+    two = data._replace(
+        **{n: torch.cat([getattr(data, n)] * 2) for n in ("image", "psf", "variance", "gain", "mask")}
+    )
+    with pytest.raises(InputError, match="got 2 bands, expected one lens in one band"):
+        check_pixels(replace(task, args=(two, *task.args[1:])))
 
 
 def test_options_that_do_not_go_together(tmp_path: Path) -> None:

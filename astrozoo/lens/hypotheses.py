@@ -1,0 +1,98 @@
+"""Models of a lens's source, from the simplest to the richest, and the evidence that chooses among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from astrozoo._goodness import improvable
+from astrozoo.density import layout_of
+from astrozoo.infer import infer
+from astrozoo.lens.gauss_newton import gauss_newton, log_evidence
+from astrozoo.lens.pixelated import at_location, pixelated_mode, pixelated_posterior
+from astrozoo.models.learned_source import LATENT
+from astrozoo.models.pixelated_lens import PixelatedLens
+from astrozoo.types import Goodness, Problem, Result
+
+__all__ = ["Hypothesis", "hypotheses"]
+
+_DRAWS = 100
+"""Draws of each chain behind a Sersic or learned source, unless the user sets them. The 48 chains then have
+about 2,000 effective draws; 500 draws took five times as long and had 12,000."""
+
+
+@dataclass(frozen=True, eq=False)
+class Hypothesis:
+    """A model of the source, fitted.
+
+    Attributes:
+        name: "sersic", "learned" or "pixelated".
+        problem: with this source.
+        mode: Laplace's normal at the mode.
+    """
+
+    name: str
+    problem: Problem
+    mode: Result
+
+    @property
+    def goodness(self) -> Goodness:
+        """That of the mode."""
+        goodness = at_location(self.problem, self.mode).goodness
+        assert goodness is not None  # one image
+        return goodness
+
+    @property
+    def log_evidence(self) -> float:
+        return log_evidence(self.mode)
+
+    def __str__(self) -> str:
+        return f"source {self.name}: {self.goodness}, log evidence {self.log_evidence:.1f}"
+
+    def posterior(self, *, seed: int, folder: Path, **sampling: Any) -> Result:
+        """Draws by HMC, which starts from the normal at the mode."""
+        shared: dict[str, Any] = {"seed": seed, "checkpoint": folder / f"{self.name}.npz"}
+        if isinstance(self.problem.model, PixelatedLens):
+            return pixelated_posterior(self.problem, self.mode, **shared, **sampling)
+        return infer(self.problem, "auto", None, start=self.mode, **shared, **{"draws": _DRAWS, **sampling})
+
+
+def hypotheses(
+    problem: Problem, *, pixels: int, seed: int, folder: Path, pixels_only: bool = False
+) -> Iterator[Hypothesis]:
+    """A Sersic source; then, as long as the last one leaves more than noise, a learned one and one of pixels.
+
+    Args:
+        problem: of one image, with a Sersic source; with a learned one, that is the first.
+        pixels: of the last one, along a side.
+        folder: for the checkpoint of the search.
+        pixels_only: the source of pixels follows on the first one, however well that fits.
+    """
+    mode = infer(problem, "laplace", start="search", draws=1, seed=seed, checkpoint=folder / "search.npz")
+    first: Any = problem.model
+    last = Hypothesis(first.source, problem, mode)
+    yield last
+    values = layout_of(problem).constrain(torch.as_tensor(mode.location)[0])
+    if first.source == "sersic" and improvable(last.goodness) and not pixels_only:
+        last = _learned(problem, values, seed)
+        yield last
+    if improvable(last.goodness) or pixels_only:
+        print(f"fitting a source of {pixels} x {pixels} pixels")
+        yield Hypothesis("pixelated", *pixelated_mode(problem, values, pixels=pixels, seed=seed))
+
+
+def _learned(problem: Problem, values: dict[str, Tensor], seed: int) -> Hypothesis:
+    """From a galaxy in the middle of the decoder's prior, of the size and brightness of the Sersic source."""
+    start = {n: v for n, v in values.items() if n not in ("source_index", "source_ellipticity")}
+    start["source_latent"] = problem.args[0].image.new_zeros(LATENT)
+    sersic: Any = problem.model
+    model = replace(sersic, source="learned")
+    dims = {name: axes for name, axes in problem.dims.items() if name in start}
+    task = replace(problem, model=model, start=start, dims=dims, proposals=None, guides={})
+    z = layout_of(task).unconstrain({name: value[None] for name, value in start.items()})[0]
+    return Hypothesis("learned", task, gauss_newton(task, z, tolerance=0.1, seed=seed))
