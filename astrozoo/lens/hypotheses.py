@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,13 @@ class Hypothesis:
     def __str__(self) -> str:
         return f"source {self.name}: {self.goodness}, log evidence {self.log_evidence:.1f}"
 
-    def posterior(self, *, seed: int, folder: Path, **sampling: Any) -> Result:
-        """Draws by HMC, which starts from the normal at the mode."""
+    def posterior(self, *, seed: int, folder: Path, sampling: Mapping[str, int]) -> Result:
+        """Draws by HMC, which starts from the normal at the mode.
+
+        Args:
+            folder: for the checkpoint.
+            sampling: options of HMC, such as ``draws`` and ``chains``.
+        """
         shared: dict[str, Any] = {"seed": seed, "checkpoint": folder / f"{self.name}.npz"}
         if isinstance(self.problem.model, PixelatedLens):
             return pixelated_posterior(self.problem, self.mode, **shared, **sampling)

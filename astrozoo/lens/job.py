@@ -106,7 +106,7 @@ def _chosen(
     if method == "laplace":
         return best.problem, replace(best.mode, goodness=goodness_of(best.problem, best.mode))
     print(f"sampling the posterior of source {best.name}")
-    return best.problem, best.posterior(**shared, **sampling)
+    return best.problem, best.posterior(**shared, sampling=sampling)
 
 
 def _read(
