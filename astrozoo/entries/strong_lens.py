@@ -117,8 +117,8 @@ ENTRY = Entry(
                 *_SETTINGS,
                 replace(
                     _SOURCE,
-                    help="Model of the source's light. By default a Sersic profile; a source of pixels if "
-                    "that does not fit.",
+                    help="Model of the source's light. By default a Sersic profile; if that leaves more than "
+                    "noise, the one of greatest evidence.",
                     choices=("sersic", "learned", "pixelated"),
                 ),
                 Option(
