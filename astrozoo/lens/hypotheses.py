@@ -17,13 +17,15 @@ from astrozoo.lens.gauss_newton import gauss_newton, log_evidence
 from astrozoo.lens.pixelated import at_location, pixelated_mode, pixelated_posterior
 from astrozoo.models.learned_source import LATENT
 from astrozoo.models.pixelated_lens import PixelatedLens
-from astrozoo.types import Goodness, Problem, Result
+from astrozoo.types import Goodness, Problem, Result, Status
 
 __all__ = ["Hypothesis", "hypotheses"]
 
-_DRAWS = 100
-"""Draws of each chain behind a Sersic or learned source, unless the user sets them. The 48 chains then have
-about 2,000 effective draws; 500 draws took five times as long and had 12,000."""
+_DRAWS = (100, 200, 400)
+"""Draws of each of 48 chains behind a Sersic or learned source, unless the user sets them. The run continues to
+the next number if it has not converged. With 100, easy lenses have 1,000 effective draws or more."""
+_DRAWS_OF_PIXELS = (200, 400)
+"""The same of 8 chains behind a source of pixels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +63,18 @@ class Hypothesis:
             folder: for the checkpoint.
             sampling: options of HMC, such as ``draws`` and ``chains``.
         """
-        shared: dict[str, Any] = {"seed": seed, "checkpoint": folder / f"{self.name}.npz"}
-        if isinstance(self.problem.model, PixelatedLens):
-            return pixelated_posterior(self.problem, self.mode, **shared, **sampling)
-        return infer(self.problem, "auto", None, start=self.mode, **shared, **{"draws": _DRAWS, **sampling})
+        pixels = isinstance(self.problem.model, PixelatedLens)
+        shared: dict[str, Any] = {**sampling, "seed": seed, "checkpoint": folder / f"{self.name}.npz"}
+        lengths = _DRAWS_OF_PIXELS if pixels else _DRAWS
+        for draws in (sampling["draws"],) if "draws" in sampling else lengths:
+            shared["draws"] = draws
+            if pixels:
+                result = pixelated_posterior(self.problem, self.mode, **shared)
+            else:
+                result = infer(self.problem, "auto", None, start=self.mode, **shared)
+            if result.status is not Status.BUDGET_SPENT:
+                break
+        return result
 
 
 def hypotheses(

@@ -32,7 +32,7 @@ _MARGIN = 1.5
 _LENGTH = 5.0
 """Least length of trajectories. Mass and light of the lens are wider than the curvature at the mode says (by
 half, on a Euclid lens), and curved. The pixels are not, and they are the many that adapt the length."""
-_CHAINS, _DRAWS, _WARMUP = 8, 200, 120
+_CHAINS, _WARMUP = 8, 120
 """Of the sampler, unless the user sets them: the docs' real lenses then have R-hats of 1.02 or less."""
 
 
@@ -79,7 +79,7 @@ def pixelated_mode(
 
 
 def pixelated_posterior(
-    problem: Problem, mode: Result, *, draws: int = _DRAWS, chains: int = _CHAINS, **options: Any
+    problem: Problem, mode: Result, *, draws: int, chains: int = _CHAINS, **options: Any
 ) -> Result:
     """HMC over mass, light and pixels together; its mass matrix is the curvature at the mode."""
     settings = {"draws": draws, "chains": chains, "warmup": _WARMUP, "least_length": _LENGTH, **options}

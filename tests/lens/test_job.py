@@ -21,6 +21,7 @@ from astrozoo.errors import InputError
 from astrozoo.infer import infer
 from astrozoo.lens import hypotheses, job, pixelated
 from astrozoo.lens.gauss_newton import gauss_newton, log_evidence
+from astrozoo.lens.hypotheses import Hypothesis
 from astrozoo.lens.pictures import count_images, critical_lines, lens_figure
 from astrozoo.lens.pixelated import at_location, check_pixels, pixelated_mode, pixelated_posterior
 from astrozoo.models.lens_exposure import Exposure
@@ -203,6 +204,25 @@ def test_richer_sources_are_tried_where_one_leaves_more_than_noise(
     monkeypatch.setattr(hypotheses, "pixelated_mode", lambda task, *rest, **options: (task, fitted(task)))
     found = hypotheses.hypotheses(clumpy[0], pixels=16, seed=0, folder=tmp_path, pixels_only=only)
     assert [one.name for one in found] == tried
+
+
+@pytest.mark.parametrize(
+    ("sampling", "lengths"), [({}, [100, 200]), ({"draws": 50}, [50]), ({"chains": 4}, [100, 200])]
+)
+def test_a_run_that_has_not_converged_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clumpy: Any, sampling: dict[str, int], lengths: list[int]
+) -> None:
+    drawn: list[int] = []
+
+    def infer(*args: Any, draws: int, **options: Any) -> Result:
+        drawn.append(draws)
+        status = Status.CONVERGED if draws == 200 else Status.BUDGET_SPENT
+        return Result({}, status, 0, "", "auto")
+
+    monkeypatch.setattr(hypotheses, "infer", infer)
+    mode = Result({}, Status.CONVERGED, 0, "", "laplace")
+    Hypothesis("sersic", clumpy[0], mode).posterior(seed=0, folder=tmp_path, sampling=sampling)
+    assert drawn == lengths
 
 
 def test_a_learned_source_is_fitted_from_a_sersic_one(clumpy: Any) -> None:
