@@ -22,8 +22,8 @@ from astrozoo.types import Goodness, Problem, Result, Status
 __all__ = ["Hypothesis", "hypotheses"]
 
 _DRAWS = (100, 200, 400)
-"""Draws of each of 48 chains behind a Sersic or learned source, unless the user sets them. The run continues to
-the next number if it has not converged. With 100, easy lenses have 1,000 effective draws or more."""
+"""Draws of each of 48 chains behind a Sersic or learned source, unless the user sets them. The run continues
+to the next number if it has not converged. With 100, easy lenses have 1,000 effective draws or more."""
 _DRAWS_OF_PIXELS = (200, 400)
 """The same of 8 chains behind a source of pixels."""
 
