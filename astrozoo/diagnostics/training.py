@@ -66,6 +66,9 @@ def training_report(
         Page("Cost and provenance", [[{"what": k, "value": str(v)} for k, v in facts.items()]]),
         Page("Weights", [f"{total:,} numbers.", shapes]),
     ]
+    beta = trained.settings.get("model", {}).get("beta", 1.0)
+    if beta != 1:
+        kind, text = "bad", f"{text} The divergence from the prior was multiplied by {beta:g}: not an ELBO."
     banner = {"kind": kind, "head": head, "text": text}
     return render(path, title or f"{trained.model}: training", [banner], sections)
 

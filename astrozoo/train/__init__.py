@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -122,7 +123,7 @@ def train(
         digest=problem.digest,
         data=_described(problem),
         curve={key: np.asarray(values) for key, values in loop.curve.items()},
-        settings=settings,
+        settings=settings | _settings_of(problem.model),
         stats=stats,
     )
 
@@ -258,6 +259,15 @@ def _described(problem: Problem) -> str:
     tensors = [f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in problem.tensors]
     datasets = [f"{type(d).__name__} of {len(d)} items" for d in problem.datasets]  # type: ignore[arg-type]
     return ", ".join(tensors + datasets)
+
+
+def _settings_of(model: Any) -> dict[str, Any]:
+    """The arguments of a model that is a dataclass, from which it can be made again; those that are plain."""
+    if not is_dataclass(model):
+        return {}
+    values = {f.name: getattr(model, f.name) for f in fields(model) if f.init}
+    plain = (bool, int, float, str, tuple, type(None))
+    return {"model": {name: value for name, value in values.items() if isinstance(value, plain)}}
 
 
 class _Callable(ModuleType):
