@@ -71,8 +71,8 @@ class LatentPrior:
         features: length of ``z``.
         kind: one of :data:`PRIORS`.
         conditions: names of the conditions; a VampPrior takes none.
-        transforms, hidden, passes: see :func:`astrozoo.nets.flow.make_flow`. With 2 passes both directions
-            are quick.
+        transforms, hidden: see :func:`astrozoo.nets.flow.make_flow`.
+        passes: see there; with 2 passes both directions are quick. A "realnvp" has one.
         components: of a VampPrior.
         seed: of the initial weights.
 
@@ -82,9 +82,9 @@ class LatentPrior:
     """
 
     features: int
-    kind: str = "nsf"
+    kind: str = "realnvp"
     conditions: tuple[str, ...] = ()
-    transforms: int = 6
+    transforms: int = 8
     hidden: tuple[int, ...] = (64, 64)
     passes: int | None = 2
     components: int = 128
@@ -169,7 +169,7 @@ class LatentPrior:
         return torch.stack(torch.broadcast_tensors(*values), -1)
 
 
-def fitted_to(table: LatentTable, kind: str = "nsf", **settings: Any) -> LatentPrior:
+def fitted_to(table: LatentTable, kind: str = "realnvp", **settings: Any) -> LatentPrior:
     """An untrained prior that starts at the moments of a table: its normal, or its posteriors.
 
     Args:
@@ -214,7 +214,7 @@ def training(
     path: Path | None,
     seed: int,
     device: str = "cpu",
-    flow: str = "nsf",
+    flow: str = "realnvp",
     conditions: str | None = None,
     galaxies: int = 4000,
 ) -> dict[str, Any]:

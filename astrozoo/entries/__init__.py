@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from astrozoo.entries import celeste, galaxy_vae, strong_lens
+from astrozoo.entries import celeste, galaxy_vae, latent_flow, strong_lens
 from astrozoo.entry import Entry
 
 __all__ = ["ENTRIES"]
 
-ENTRIES: tuple[Entry, ...] = (celeste.ENTRY, galaxy_vae.ENTRY, strong_lens.ENTRY)
+ENTRIES: tuple[Entry, ...] = (celeste.ENTRY, galaxy_vae.ENTRY, latent_flow.ENTRY, strong_lens.ENTRY)
