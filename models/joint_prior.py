@@ -1,9 +1,9 @@
 """Training a prior of latents together with the autoencoder whose latents they are.
 
-:func:`joint` takes the problem of training any autoencoder of the zoo and puts a learned prior in the place of
-its own: the decoder, the encoder and the prior are then fitted by one ELBO. The factor ``beta`` weights
-KL(q(z | x) || p(z)). Any value but 1 makes the objective something else than an ELBO, which the report of the
-training says.
+:func:`joint` takes the problem of training any autoencoder of the zoo and puts a learned prior in the place
+of its own: the decoder, the encoder and the prior are then fitted by one ELBO. The factor ``beta`` weights
+KL(q(z | x) || p(z)). With any value but 1 the objective is not an ELBO, and the report of the training says
+so.
 """
 
 from __future__ import annotations

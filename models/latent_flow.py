@@ -56,8 +56,8 @@ PRIORS = (*KINDS, "vamp")
 LOGARITHMIC = ("half_light_radius", "flux", "snr")
 """Names of conditions whose logarithm a flow takes. They are positive and their ratios matter."""
 LEAST_PRECISION = 1e-6
-"""[1] Smallest precision of a measured latent. An SD that is not below the prior's carries no information; its
-likelihood is then flat over thousands of prior SDs instead of undefined."""
+"""[1] Smallest precision of a measured latent. An SD that is not below the prior's carries no information;
+its likelihood is then flat over thousands of prior SDs instead of undefined."""
 SIMULATED_SD = 0.5
 """[1] SD of the measured latents of a simulated galaxy, in units of the SD of N(0, I): an encoder's typical
 value lies between .05 (bright galaxies) and 1 (no information)."""
@@ -218,7 +218,7 @@ def training(
     conditions: str | None = None,
     galaxies: int = 4000,
 ) -> dict[str, Any]:
-    """Arguments of :func:`astrozoo.train` that fit a prior to a table; ``load(weights=...)`` reads the result.
+    """Arguments of :func:`astrozoo.train` that fit a prior to a table; :func:`load` reads the result.
 
     Args:
         out: folder of the run, which is not used.

@@ -35,6 +35,12 @@ class _Weights:
 
 
 _WEIGHTS = {
+    "latent_flow": _Weights(
+        "prior of the 16 latents of a galaxy given its half-light radius, magnitude and redshift",
+        "aab835eb349cba69bedc63b3b9299eb4a01e8f515d88ebe96d71f57663f67fce",
+        package="astrozoo.models",
+        name="latent_flow.safetensors",
+    ),
     "galaxy_vae": _Weights(
         "decoder and encoder of galaxies (69 x 69 pixels, 8 latents), each pixel with a mean and a variance",
         "310f0e6c8bbae912e83ca85db5ea0b0194b480df0d3bed68532bc6c66cfbf332",

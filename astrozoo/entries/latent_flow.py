@@ -83,7 +83,7 @@ ENTRY = Entry(
     examples={
         "run": (
             "astrozoo run latent_flow --demo --out demo",
-            "astrozoo run latent_flow --data LATENTS.npz --conditions half_light_radius,magnitude --out results",
+            "astrozoo run latent_flow --data LATENTS.npz --conditions half_light_radius --out results",
             "astrozoo run latent_flow --data LATENTS.npz --weights weights/weights.safetensors --out results",
         ),
         "train": ("astrozoo train latent_flow --data LATENTS.npz --out weights",),

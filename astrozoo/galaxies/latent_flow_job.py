@@ -1,4 +1,4 @@
-"""What ``astrozoo run latent_flow`` does: a prior of a table's latents, its scores, and one galaxy's latents."""
+"""What ``astrozoo run latent_flow`` does: a prior of a table of latents, its scores, and one galaxy."""
 
 from __future__ import annotations
 
@@ -152,15 +152,11 @@ def _prior_page(
     )
     scored = (
         f"The table has {len(table)} galaxies ({origin}). The last {len(held_out)} were not trained on. A "
-        "gain is the mean of log p(z) over draws of q(z | x), less that of N(0, I). The priors are trained on "
-        "such draws alone, without the autoencoder, and no divergence is weighted (beta = 1)."
+        "gain is the mean of log p(z) over draws of q(z | x), less that of N(0, I). The priors are trained "
+        "on such draws alone, without the autoencoder, and no divergence is weighted (beta = 1)."
     )
-    parts: list[Any] = [
-        (corner(table, prior, seed), caption),
-        scored,
-        rows,
-        noise_rows(held_out, prior, seed),
-    ]
+    noise = noise_rows(held_out, prior, seed)
+    parts: list[Any] = [(corner(table, prior, seed), caption), scored, rows, noise]
     if prior.conditions:
         ranges = [{"condition": n, "from": low, "to": high} for n, (low, high) in prior.ranges.items()]
         parts += ["The trained ranges of the conditions:", ranges]

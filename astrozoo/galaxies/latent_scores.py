@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,8 +20,8 @@ from astrozoo.models.latent_flow import LatentPrior
 __all__ = ["corner", "draws_of", "gains", "noise_rows"]
 
 DRAWS = 8
-"""Draws of each galaxy's q(z | x) over which log densities are averaged: the scatter between galaxies, of some
-nats, is then much larger than that between draws."""
+"""Draws of each galaxy's q(z | x) over which log densities are averaged: the scatter between galaxies, of
+some nats, is then much larger than that between draws."""
 _LEVELS = (0.393, 0.865)
 """Shares of a two-dimensional normal inside its 1 and 2 sigma contours."""
 _SHOWN = 5
@@ -84,6 +85,11 @@ def noise_rows(table: LatentTable, prior: LatentPrior, seed: int = 0) -> list[di
     return rows
 
 
+def _standard(z: Float[Tensor, "n latents"]) -> Float[Tensor, "n"]:
+    """log N(z; 0, I)."""
+    return -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
+
+
 def _largest_correlation(x: np.ndarray) -> float:
     if x.shape[1] < 2:
         return 0.0
@@ -127,15 +133,8 @@ def corner(table: LatentTable, prior: LatentPrior, seed: int = 0) -> Figure:
                 continue
             for name, x in sets.items():
                 if row == column:
-                    ax.hist(
-                        x[:, shown[row]],
-                        40,
-                        limits[row],
-                        density=True,
-                        histtype="step",
-                        color=_COLOURS[name],
-                        label=name,
-                    )
+                    style = {"histtype": "step", "color": _COLOURS[name], "label": name}
+                    ax.hist(x[:, shown[row]], 40, limits[row], density=True, **style)
                 else:
                     _contours(ax, x[:, shown[[column, row]]], limits[column], limits[row], _COLOURS[name])
             ax.set_xlim(limits[column])
