@@ -128,7 +128,8 @@ def _columns(path: Path) -> Mapping[str, np.ndarray]:
         raise DataError(str(path), "no such file", f"a table of latents: {_READERS}")
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
+            # numpy would leave a damaged file open
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -97,9 +97,7 @@ def test_conditions_missing_unknown_or_outside_their_range(shipped):
         shipped.given({**WITHIN, "colour": 1.0})
     with pytest.raises(InputError, match="not finite"):
         shipped.given({**WITHIN, "magnitude": math.nan})
-    with pytest.warns(
-        UserWarning, match=rf"magnitude 30 is outside the trained range, {low:.4g} to {high:.4g}"
-    ):
+    with pytest.warns(UserWarning, match=rf"magnitude 30 is outside .* {low:.4g} to {high:.4g}"):
         shipped.given({**WITHIN, "magnitude": torch.tensor([22.0, 30.0])})
     with pytest.raises(InputError, match="no conditions"):
         LatentPrior(2).given({"magnitude": 22.0})
@@ -147,9 +145,8 @@ def test_bad_problems_are_refused(tmp_path):
         latent_flow.problem(data, inferred_under="prior")
     with pytest.raises(DataError, match="learned_source"):
         latent_flow.load(weights="learned_source")
-    damaged = Trained(
-        {}, Status.BUDGET_SPENT, 0, "latent_flow", settings={"model": {"features": 2, "kind": "maf"}}
-    )
+    settings = {"model": {"features": 2, "kind": "maf"}}
+    damaged = Trained({}, Status.BUDGET_SPENT, 0, "latent_flow", settings=settings)
     with pytest.raises(DataError, match="missing"):
         latent_flow.load(weights=damaged)
     with pytest.raises(UnknownNameError, match="vamp"):
@@ -193,9 +190,8 @@ def _autoencoder(images: torch.Tensor) -> Problem:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = _Autoencoder()
-    return Problem(
-        model, (images,), data_plates={"galaxy": {"images": 0}}, guides={"encoder": lambda _: _Encoder()}
-    )
+    plates = {"galaxy": {"images": 0}}
+    return Problem(model, (images,), data_plates=plates, guides={"encoder": lambda _: _Encoder()})
 
 
 def test_prior_and_autoencoder_are_trained_together(tmp_path):
