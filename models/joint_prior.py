@@ -136,7 +136,8 @@ def joint(
         raise InputError("data_plates", repr(problem.data_plates), "a mapping of plates to axes of arguments")
     if set(conditions or {}) != set(prior.conditions):
         raise InputError("conditions", sorted(conditions or {}), f"values of {sorted(prior.conditions)}")
-    names = list(inspect.signature(problem.model).parameters)[: len(problem.args)]
+    called: Any = problem.model.forward if isinstance(problem.model, nn.Module) else problem.model
+    names = list(inspect.signature(called).parameters)[: len(problem.args)]
     args: tuple[Any, ...] = (dict(zip(names, problem.args, strict=True)),)
     plates = {
         plate: {f"data.{path}": axis for path, axis in axes.items()}
