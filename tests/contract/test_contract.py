@@ -111,7 +111,9 @@ def _by_pyro(problem, layout, truth, z):
     for site in layout.sites:
         x = z[site.start : site.stop].reshape(site.transform.inv(values[site.name]).shape)
         jacobian = jacobian + site.transform.log_abs_det_jacobian(x, values[site.name]).sum()
-    discrete = {name: value for name, value in truth.items() if name not in values}
+    discrete = {  # the others are derived
+        name: value for name, value in truth.items() if name not in values and not value.is_floating_point()
+    }
     given = poutine.condition(problem.model, {**values, **discrete})
     traced = poutine.trace(given).get_trace(*problem.args)
     choices = []
