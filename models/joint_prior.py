@@ -20,7 +20,7 @@ from jaxtyping import Float
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from astrozoo.errors import InputError
+from astrozoo.errors import CaptureError, InputError
 from astrozoo.models.latent_flow import LatentPrior
 from astrozoo.types import Problem
 
@@ -43,7 +43,7 @@ class _AtSite(Messenger):
             own = msg["fn"]
             if own.event_shape != self.distribution.event_shape:
                 got, expected = tuple(own.event_shape), tuple(self.distribution.event_shape)
-                raise InputError(f"site {self.site!r}", f"vectors {got}", f"{expected}, those of the prior")
+                raise CaptureError(f"site {self.site!r}: got vectors {got}, expected {expected}, the prior's")
             msg["fn"] = self.distribution.expand(own.batch_shape)
 
 
@@ -52,13 +52,13 @@ def _at(site: str, distribution: Any = None, factor: float = 1.0) -> Iterator[No
     """Inside this context the model has the site.
 
     Raises:
-        InputError: it has not.
+        CaptureError: it has not.
     """
     handler = _AtSite(site, distribution, factor)
     with handler:
         yield
     if not handler.found:
-        raise InputError("site", repr(site), "a sample site of the autoencoder's model and guide")
+        raise CaptureError(f"site {site!r}: the autoencoder's model or guide has no such site")
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +128,7 @@ def joint(
 
     Raises:
         InputError: beta is not positive; conditions are missing or unknown, or not one for each galaxy; the
-            problem has no mapping of data plates.
+            problem has no mapping of data plates. Training raises a CaptureError if there is no such site.
     """
     if not beta > 0:
         raise InputError("beta", beta, "a number above 0; 1 is the ELBO")

@@ -65,6 +65,9 @@ def run(
     """
     table, origin = _table(path, seed, galaxies, conditions)
     trained_on, held_out = latent_flow.split(table)
+    row = len(trained_on) if galaxy is None else galaxy
+    if row >= len(table):
+        raise InputError("--galaxy", row, f"a row, 0 to {len(table) - 1}")
     files = {}
     if weights is None:
         trained = _train(trained_on, held_out, flow, steps, seed, device, out)
@@ -81,7 +84,6 @@ def run(
         priors["VampPrior"] = latent_flow.load(weights=vamp)
     name = f"{prior.kind}, given {', '.join(prior.conditions)}" if prior.conditions else prior.kind
     rows = gains(held_out, {**priors, name: prior}, seed)
-    row = len(trained_on) if galaxy is None else galaxy
     problem = latent_flow.problem(
         table,
         galaxy=row,

@@ -134,7 +134,7 @@ def corner(table: LatentTable, prior: LatentPrior, seed: int = 0) -> Figure:
             for name, x in sets.items():
                 if row == column:
                     style = {"histtype": "step", "color": _COLOURS[name], "label": name}
-                    ax.hist(x[:, shown[row]], 40, limits[row], density=True, **style)
+                    ax.hist(x[:, shown[row]], bins=40, range=limits[row], density=True, **style)
                 else:
                     _contours(ax, x[:, shown[[column, row]]], limits[column], limits[row], _COLOURS[name])
             ax.set_xlim(limits[column])

@@ -18,7 +18,7 @@ from astrozoo._trainable import Trainable
 from astrozoo._trained import Trained
 from astrozoo.data.latents import LatentTable
 from astrozoo.diagnostics.training import training_report
-from astrozoo.errors import DataError, InputError, UnknownNameError
+from astrozoo.errors import CaptureError, DataError, InputError, UnknownNameError
 from astrozoo.galaxies.latent_scores import gains
 from astrozoo.models import latent_flow
 from astrozoo.models.joint_prior import joint
@@ -231,5 +231,5 @@ def test_another_beta_scales_the_divergence_and_the_report_says_so(tmp_path):
         joint(problem, prior, beta=0.0)
     with pytest.raises(InputError, match="conditions"):
         joint(problem, prior, conditions={"magnitude": torch.zeros(40)})
-    with pytest.raises(InputError, match="site 'latent'"):
+    with pytest.raises(CaptureError, match="site 'latent'"):
         astrozoo.train(joint(problem, prior, site="latent"), "encoder", steps=2, batch=20, progress=False)
