@@ -35,8 +35,8 @@ from astrozoo._trained import Trained
 from astrozoo.data.latents import LatentTable, read_latents
 from astrozoo.data.weights import load_weights
 from astrozoo.errors import DataError, InputError, UnknownNameError
+from astrozoo.models.mixture_prior import MixturePrior
 from astrozoo.nets.flow import KINDS, StandardisedFlow, make_flow
-from astrozoo.nets.mixture import MixturePrior
 from astrozoo.types import Problem
 
 __all__ = [
