@@ -117,10 +117,13 @@ def read_latents(path: str | Path, conditions: Sequence[str] | None = None) -> L
         raise DataError(str(path), f"columns of lengths {lengths}", "columns of one length")
     stacked = np.stack([others[name] for name in names], 1) if names else np.empty((len(mean), 0))
     try:
-        tensors = [torch.from_numpy(np.array(x, dtype=np.float32)) for x in (mean, columns["sd"], stacked)]
-        return LatentTable(*tensors, names)  # type: ignore[arg-type]
+        return LatentTable(_tensor(mean), _tensor(columns["sd"]), _tensor(stacked), names)
     except (InputError, ValueError, TypeError) as error:
         raise DataError(str(path), str(error), _EXPECTED) from error
+
+
+def _tensor(column: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(column, dtype=np.float32))
 
 
 def _columns(path: Path) -> Mapping[str, np.ndarray]:
