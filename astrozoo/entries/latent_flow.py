@@ -52,6 +52,7 @@ ENTRY = Entry(
     model="astrozoo.models.latent_flow:LatentGalaxy",
     guides=("mean_field", "full_rank"),
     methods=("hmc", "nuts", "nutpie", "trust_region", "svi", "laplace", "el2o", "auto"),
+    unsuited={"wiener": "the latents are not a linear function of the flow's noise"},
     default_guide="full_rank",
     default_method="hmc",
     options={"hmc": {"draws": 100, "chains": 16}},
