@@ -1,6 +1,7 @@
 """Least-squares fits of profiles to simulated Sersic galaxies: galaxies per second and core.
 
-    python -m experiments.bench.galaxy_fits [--galaxies 1000] [--size 69] [--supersample 1]
+    python -m experiments.bench.galaxy_fits [--galaxies 1000] [--profiles gaussian,sersic,bulge_disc]
+        [--size 69] [--supersample 1]
 
 GalSim draws the galaxies, with a PSF and S/N of 20 to 500. Each profile is fitted to all of them at once by
 the
@@ -34,6 +35,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--galaxies", type=int, default=1000)
+    parser.add_argument("--profiles", default=",".join(KINDS))
     parser.add_argument("--size", type=int, default=69)
     parser.add_argument("--supersample", type=int, default=1)
     options = parser.parse_args()
@@ -53,7 +55,7 @@ def main() -> None:
     kernel = kernel / kernel.sum((1, 2), keepdim=True)
     psf = torch.stack([turned(k, int(o)) for k, o in zip(kernel, stamps.orientation, strict=True)])
     writer = None
-    for kind in KINDS:
+    for kind in options.profiles.split(","):
         for convolved in (False, True):
             started = time.process_time()
             fits = fit_profiles(
