@@ -35,7 +35,7 @@ def trained(request, tmp_path_factory) -> Trained:
     stages = galaxy_vae.stages(
         galaxies(120), galaxies(20, 1), kind=request.param, steps=(200, 10), latent=3, hidden=(16,)
     )
-    return train_stages(stages, tmp_path_factory.mktemp("run"), seed=0, batch=20, progress=False)
+    return train_stages(stages, tmp_path_factory.mktemp("run"), seed=0, batch=16, progress=False)
 
 
 @pytest.fixture(scope="module")

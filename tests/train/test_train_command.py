@@ -124,7 +124,7 @@ def test_a_run_of_two_stages_that_is_stopped_in_either_continues_to_the_same_wei
     saves, tmp_path, monkeypatch, capsys
 ):
     data = galaxy_stamps(tmp_path / "stamps.npz")
-    command = ("train", "galaxy_vae", "--data", data, "--size", 21, "--steps", 6, "--batch", 8)
+    command = ("train", "galaxy_vae", "--data", data, "--size", 21, "--steps", 6, "--batch", 5)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert call(*command, "--out", whole) == 0
     assert {p.name for p in whole.iterdir()} == {"weights.safetensors", "summary.json", "report.html"}
