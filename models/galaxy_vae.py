@@ -9,8 +9,7 @@ decoder cannot reproduce of real galaxies.
 
 The weights are trained in two stages (:func:`training`). Both maximise an ELBO of this model. In the first,
 ``f_sigma`` is one number per galaxy; in the second, only ``f_sigma`` is trained, with a value in each
-pixel, on galaxies that ``f_mu`` has not seen. If both are trained at once, a large ``f_sigma`` in the core
-excuses a poor ``f_mu`` there.
+pixel. If both are trained at once, a large ``f_sigma`` in the core excuses a poor ``f_mu`` there.
 
 References:
     Regier, McAuliffe & Prabhat 2015, "A deep generative model for astronomical images of galaxies".
@@ -45,7 +44,6 @@ from astrozoo.types import Problem
 __all__ = [
     "LATENT",
     "SIZE",
-    "UNSEEN",
     "Decoder",
     "Encoder",
     "GalaxyVAE",
@@ -80,9 +78,6 @@ _LOG_RANGE = (-12.0, 6.0)
 """Range of the logarithms of the decoder's outputs. It keeps their exponentials finite in single precision.
 The brightest pixel of a galaxy is about e^4 in units of its rms."""
 
-UNSEEN = 0.15
-"""Fraction of the galaxies on which f_sigma is trained, and f_mu is not. f_sigma must be the error of f_mu
-on galaxies that it has not learned; on its own training set that error is less."""
 _CROPPED = 4
 """One simulated galaxy in this number is cropped, to half of the side or more. Catalogues crop stamps to
 the size of the galaxy, and the encoder then sees padding."""
@@ -531,28 +526,26 @@ def stages(
     """What :func:`training` returns, for given galaxies.
 
     Args:
-        stamps: the last :data:`UNSEEN` of them are left to the second stage.
         held_out: galaxies whose ELBO is in the curve.
         steps: of the two stages.
         latent, hidden, kind: see :class:`Decoder`.
     """
-    cut = len(stamps) - max(1, round(UNSEEN * len(stamps)))
-    shared = {"guide": "encoder", "device": device, "gradient_clip": 1e4}
-
-    def of(nets: Nets, part: Stamps, steps: int, rate: float) -> dict[str, Any]:
-        problems = (training_problem(data.pixels, nets) for data in (part, held_out))
-        settings = {"steps": steps, "batch": min(64, len(part)), "learning_rate": rate}
-        return dict(zip(("problem", "held_out"), problems, strict=True)) | settings | shared
+    shared = {"guide": "encoder", "device": device, "batch": min(64, len(stamps)), "gradient_clip": 1e4}
 
     def first(_: Trained | None) -> dict[str, Any]:
-        part = stamps[:cut]
-        nets = untrained(part.pixels, latent=latent, hidden=hidden, kind=kind, seed=seed)
-        return of(nets, part, steps[0], 4e-3)
+        nets = untrained(stamps.pixels, latent=latent, hidden=hidden, kind=kind, seed=seed)
+        return of(nets) | {"steps": steps[0], "learning_rate": 4e-3}
 
     def second(before: Trained | None) -> dict[str, Any]:
         if before is None:
             raise InputError("second stage", "no weights", "those of the first")
-        nets = of_second_stage(load(before, dtype=torch.float32))
-        return of(nets, stamps[cut:], steps[1], 1e-3)
+        return of(of_second_stage(load(before, dtype=torch.float32))) | {
+            "steps": steps[1],
+            "learning_rate": 1e-3,
+        }
+
+    def of(nets: Nets) -> dict[str, Any]:
+        problems = (training_problem(data, nets) for data in (stamps.pixels, held_out.pixels))
+        return dict(zip(("problem", "held_out"), problems, strict=True)) | shared
 
     return first, second
