@@ -53,8 +53,8 @@ from astrozoo.data.galaxy_survey import KINDS
 from astrozoo.data.simulate_galaxies import simulate_galaxies
 from astrozoo.data.stamps import Stamps, border_noise, read_images, standardise
 from astrozoo.galaxies.fits import fit_profiles
-from astrozoo.models import galaxy_vae
-from astrozoo.models.galaxy_vae import Nets
+from astrozoo.models import galaxy_vae, galaxy_vae_training
+from astrozoo.nets.galaxy_vae import Nets
 
 PROFILES = ("gaussian", "sersic", "bulge_disc")
 TEST_SEED = 1_000_003
@@ -92,7 +92,7 @@ def signal_to_noise(stamps: Stamps) -> np.ndarray:
 def simulated(count: int, nets: Nets, out: Path) -> Set:
     """Galaxies of the survey of the training set."""
     drawn = simulate_galaxies(
-        galaxy_vae.survey(nets.decoder.size), count, seed=TEST_SEED, cache=out / "galaxies"
+        galaxy_vae_training.survey(nets.decoder.size), count, seed=TEST_SEED, cache=out / "galaxies"
     )
     stamps = standardise(drawn.image.numpy(), nets.decoder.size, drawn.noise_rms.numpy())
     return Set(stamps, nets, drawn.snr.numpy(), [KINDS[k] for k in drawn.kind.tolist()])
@@ -123,7 +123,7 @@ def zoo(data: Path, out: Path, steps: tuple[int, int], *, sky: bool) -> Set:
     held_out = standardise(grey[-HELD_OUT_ZOO:], size, noise[-HELD_OUT_ZOO:], subtract_sky=not sky)
     folder = out / ("zoo-sky" if sky else "zoo")
     folder.mkdir(exist_ok=True)
-    trained = train_stages(galaxy_vae.stages(trained_on, held_out, steps=steps), folder, seed=0)
+    trained = train_stages(galaxy_vae_training.stages(trained_on, held_out, steps=steps), folder, seed=0)
     classes = ["ring" if r > 0 else "no ring" for r in ring[-HELD_OUT_ZOO:]]
     return Set(held_out, galaxy_vae.load(trained), signal_to_noise(held_out), classes)
 

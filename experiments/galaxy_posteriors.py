@@ -23,7 +23,7 @@ import numpy as np
 import astrozoo
 from astrozoo.data.simulate_galaxies import simulate_galaxies
 from astrozoo.data.stamps import standardise
-from astrozoo.models import galaxy_vae
+from astrozoo.models import galaxy_vae, galaxy_vae_training
 from astrozoo.types import Result
 
 SEED = 1_000_005
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(OPTIONS))
     parser.add_argument("--compile", default="auto", choices=("auto", "always", "never"))
     options = parser.parse_args()
-    drawn = simulate_galaxies(galaxy_vae.survey(), options.galaxies, seed=SEED)
+    drawn = simulate_galaxies(galaxy_vae_training.survey(), options.galaxies, seed=SEED)
     stamps = standardise(drawn.image.numpy(), galaxy_vae.SIZE, drawn.noise_rms.numpy())
     problem = replace(galaxy_vae.problem(stamps), images=())
     shared: dict[str, Any] = {"progress": False, "compile": options.compile}

@@ -33,8 +33,8 @@ from astrozoo._train_command import train_stages
 from astrozoo._trained import Trained
 from astrozoo.data.simulate_galaxies import GalaxyStamps, simulate_galaxies
 from astrozoo.data.stamps import Stamps, standardise
-from astrozoo.models import galaxy_vae
-from astrozoo.models.galaxy_vae import Nets
+from astrozoo.models import galaxy_vae, galaxy_vae_training
+from astrozoo.nets.galaxy_vae import Nets
 
 HELD_OUT = 1000
 """Galaxies that are not trained on."""
@@ -131,11 +131,13 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     cache = options.out / "galaxies"
-    trained_on = galaxy_vae.simulated_stamps(options.galaxies, options.seed, cache=cache)
-    drawn = simulate_galaxies(galaxy_vae.survey(), HELD_OUT, seed=options.seed + HELD_OUT_SEED, cache=cache)
+    trained_on = galaxy_vae_training.simulated_stamps(options.galaxies, options.seed, cache=cache)
+    drawn = simulate_galaxies(
+        galaxy_vae_training.survey(), HELD_OUT, seed=options.seed + HELD_OUT_SEED, cache=cache
+    )
     held_out = standardise(drawn.image.numpy(), galaxy_vae.SIZE, drawn.noise_rms.numpy())
     first, second = (int(n) for n in options.steps.split(","))
-    stages = galaxy_vae.stages(
+    stages = galaxy_vae_training.stages(
         trained_on, held_out, seed=options.seed, kind=options.nets, steps=(first, second)
     )
     began = time.process_time()

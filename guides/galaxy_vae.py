@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from astrozoo.data.stamps import Pixels
 from astrozoo.density import Layout, lower_triangle
-from astrozoo.models.galaxy_vae import Encoder
+from astrozoo.nets.galaxy_vae import Encoder
 from astrozoo.types import Problem
 
 __all__ = ["amortised", "per_image"]

@@ -54,7 +54,7 @@ ENTRY = Entry(
     jobs={
         "run": Job("astrozoo.galaxies.vae_job:run", options=(*_READING, _WEIGHTS)),
         "train": Job(
-            "astrozoo.models.galaxy_vae:training",
+            "astrozoo.models.galaxy_vae_training:training",
             options=(
                 Option(
                     "galaxies",

@@ -34,8 +34,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import astrozoo
 from astrozoo.data.stamps import Pixels
-from astrozoo.models import galaxy_vae
+from astrozoo.models import galaxy_vae, galaxy_vae_training
 from astrozoo.nets.autoencoder import ConvolutionalDecoder, ConvolutionalEncoder
+from astrozoo.nets.galaxy_vae import Nets
 from astrozoo.types import Problem
 
 __all__ = ["measure"]
@@ -119,9 +120,9 @@ def galaxy(second: bool) -> Case:
     noise, used = torch.rand(IMAGES, generator=generator) + 0.1, torch.ones_like(image, dtype=torch.bool)
     pixels = Pixels(image, noise, used)
 
-    def nets() -> galaxy_vae.Nets:
-        made = galaxy_vae.untrained(pixels)
-        return galaxy_vae.of_second_stage(made) if second else made
+    def nets() -> Nets:
+        made = galaxy_vae_training.untrained(pixels)
+        return galaxy_vae_training.of_second_stage(made) if second else made
 
     plain = nets()
 

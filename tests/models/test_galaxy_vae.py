@@ -15,7 +15,7 @@ from astrozoo._trained import Trained
 from astrozoo.data.stamps import Pixels, Stamps, standardise
 from astrozoo.density import elbo, log_density
 from astrozoo.errors import DataError, InputError, UnknownNameError
-from astrozoo.models import galaxy_vae
+from astrozoo.models import galaxy_vae, galaxy_vae_training
 from astrozoo.types import Status
 
 SIZE = 17
@@ -32,7 +32,7 @@ def galaxies(count: int, seed: int = 0) -> Stamps:
 
 @pytest.fixture(scope="module", params=["dense", "convolutional"])
 def trained(request, tmp_path_factory) -> Trained:
-    stages = galaxy_vae.stages(
+    stages = galaxy_vae_training.stages(
         galaxies(120), galaxies(20, 1), kind=request.param, steps=(200, 10), latent=3, hidden=(16,)
     )
     return train_stages(stages, tmp_path_factory.mktemp("run"), seed=0, batch=16, progress=False)
@@ -47,7 +47,7 @@ def test_training_improves_on_the_mean_galaxy(trained):
     """In the second stage only f_sigma changes, from the first stage's weights."""
     assert trained.status is Status.BUDGET_SPENT
     held_out = galaxies(20, 1)
-    start = galaxy_vae.untrained(galaxies(120).pixels, latent=3, hidden=(16,))
+    start = galaxy_vae_training.untrained(galaxies(120).pixels, latent=3, hidden=(16,))
     at_start = ((start.decoder.log_mean.exp() - held_out.pixels.image) ** 2).mean()
     nets = galaxy_vae.load(trained, dtype=torch.float32)
     mean = nets.decoder(galaxy_vae.encode(nets, held_out)[0])[0]
@@ -58,7 +58,7 @@ def test_training_improves_on_the_mean_galaxy(trained):
 def test_the_second_stage_leaves_the_mean_alone(tmp_path):
     data = galaxies(40), galaxies(20, 1)
     settings = {"latent": 3, "hidden": (16,)}
-    first, second = galaxy_vae.stages(*data, steps=(5, 5), **settings)
+    first, second = galaxy_vae_training.stages(*data, steps=(5, 5), **settings)
     before = astrozoo.train(seed=0, progress=False, **first(None))
     after = astrozoo.train(seed=0, progress=False, **second(before))
     changed = {name for name, w in after.weights.items() if not torch.equal(w, before.weights.get(name, w))}
@@ -70,7 +70,7 @@ def test_the_second_stage_leaves_the_mean_alone(tmp_path):
 
 def test_an_untrained_kind_is_refused():
     with pytest.raises(InputError, match="one of dense, convolutional"):
-        galaxy_vae.untrained(galaxies(4).pixels, kind="residual")
+        galaxy_vae_training.untrained(galaxies(4).pixels, kind="residual")
 
 
 def test_the_density_is_that_of_normals_over_the_pixels_that_are_used(nets):
@@ -163,7 +163,7 @@ def test_read_takes_a_part_of_a_file(tmp_path):
 def test_training_needs_galaxies(tmp_path):
     np.savez(tmp_path / "s.npz", image=np.random.default_rng(0).normal(size=(5, 20, 20)))
     with pytest.raises(InputError, match="20 or more"):
-        galaxy_vae.training(out=tmp_path, path=tmp_path / "s.npz", seed=0, size=SIZE)
+        galaxy_vae_training.training(out=tmp_path, path=tmp_path / "s.npz", seed=0, size=SIZE)
 
 
 def test_the_plate_of_galaxies_is_the_sum_of_its_galaxies(nets):
