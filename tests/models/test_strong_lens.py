@@ -11,7 +11,7 @@ import torch
 
 import astrozoo
 from astrozoo.data.lens_image import LensImage
-from astrozoo.density import elbo, log_density
+from astrozoo.density import elbo, layout_of, log_density
 from astrozoo.errors import InputError, UnknownNameError
 from astrozoo.models import strong_lens
 from astrozoo.models.strong_lens import Prior, TruncatedNormal, observe, problem, simulate, stack
@@ -47,6 +47,13 @@ def test_settings_and_their_dimensions(setting, options, dim):
     assert target.layout.dim == dim == sum(value.numel() for value in truth.values())
     z = target.layout.unconstrain(truth)
     assert target.values(torch.stack((z, z + 0.01))).isfinite().all()
+
+
+def test_a_learned_source_may_be_loaded_while_the_model_is_captured():
+    """Its weights are no parameters of the model. Nothing else loads them before for an image from a file."""
+    data, _ = simulate(1, setting="talk", size=24, pixel_scale=0.2)
+    strong_lens._learned.cache_clear()
+    assert layout_of(problem(data, setting="talk")).dim == 37
 
 
 @pytest.mark.slow
