@@ -180,10 +180,6 @@ class PixelatedLens(StrongLens):
         middle = x.new_tensor([m + shift for m in self.middle])
         return light.interpolate(x, y, finer @ image @ finer.T, x.new_tensor(step / _FINE), middle)
 
-    def _whitened(self, rows: Float[Tensor, "n2 m"]) -> Float[Tensor, "n2 m"]:
-        n = self.pixels
-        return self.coloured(rows.T.reshape(-1, n, n)).flatten(1).T
-
 
 def _frequencies(n: int) -> Float[np.ndarray, "m"]:
     """Those of :func:`_waves`: 0, 1, 1, 2, 2, ... The highest of an even side has no phase and is omitted."""
@@ -214,21 +210,29 @@ def regularised(
     Returns:
         The model with the spread and length of greatest evidence, and the white noise at its mode.
     """
-    use = data.mask.flatten()
+    use, n = data.mask.flatten(), model.pixels
     lens_image = model.render(values, data, ("lens",))
     weight = 1 / data.total_variance(model.render(values, data)).flatten()[use]
     rows = model.response(values, data, model._unit_images())[:, use] * weight.sqrt().float()
     residual = ((data.image - lens_image).flatten()[use] * weight.sqrt()).float()
-    gram, pull = (rows @ rows.T).double(), (rows @ residual).double()
-    eye = torch.eye(len(rows), dtype=gram.dtype)
+    waves = torch.as_tensor(_waves(n, 1))
+
+    def spectral(x: Float[Tensor, "n2 m"]) -> Float[Tensor, "m2 m"]:
+        """By frequencies, in which the filter is a factor."""
+        return (waves @ x.T.reshape(-1, n, n) @ waves.T).flatten(1).T
+
+    gram = spectral(spectral((rows @ rows.T).double()).T)
+    pull = spectral((rows @ residual).double()[:, None])
+    eye = torch.eye(len(gram), dtype=gram.dtype)
 
     def trial(log: np.ndarray) -> PixelatedLens:
         return replace(model, spread=float(np.exp(log[0])), length=float(np.exp(log[1])))
 
     def solved(candidate: PixelatedLens) -> tuple[Tensor, Tensor]:
         """For the white noise: the Cholesky factor L of the curvature, and L^-1 times the gradient at 0."""
-        root = torch.linalg.cholesky(eye + candidate._whitened(candidate._whitened(gram).T))
-        return root, torch.linalg.solve_triangular(root, candidate._whitened(pull[:, None]), upper=False)
+        factor = torch.as_tensor(candidate._filter()).flatten()[:, None]
+        root = torch.linalg.cholesky(eye + factor * gram * factor.T)
+        return root, torch.linalg.solve_triangular(root, factor * pull, upper=False)
 
     def loss(log: np.ndarray) -> float:
         """Minus the log evidence, up to a constant."""
@@ -242,5 +246,5 @@ def regularised(
     )
     best = trial(optimum.x)
     root, b = solved(best)
-    field = torch.linalg.solve_triangular(root.T, b, upper=True)
-    return best, field.view(model.pixels, model.pixels)
+    field = torch.linalg.solve_triangular(root.T, b, upper=True).view(n - 1, n - 1)
+    return best, waves.T @ field @ waves
