@@ -150,6 +150,8 @@ class Entry:
         unsuited: all other methods -> why they do not suit this model. Commands refuse them with this reason.
         default_guide, default_method: what commands use by default.
         options: method -> options of ``infer`` that suit this model.
+        required: method -> settings of :meth:`problem` and :meth:`simulate` without which the method does not
+            take this model.
         dimensions: what the latent dimension is, in words.
         units: latent site -> unit.
         data_sets: names that ``astrozoo data fetch`` takes, of data that :meth:`read` reads.
@@ -173,6 +175,7 @@ class Entry:
     default_guide: str = ""
     default_method: str = ""
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    required: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     dimensions: str = ""
     units: Mapping[str, str] = field(default_factory=dict)
     data_sets: tuple[str, ...] = ()

@@ -3,8 +3,8 @@
     python -m experiments.make_kappa_spectrum
 
 It needs CAMB (`pip install camb`). The spectrum is Limber's integral over CAMB's non-linear matter power
-(HMcode 2020), for sources with n(z) ~ z^2 exp(-(z / 0.66)^1.2) and a flat Planck-2015 cosmology. The table and
-these settings are written to `models/mass_map_spectrum.json`.
+(HMcode 2020), for sources with n(z) ~ z^2 exp(-(z / 0.66)^1.2) and a flat Planck-2015 cosmology. The table
+and these settings are written to `models/mass_map_spectrum.json`.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def spectrum(ell: np.ndarray) -> np.ndarray:
     chi = results.comoving_radial_distance(z)
     density = z ** SOURCES["alpha"] * np.exp(-((z / SOURCES["z0"]) ** SOURCES["beta"]))
     density /= np.trapezoid(density, z)
-    efficiency = np.array([
-        np.trapezoid(np.where(z > z[i], density * (1 - chi[i] / chi), 0.0), z) for i in range(len(z))
-    ])
+    efficiency = np.array(
+        [np.trapezoid(np.where(z > z[i], density * (1 - chi[i] / chi), 0.0), z) for i in range(len(z))]
+    )
     omega = (COSMOLOGY["ombh2"] + COSMOLOGY["omch2"]) / (COSMOLOGY["H0"] / 100) ** 2
     weight = 1.5 * omega * (COSMOLOGY["H0"] / LIGHT) ** 2 * (1 + z) * efficiency  # times chi, over chi
     out = []

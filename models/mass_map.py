@@ -6,8 +6,8 @@
     kappa = k0 (exp(g - s^2 / 2) - 1)        (log-normal prior; s^2 is the variance of g)
     shear ~ N(D kappa, noise^2) in each pixel with data
 
-D is the Kaiser-Squires operator (:mod:`astrozoo.physics.shear`). Of both priors, the power spectrum of kappa is
-that of the theory. For the log-normal, g has the correlation ``log(1 + xi / k0^2)``, where ``xi`` is that of
+D is the Kaiser-Squires operator (:mod:`astrozoo.physics.shear`). With both priors the power spectrum of
+kappa is that of the theory. For the log-normal, g has the correlation ``log(1 + xi / k0^2)``, where ``xi`` is that of
 kappa; negative power is set to 0. The map is periodic. Pixels without data have no likelihood.
 
 With the Gaussian prior the posterior is exact (method ``wiener``). The log-normal prior describes the tail of
@@ -146,7 +146,8 @@ class MassMap:
             raise InputError("shift", self.shift, "a number above 0")
 
     def __call__(self, pixels: Pixels, filters: Filters) -> None:
-        white = pyro.sample("white", dist.Normal(torch.zeros_like(filters.shear[0, :, :1] * pixels.shear[0]), 1.0).to_event(2))
+        blank = torch.zeros_like(pixels.shear[0])
+        white = pyro.sample("white", dist.Normal(blank, 1.0).to_event(2))
         kappa = pyro.deterministic("kappa", self.convergence(white, filters))
         expected = self.observed(kappa, filters)
         noise = dist.Normal(expected, pixels.noise).mask(pixels.mask).to_event(3)
@@ -188,7 +189,9 @@ def load_spectrum(path: str | Path | None = None) -> Spectrum:
     try:
         table = np.load(path) if path.suffix == ".npy" else np.loadtxt(path, delimiter=_delimiter(path))
     except (OSError, ValueError) as error:
-        raise DataError(str(path), f"{type(error).__name__}: {error}", "two columns: ell and C_ell") from error
+        raise DataError(
+            str(path), f"{type(error).__name__}: {error}", "two columns: ell and C_ell"
+        ) from error
     if table.ndim != 2 or 2 not in table.shape:
         raise DataError(str(path), f"an array of shape {table.shape}", "two columns: ell and C_ell")
     ell, power = table if len(table) == 2 else table.T

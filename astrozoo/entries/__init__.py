@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from astrozoo.entries import celeste, galaxy_vae, latent_flow, strong_lens
+from astrozoo.entries import celeste, galaxy_vae, latent_flow, mass_map, strong_lens
 from astrozoo.entry import Entry
 
 __all__ = ["ENTRIES"]
 
-ENTRIES: tuple[Entry, ...] = (celeste.ENTRY, galaxy_vae.ENTRY, latent_flow.ENTRY, strong_lens.ENTRY)
+ENTRIES: tuple[Entry, ...] = (
+    celeste.ENTRY,
+    galaxy_vae.ENTRY,
+    latent_flow.ENTRY,
+    mass_map.ENTRY,
+    strong_lens.ENTRY,
+)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["filter_bank", "filtered", "frequencies", "summed"]
+__all__ = ["binned_power", "filter_bank", "filtered", "frequencies", "summed"]
 
 
 def frequencies(shape: tuple[int, int], like: Tensor) -> tuple[Float[Tensor, "y 1"], Float[Tensor, "h"]]:
@@ -34,6 +35,38 @@ def filter_bank(field: Float[Tensor, "*b y x"], kernels: Float[Tensor, "m y h"])
 def summed(fields: Float[Tensor, "*b m y x"], kernels: Float[Tensor, "m y h"]) -> Float[Tensor, "*b y x"]:
     """The sum of fields, each under its filter: the adjoint of :func:`filter_bank`."""
     return _Filter.apply(fields, kernels, True)
+
+
+def binned_power(
+    field: Float[Tensor, "*b y x"], bins: int
+) -> tuple[Float[Tensor, "bins"], Float[Tensor, "*b bins"]]:
+    """Mean power in rings of frequency, relative to that of white noise of unit variance.
+
+    Args:
+        bins: rings of equal width in the logarithm of the frequency, up to the highest of an axis. A ring
+            without modes is NaN.
+
+    Returns:
+        the mean frequency of each ring [cycles / pixel], and its power.
+    """
+    ny, nx = int(field.shape[-2]), int(field.shape[-1])
+    ky, kx = frequencies((ny, nx), field)
+    k = (kx**2 + ky**2).sqrt()
+    edges = torch.logspace(
+        math.log10(1 / max(ny, nx)), math.log10(0.5), bins + 1, dtype=k.dtype, device=k.device
+    )
+    ring = torch.bucketize(k, edges[1:-1])
+    # A mode of the half spectrum stands for two, except in the first column and the last of an even side.
+    count = torch.full_like(k, 2.0)
+    count[:, 0] = 1
+    if nx % 2 == 0:
+        count[:, -1] = 1
+    count = torch.where((k > 0) & (k <= 0.5), count, 0.0)
+    power = torch.fft.rfft2(field, norm="ortho").abs().square()
+    one_hot = torch.nn.functional.one_hot(ring, bins).to(k) * count[..., None]
+    total = one_hot.sum((0, 1))
+    middle = (one_hot * k[..., None]).sum((0, 1)) / total
+    return middle, torch.einsum("...yh,yhn->...n", power, one_hot) / total
 
 
 class _Filter(torch.autograd.Function):

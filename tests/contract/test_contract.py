@@ -23,6 +23,7 @@ _SMALL = {
     "trust_region": {"budget": 1, "draws": 20},
     "svi": {"budget": 5, "draws": 20},
     "laplace": {"budget": 3, "draws": 20},
+    "wiener": {"draws": 20},
     "auto": {"draws": 4, "chains": 2, "warmup": 6, "starts": 2, "steps": 3},
     "hmc": {"draws": 4, "chains": 2, "warmup": 6, "max_steps": 4},
     "el2o": {"guide": "full_rank", "budget": 1, "draws": 20, "particles": 2},
@@ -33,9 +34,12 @@ _SMALL = {
 
 
 @cache
-def simulated(name: str):
-    data, truth = astrozoo.get(name).simulate(seed=0)
-    return astrozoo.get(name).problem(data), truth
+def simulated(name: str, method: str = ""):
+    """The problem, with the settings that the method requires, and the truth."""
+    entry = astrozoo.get(name)
+    settings = entry.required.get(method, {})
+    data, truth = entry.simulate(seed=0, **settings)
+    return entry.problem(data, **settings), truth
 
 
 @cache
@@ -52,7 +56,7 @@ def evidence(name: str, guide: str):
 
 def run(name: str, method: str, guide: str, **settings):
     options = {**astrozoo.get(name).options.get(method, {}), "progress": False, **settings}
-    return astrozoo.infer(simulated(name)[0], method, guide, **options)
+    return astrozoo.infer(simulated(name, method)[0], method, guide, **options)
 
 
 def small_run(name: str, method: str):
@@ -155,7 +159,7 @@ def test_a_guide_starts_where_the_problem_says(name, guide):
 
 @pytest.mark.parametrize(("name", "method"), _METHODS)
 def test_a_run_gives_finite_labelled_draws_that_can_be_saved(name, method, tmp_path):
-    problem, truth = simulated(name)
+    problem, truth = simulated(name, method)
     result = first_run(name, method)
     assert set(result.draws) <= set(truth)
     for site, draws in result.draws.items():
@@ -180,7 +184,7 @@ def test_the_same_seed_gives_the_same_draws(name, method):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "method"), _METHODS)
 def test_the_truth_is_recovered_within_its_posterior(name, method):
-    _, truth = simulated(name)
+    _, truth = simulated(name, method)
     result = run(name, method, astrozoo.get(name).default_guide, seed=0)
     assert result.status.ok
     continuous = {site: value for site, value in truth.items() if value.is_floating_point()}

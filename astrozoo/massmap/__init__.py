@@ -1,0 +1,1 @@
+"""What ``astrozoo run mass_map`` does beyond the inference: FITS maps, pictures, the report."""
