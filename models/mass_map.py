@@ -7,8 +7,9 @@
     shear ~ N(D kappa, noise^2) in each pixel with data
 
 D is the Kaiser-Squires operator (:mod:`astrozoo.physics.shear`). With both priors the power spectrum of
-kappa is that of the theory. For the log-normal, g has the correlation ``log(1 + xi / k0^2)``, where ``xi`` is that of
-kappa; negative power is set to 0. The map is periodic. Pixels without data have no likelihood.
+kappa is that of the theory. For the log-normal, g has the correlation ``log(1 + xi / k0^2)``, where
+``xi`` is that of kappa; negative power is set to 0. The map is periodic. Pixels without data have no
+likelihood.
 
 With the Gaussian prior the posterior is exact (method ``wiener``). The log-normal prior describes the tail of
 massive haloes, which is why its mean map has a smaller error.
@@ -174,7 +175,7 @@ def _shipped() -> Spectrum:
 
 
 def load_spectrum(path: str | Path | None = None) -> Spectrum:
-    """A power spectrum from a file of two columns, ell and C_ell, or a NumPy array of two rows or columns.
+    """A power spectrum from a text file of two columns, ell and C_ell, or an NPY file of two rows or columns.
 
     Without a path: a Planck-2015 cosmology and sources with a median redshift of 0.9, made by
     ``experiments/make_kappa_spectrum.py``.
@@ -192,9 +193,9 @@ def load_spectrum(path: str | Path | None = None) -> Spectrum:
         raise DataError(
             str(path), f"{type(error).__name__}: {error}", "two columns: ell and C_ell"
         ) from error
-    if table.ndim != 2 or 2 not in table.shape:
+    if table.ndim != 2 or 2 not in (table.shape if path.suffix == ".npy" else table.shape[1:]):
         raise DataError(str(path), f"an array of shape {table.shape}", "two columns: ell and C_ell")
-    ell, power = table if len(table) == 2 else table.T
+    ell, power = table if path.suffix == ".npy" and len(table) == 2 else table.T
     return _checked(Spectrum(ell.astype(float), power.astype(float)))
 
 

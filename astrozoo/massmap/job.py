@@ -18,9 +18,9 @@ from astrozoo.massmap.maps import posterior_maps, write_maps
 from astrozoo.massmap.pictures import MAPS, POWER, map_figure, mode_rows, peak_rows, power_figure
 from astrozoo.types import Outcome, Page, Problem, Result
 
-__all__ = ["run"]
+__all__ = ["DEMO_SIZE", "run"]
 
-_DEMO = 96
+DEMO_SIZE = 96
 """Side of the demonstration's map [px]."""
 _KEPT = 400
 """Draws that are kept: enough for quantiles of 95 %. Of a map of 360 x 360 they take 200 MB."""
@@ -68,7 +68,7 @@ def run(
         for option in entry.reading:
             if option.name in reading:
                 raise InputError(option.flag, reading[option.name], f"{option.flag} with --data only")
-        data, truth = entry.simulate(seed, size=_DEMO, **settings)
+        data, truth = entry.simulate(seed, size=DEMO_SIZE, **settings)
     print(data.origin)
     problem = entry.problem(data, **settings).to(device=device)
     result = _inferred(entry, problem, method, guide, seed, out, draws, chains)
@@ -108,7 +108,7 @@ def _inferred(
         settings |= {"thin": max(1, math.ceil(total / _KEPT)), "summaries": True}
     (out / CHECKPOINT).mkdir(exist_ok=True)
     kept = out / CHECKPOINT / f"{method}.npz"
-    if method not in ("wiener",):
+    if method != "wiener":
         settings["checkpoint"] = kept
     return infer(problem, method, guide, seed=seed, keep=["kappa"], **settings)
 

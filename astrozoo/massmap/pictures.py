@@ -72,7 +72,7 @@ def map_figure(
         figure.colorbar(shown, ax=axis, shrink=0.8)
         axis.set(title=title, xlabel="arcmin")
     for axis in (axes[0, 0], axes[0, 1], axes[1, 0]):
-        axis.plot((found.x + 0.5) * pixel, (found.y + 0.5) * pixel, "c+", ms=7)
+        axis.plot((found.x.numpy() + 0.5) * pixel, (found.y.numpy() + 0.5) * pixel, "c+", ms=7)
     return figure
 
 
@@ -136,12 +136,14 @@ def power_figure(
         prior: draws of the prior.
     """
     side = math.radians(pixel / 60)
-    k, of_draws = binned_power(torch.as_tensor(np.asarray(draws, float)), _RINGS)
-    of_mean = binned_power(torch.as_tensor(np.asarray(mean, float)), _RINGS)[1]
-    of_prior = binned_power(prior, _RINGS)[1].mean(0)
+    fields = (torch.as_tensor(np.asarray(x, float)) for x in (draws, mean, prior))
+    spectra = [binned_power(field, _RINGS) for field in fields]
+    k = spectra[0][0].numpy()
+    of_draws, of_mean, of_prior = (power.numpy() for _, power in spectra)
+    of_prior = of_prior.mean(0)
     ell = 2 * math.pi * k / side
     norm = ell**2 / (2 * math.pi) * side**2
-    low, high = (norm * of_draws.quantile(q, 0) for q in (0.16, 0.84))
+    low, high = norm * np.quantile(of_draws, (0.16, 0.84), axis=0)
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
     axis.fill_between(ell, low, high, alpha=0.3, color="C0")
     axis.loglog(ell, norm * of_draws.mean(0), color="C0", label="draws")
