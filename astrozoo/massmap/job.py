@@ -22,8 +22,9 @@ __all__ = ["DEMO_SIZE", "run"]
 
 DEMO_SIZE = 96
 """Side of the demonstration's map [px]."""
-_KEPT = 400
-"""Draws that are kept: enough for quantiles of 95 %. Of a map of 360 x 360 they take 200 MB."""
+_KEPT = 1000
+"""Most draws that are kept. A run has converged if 400 of them are effective. Of a map of 360 x 360 they take
+1 GB in memory and half of that in the file of the results."""
 _WRITTEN = 50
 """Draws that are written as FITS: 26 MB of a map of 360 x 360."""
 _PRIOR_DRAWS = 20

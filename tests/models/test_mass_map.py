@@ -55,18 +55,18 @@ def test_hmc_with_a_gaussian_prior_agrees_with_the_wiener_filter():
     problem = mass_map.problem(maps, prior="gaussian")
     options = {"compile": "never", "progress": False, "seed": 1}
     exact = astrozoo.infer(problem, "wiener", draws=4000, **options)
-    chains = astrozoo.infer(problem, "hmc", chains=8, draws=150, warmup=100, **options)
+    chains = astrozoo.infer(problem, "hmc", chains=8, draws=100, warmup=60, **options)
     mean, sd = (posterior_maps(problem, exact)[name] for name in ("MEAN", "SD"))
     ours = posterior_maps(problem, chains)
     z = (ours["MEAN"] - mean) / sd
-    assert np.abs(z).max() < 0.25
+    assert np.abs(z).max() < 0.3
     assert np.mean(ours["SD"] / sd) == pytest.approx(1, abs=0.03)
 
 
 def test_the_log_normal_posterior_covers_the_truth_and_beats_the_gaussian():
-    maps, truth = mass_map.simulate(1, size=32, pixel=1.0, noise=0.02)
+    maps, truth = mass_map.simulate(1, size=20, pixel=1.0, noise=0.02)
     result = astrozoo.infer(
-        mass_map.problem(maps), "hmc", chains=4, draws=150, warmup=100, compile="never", progress=False
+        mass_map.problem(maps), "hmc", chains=4, draws=100, warmup=60, compile="never", progress=False
     )
     found, true = posterior_maps(mass_map.problem(maps), result), truth["kappa"].numpy()
     inside = (found["Q025"] < true) & (true < found["Q975"])
