@@ -55,7 +55,7 @@ def test_a_catalogue_becomes_maps_with_a_wcs_and_a_report(tmp_path):
 
 
 def test_wiener_needs_the_gaussian_prior(tmp_path):
-    with pytest.raises(InputError, match="--method wiener: .* expected it with --prior gaussian"):
+    with pytest.raises(InputError, match=r"--method wiener: .* expected it with --prior gaussian"):
         run(out=tmp_path, demo=True, method="wiener")
 
 
