@@ -60,7 +60,7 @@ def read_columns(path: Path, **given: str | None) -> dict[str, Float[np.ndarray,
     """
     table = _table(path)
     names = {name.lower(): name for name in table}
-    columns = {}
+    columns: dict[str, np.ndarray] = {}
     for what, known in _NAMES.items():
         wanted = given.get(what)
         if wanted is not None and wanted.lower() not in names:
@@ -80,7 +80,7 @@ def read_columns(path: Path, **given: str | None) -> dict[str, Float[np.ndarray,
 def _numbers(column: np.ndarray, what: str) -> Float[np.ndarray, "n"]:
     """In double precision; missing values are NaN."""
     try:
-        values = np.ma.filled(np.ma.asarray(column, dtype=float), np.nan)
+        values: np.ndarray = np.ma.filled(np.ma.asarray(column, dtype=float), np.nan)
     except (TypeError, ValueError) as error:
         raise DataError(what, f"values of type {column.dtype}", "numbers") from error
     if values.ndim != 1:
