@@ -1,15 +1,18 @@
 """The population that simulated galaxies are drawn from.
 
-It is a smoothed bootstrap of 500 parametric fits to COSMOS galaxies of F814W < 23.5 (the file
+By default it is a smoothed bootstrap of 500 parametric fits to COSMOS galaxies of F814W < 23.5 (the file
 ``galaxy_shapes/real_galaxy_23.5_500_fits.fits`` of the local data). Where there is no such file, it is a
 multivariate normal with the mean and the covariance of the same quantities.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from astropy.io import fits
@@ -18,7 +21,7 @@ from jaxtyping import Float
 from astrozoo.data import root
 from astrozoo.errors import DataError, InputError
 
-__all__ = ["Galaxy", "Population", "load_population"]
+__all__ = ["CosmosPopulation", "Galaxy", "Population", "SersicPopulation", "load_population"]
 
 FILE = Path("galaxy_shapes") / "real_galaxy_23.5_500_fits.fits"
 _FAINTEST = 23.6
@@ -49,7 +52,7 @@ _CORRELATION = np.array(
         [-0.30, -0.10, 0.01, 0.03, 1.00],
     ]
 )
-"""Moments of the five columns of :class:`Population`, of the 468 fits that do not lie at a limit."""
+"""Moments of the five columns of :class:`CosmosPopulation`, of the 468 fits that do not lie at a limit."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,77 @@ class Galaxy:
     bulge_fraction: float
 
 
+class Population(Protocol):
+    """A distribution of galaxies."""
+
+    @property
+    def name(self) -> str:
+        """What it is, in a few words."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """A hash of its content."""
+        ...
+
+    def draw(
+        self, rng: np.random.Generator, radius: tuple[float, float], magnitude: tuple[float, float]
+    ) -> Galaxy:
+        """A galaxy whose half-light radius [arcsec] and magnitude are in the given ranges.
+
+        Raises:
+            InputError: almost no galaxy is in the ranges.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class SersicPopulation:
+    """Galaxies of one Sersic index, with normal distributions: those of :class:`astrozoo.models.shear.Shear`.
+
+    Args:
+        index: Sersic index.
+        ellipticity_sd: SD of each component of a vector whose length is ``-ln(axis ratio)``.
+        magnitude: (mean, SD).
+        log_radius: (mean, SD) of ln r [ln arcsec] at the mean magnitude.
+        radius_slope: d(mean of ln r) / d(ln flux).
+    """
+
+    index: float = 1.0
+    ellipticity_sd: float = 0.5
+    magnitude: tuple[float, float] = (25.0, 0.3)
+    log_radius: tuple[float, float] = (math.log(0.5), 0.25)
+    radius_slope: float = 0.3
+
+    @property
+    def name(self) -> str:
+        """What it is, in a few words."""
+        return f"normal distributions, Sersic index {self.index:g}"
+
+    @property
+    def digest(self) -> str:
+        """A hash of its content."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()
+
+    def draw(
+        self, rng: np.random.Generator, radius: tuple[float, float], magnitude: tuple[float, float]
+    ) -> Galaxy:
+        """A galaxy; see :class:`Population`. It has no redshift and no bulge."""
+        return _in_ranges(self._draw, rng, radius, magnitude)
+
+    def _draw(self, rng: np.random.Generator) -> Galaxy:
+        fainter = self.magnitude[1] * rng.standard_normal()
+        brighter = -fainter * math.log(10) / 2.5  # in ln flux
+        length = (
+            self.log_radius[0] + self.radius_slope * brighter + self.log_radius[1] * rng.standard_normal()
+        )
+        ratio = math.exp(-self.ellipticity_sd * math.hypot(*rng.standard_normal(2)))
+        return Galaxy(self.magnitude[0] + fainter, math.exp(length), self.index, ratio, 0.0, 0.0)
+
+
 @dataclass(frozen=True, eq=False)
-class Population:
-    """A distribution of galaxies.
+class CosmosPopulation:
+    """COSMOS galaxies.
 
     Args:
         name: where it comes from.
@@ -88,21 +159,19 @@ class Population:
     table: Float[np.ndarray, "n 5"] | None = None
     bulge: Float[np.ndarray, "n"] | None = None
 
+    @property
+    def digest(self) -> str:
+        """A hash of its content."""
+        digest = hashlib.sha256(self.name.encode())
+        if self.table is not None and self.bulge is not None:
+            digest.update(self.table.tobytes() + self.bulge.tobytes())
+        return digest.hexdigest()
+
     def draw(
         self, rng: np.random.Generator, radius: tuple[float, float], magnitude: tuple[float, float]
     ) -> Galaxy:
-        """A galaxy whose half-light radius [arcsec] and magnitude are in the given ranges.
-
-        Raises:
-            InputError: almost no galaxy is in the ranges.
-        """
-        for _ in range(_TRIES):
-            galaxy = self._draw(rng)
-            inside = radius[0] <= galaxy.half_light_radius <= radius[1]
-            if inside and magnitude[0] <= galaxy.magnitude <= magnitude[1]:
-                return galaxy
-        expected = "ranges of radius and magnitude with more than a few galaxies in a thousand"
-        raise InputError("survey", f"radius={radius}, magnitude={magnitude}", expected)
+        """A galaxy; see :class:`Population`."""
+        return _in_ranges(self._draw, rng, radius, magnitude)
 
     def _draw(self, rng: np.random.Generator) -> Galaxy:
         noise = rng.standard_normal(5)
@@ -125,7 +194,22 @@ class Population:
         )
 
 
-def load_population() -> Population:
+def _in_ranges(
+    draw: Callable[[np.random.Generator], Galaxy],
+    rng: np.random.Generator,
+    radius: tuple[float, float],
+    magnitude: tuple[float, float],
+) -> Galaxy:
+    for _ in range(_TRIES):
+        galaxy = draw(rng)
+        inside = radius[0] <= galaxy.half_light_radius <= radius[1]
+        if inside and magnitude[0] <= galaxy.magnitude <= magnitude[1]:
+            return galaxy
+    expected = "ranges of radius and magnitude with more than a few galaxies in a thousand"
+    raise InputError("survey", f"radius={radius}, magnitude={magnitude}", expected)
+
+
+def load_population() -> CosmosPopulation:
     """The bootstrap of the COSMOS fits; the multivariate normal if the local data have no such file.
 
     Raises:
@@ -134,7 +218,7 @@ def load_population() -> Population:
     folder = root()
     path = None if folder is None else folder / FILE
     if path is None or not path.is_file():
-        return Population("multivariate normal (no COSMOS fits in the local data)")
+        return CosmosPopulation("multivariate normal (no COSMOS fits in the local data)")
     try:
         with fits.open(path) as file:
             rows = file[1].data
@@ -153,4 +237,4 @@ def load_population() -> Population:
         np.log(redshift + _Z0),
     )
     table = np.stack(columns, axis=1)[usable]
-    return Population("smoothed bootstrap of COSMOS fits", table, np.clip(bulge, 0.0, 1.0)[usable])
+    return CosmosPopulation("smoothed bootstrap of COSMOS fits", table, np.clip(bulge, 0.0, 1.0)[usable])

@@ -100,7 +100,7 @@ def _neighbour(
 
 def _psf(rng: np.random.Generator, psf: PsfRange) -> galsim.GSObject:
     fwhm = math.exp(rng.uniform(*np.log(psf.fwhm))) if psf.fwhm[0] < psf.fwhm[1] else psf.fwhm[0]
-    g1, g2 = np.clip(psf.ellipticity * rng.standard_normal(2), -0.5, 0.5)
+    g1, g2 = np.clip(psf.shape + psf.ellipticity * rng.standard_normal(2), -0.6, 0.6)
     profile = {
         "moffat": lambda: galsim.Moffat(beta=_MOFFAT_BETA, fwhm=fwhm),
         "gaussian": lambda: galsim.Gaussian(fwhm=fwhm),

@@ -44,11 +44,13 @@ class PsfRange:
         profile: one of :data:`PSF_PROFILES`.
         fwhm: range of the full width at half maximum, before the pixel [arcsec]; its logarithm is uniform.
         ellipticity: standard deviation of each component of the PSF's reduced shear.
+        shape: mean (g1, g2) of that shear.
     """
 
     profile: str = "moffat"
     fwhm: tuple[float, float] = (0.15, 0.3)
     ellipticity: float = 0.02
+    shape: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
         if self.profile not in PSF_PROFILES:
@@ -56,6 +58,8 @@ class PsfRange:
         _check_range("PSF fwhm [arcsec]", self.fwhm)
         if not 0 <= self.ellipticity <= 0.2:
             raise InputError("PSF ellipticity", self.ellipticity, "0 to 0.2")
+        if not math.hypot(*self.shape) < 0.5:
+            raise InputError("PSF shape", self.shape, "(g1, g2) with a modulus below 0.5")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Realistic galaxies with known truth, drawn by GalSim.
 
-Sizes, magnitudes, Sersic indices, axis ratios and redshifts are those of
-:mod:`astrozoo.data.galaxy_population`, and structure is that of :mod:`astrozoo.data.galaxy_morphology`.
+Sizes, magnitudes, Sersic indices, axis ratios and redshifts are those of COSMOS unless another population is
+given (:mod:`astrozoo.data.galaxy_population`). Structure is that of :mod:`astrozoo.data.galaxy_morphology`.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ def simulate_galaxies(
     count: int,
     *,
     seed: int,
+    population: Population | None = None,
     workers: int = 0,
     cache: Path | None = None,
     progress: bool = True,
@@ -98,6 +99,8 @@ def simulate_galaxies(
         survey: settings.
         count: number of galaxies.
         seed: of all random numbers.
+        population: what galaxies are drawn from; by default COSMOS
+            (:func:`~astrozoo.data.galaxy_population.load_population`).
         workers: processes that draw galaxies; 0 draws them in this one. A script that uses workers needs
             ``if __name__ == "__main__":``.
         cache: folder of cached galaxies, each file with a checksum. None caches nothing. An interrupted run
@@ -113,7 +116,7 @@ def simulate_galaxies(
     for name, value, least in (("count", count, 1), ("seed", seed, 0), ("workers", workers, 0)):
         if value < least:
             raise InputError(name, value, f"{least} or more")
-    population = load_population()
+    population = load_population() if population is None else population
     digest = _digest(survey, population, seed)
     paths = {
         first: None if cache is None else cache / f"{digest}-{first}.safetensors"
@@ -164,11 +167,8 @@ def _tensors(chunk: dict[str, np.ndarray]) -> dict[str, Tensor]:
 
 
 def _digest(survey: GalaxySurvey, population: Population, seed: int) -> str:
-    settings = {"survey": asdict(survey), "seed": seed, "population": population.name, "version": _VERSION}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    if population.table is not None and population.bulge is not None:
-        digest.update(population.table.tobytes() + population.bulge.tobytes())
-    return digest.hexdigest()[:16]
+    settings = {"survey": asdict(survey), "seed": seed, "population": population.digest, "version": _VERSION}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _checksum(chunk: dict[str, Tensor]) -> str:

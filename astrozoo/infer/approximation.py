@@ -180,7 +180,7 @@ def _log_ratio(
 ) -> Float[Tensor, "b m"]:
     """ln p - ln q of the draws ``z = mean + root e`` of a Gaussian with that (triangular) root."""
     if density.batch is None:
-        log_p = density.values(z[0]).mT
+        log_p = torch.cat([density.values(part) for part in z[0].split(RATIOS_AT_ONCE)]).mT
     else:
         log_p = torch.cat([density.values(z[:, i]) for i in range(z.shape[1])], 1)
     log_q = -(e.square() + math.log(2 * math.pi)).sum(1) / 2
