@@ -72,8 +72,8 @@ class SersicStamp:
     def __call__(self, modes: StampModes, interim: Interim) -> None:
         zeros = interim.eta_sd.new_zeros(2)
         eta = pyro.sample("eta", dist.Normal(zeros, interim.eta_sd).to_event(1))
-        log_radius = pyro.sample("log_radius", dist.Normal(*interim.log_radius.unbind()))
-        log_flux = pyro.sample("log_flux", dist.Normal(*interim.log_flux.unbind()))
+        log_radius = pyro.sample("log_radius", dist.Normal(interim.log_radius[0], interim.log_radius[1]))
+        log_flux = pyro.sample("log_flux", dist.Normal(interim.log_flux[0], interim.log_flux[1]))
         offset = pyro.sample("offset", dist.Normal(zeros, interim.offset_sd).to_event(1))
         pyro.factor("stamp", log_likelihood(modes, self.index, eta, log_radius, log_flux, offset))
 

@@ -107,8 +107,8 @@ def fit_stamps(
         for first in range(0, len(stamps.image), _BATCH):
             rows = torch.arange(first, min(first + _BATCH, len(stamps.image)))
             part = target.take(rows)
-            mode = _modes(part, _start(stamps, interim, rows), interim)
-            parts.append(_draw(part, mode, draws, seed, rows))
+            found = _modes(part, _start(stamps, interim, rows), interim)
+            parts.append(_draw(part, found, draws, seed, rows))
             report(int(rows[-1]) + 1, "")
     mode, z, log_weight, effective = (torch.cat(part) for part in zip(*parts, strict=True))
     density = log_weight - _log_interim(interim, z)
