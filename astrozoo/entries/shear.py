@@ -34,7 +34,10 @@ ENTRY = Entry(
     model="astrozoo.models.shear:Shear",
     guides=("full_rank", "mean_field"),
     methods=("laplace", "trust_region", "svi", "hmc", "nuts", "nutpie", "auto"),
-    unsuited={"el2o": "the trust region fits the same normal, by exact second derivatives"},
+    unsuited={
+        "el2o": "the trust region fits the same normal, by exact second derivatives",
+        "wiener": "the likelihood of the shear is not that of a linear model",
+    },
     default_guide="full_rank",
     default_method="laplace",
     dimensions="the two components of the shear, and six numbers of the population",
