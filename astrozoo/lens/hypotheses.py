@@ -14,18 +14,17 @@ from astrozoo._goodness import improvable
 from astrozoo.density import layout_of
 from astrozoo.infer import infer
 from astrozoo.lens.gauss_newton import gauss_newton, log_evidence
-from astrozoo.lens.pixelated import at_location, pixelated_mode, pixelated_posterior
+from astrozoo.lens.pixelated import at_location, pixelated_mode, posterior_around
 from astrozoo.models.learned_source import LATENT
-from astrozoo.models.pixelated_lens import PixelatedLens
 from astrozoo.types import Goodness, Problem, Result, Status
 
 __all__ = ["Hypothesis", "hypotheses"]
 
 _DRAWS = (100, 200, 400)
-"""Draws of each of 48 chains behind a Sersic or learned source, unless the user sets them. The run continues
-to the next number if it has not converged. With 100, easy lenses have 1,000 effective draws or more."""
-_DRAWS_OF_PIXELS = (200, 400)
-"""The same of 8 chains behind a source of pixels."""
+"""Draws of each of 48 chains after a search, unless the user sets them. The run continues to the next number
+if it has not converged. With 100, easy lenses have 1,000 effective draws or more."""
+_DRAWS_AROUND = (200, 400)
+"""The same of the 8 chains of :func:`~.pixelated.posterior_around`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,13 +62,13 @@ class Hypothesis:
             folder: for the checkpoint.
             sampling: options of HMC, such as ``draws`` and ``chains``.
         """
-        pixels = isinstance(self.problem.model, PixelatedLens)
+        around = self.mode.method == "gauss_newton"
         shared: dict[str, Any] = {**sampling, "seed": seed, "checkpoint": folder / f"{self.name}.npz"}
-        lengths = _DRAWS_OF_PIXELS if pixels else _DRAWS
+        lengths = _DRAWS_AROUND if around else _DRAWS
         for draws in (sampling["draws"],) if "draws" in sampling else lengths:
             shared["draws"] = draws
-            if pixels:
-                result = pixelated_posterior(self.problem, self.mode, **shared)
+            if around:
+                result = posterior_around(self.problem, self.mode, **shared)
             else:
                 result = infer(self.problem, "auto", None, start=self.mode, **shared)
             if result.status is not Status.BUDGET_SPENT:

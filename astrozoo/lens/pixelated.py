@@ -20,7 +20,7 @@ from astrozoo.models.pixelated_lens import PixelatedLens, regularised
 from astrozoo.physics import imaging
 from astrozoo.types import Problem, Result
 
-__all__ = ["at_location", "check_pixels", "pixelated_mode", "pixelated_posterior"]
+__all__ = ["at_location", "check_pixels", "pixelated_mode", "posterior_around"]
 
 _ANCHORS = 100
 """Number of points of the arcs that the source's grid is anchored to: their mean and covariance need no more.
@@ -78,10 +78,10 @@ def pixelated_mode(
     return max(trials, key=lambda trial: log_evidence(trial[1]))
 
 
-def pixelated_posterior(
+def posterior_around(
     problem: Problem, mode: Result, *, draws: int, chains: int = _CHAINS, **options: Any
 ) -> Result:
-    """HMC over mass, light and pixels together; its mass matrix is the curvature at the mode."""
+    """HMC over mass, light and source together; its mass matrix is the curvature at the mode."""
     settings = {"draws": draws, "chains": chains, "warmup": _WARMUP, "least_length": _LENGTH, **options}
     return infer(problem, "hmc", None, precondition=mode, **settings)
 

@@ -23,7 +23,7 @@ from astrozoo.lens import hypotheses, job, pixelated
 from astrozoo.lens.gauss_newton import gauss_newton, log_evidence
 from astrozoo.lens.hypotheses import Hypothesis
 from astrozoo.lens.pictures import count_images, critical_lines, lens_figure
-from astrozoo.lens.pixelated import at_location, check_pixels, pixelated_mode, pixelated_posterior
+from astrozoo.lens.pixelated import at_location, check_pixels, pixelated_mode, posterior_around
 from astrozoo.models.lens_exposure import Exposure
 from astrozoo.models.lens_prior import IMAGE
 from astrozoo.models.strong_lens import problem, simulate
@@ -64,7 +64,7 @@ def test_a_source_of_pixels_fits_and_finds_the_radius(mode: tuple[Problem, Resul
 def test_the_posterior_of_a_source_of_pixels(mode: tuple[Problem, Result]) -> None:
     """A few draws: enough to see that mode, curvature and sampler go together."""
     task, normal = mode
-    result = pixelated_posterior(
+    result = posterior_around(
         task, normal, draws=4, chains=2, warmup=2, least_length=0.3, compile="never", progress=False, seed=0
     )
     assert result.draws["source_field"].shape == (2, 4, 16, 16)
