@@ -28,8 +28,9 @@ _BOX = 9
 count as noise. Noise that resampling has correlated over a few pixels does; differences of adjacent pixels
 would miss half of it."""
 _TOLERANCE = 0.3
-"""Part of the noise's variance that misfits may add before a model does not fit. Correct models of
-simulations reach 0.05, a source of pixels behind a real galaxy up to 0.4, and wrong solutions 1 or more."""
+"""Part of the noise's variance that misfits may add before a model does not fit. Correct models of simulated
+lenses have chi2 of 0.98 to 1.05. Sersic sources in place of clumpy galaxies have 1.09 to 1.32, with Einstein
+radii within 2 SDs (on the two lenses that were sampled), and wrong solutions 2 or more."""
 _SIGMAS = 4.0
 """Number of standard deviations of chi2 by chance that are added to 1, or to the tolerance. At 4 a right
 model exceeds 1 by more in one of 30,000 images, so that a greater chi2 is the model's and not the noise's."""
