@@ -35,6 +35,12 @@ class _Weights:
 
 
 _WEIGHTS = {
+    "psf_vae": _Weights(
+        "decoder of galaxies without PSF (16 latents), and the encoder of stamps with their PSFs",
+        "14c291d85e234196e68c154230c351006a04d025b77d212d29a2ba326542f53f",
+        package="astrozoo.models",
+        name="psf_vae.safetensors",
+    ),
     "latent_flow": _Weights(
         "prior of the 16 latents of a galaxy given its half-light radius, magnitude and redshift",
         "aab835eb349cba69bedc63b3b9299eb4a01e8f515d88ebe96d71f57663f67fce",
