@@ -4,7 +4,8 @@
         [--fits 40] [--hst FOLDER]
 
 Simulated galaxies come from another seed than those of training. Takes about 3 minutes on one core. Files in
-``--out``: ``scores.json`` and ``shapes.png`` (ellipticity of decode against truth).
+``--out``: ``scores.json``, ``shapes.png`` (ellipticity of decode against truth) and, with ``--hst``,
+``hst.png``.
 
 What is compared:
 
@@ -37,8 +38,10 @@ from torch import Tensor
 import astrozoo
 from astrozoo._files import write_json
 from astrozoo.data.noisy_stamps import Stamp, noisy_stamps
-from astrozoo.data.psf_stamps import PsfStamp
+from astrozoo.data.psf_stamps import PsfStamp, read_galaxies
 from astrozoo.data.simulate_galaxies import GalaxySurvey, PsfRange, simulate_galaxies
+from astrozoo.galaxies.psf_maps import maps_of
+from astrozoo.galaxies.psf_pictures import maps_figure
 from astrozoo.models import galaxy_population, psf_vae
 from astrozoo.models.galaxy_encoder import moments, render
 from astrozoo.models.galaxy_population import SNR, SURVEY
@@ -48,6 +51,10 @@ SEED = 1_000_003
 """Seed of the held-out galaxies: far from those of training."""
 BRIGHT = 20.0
 """Signal-to-noise ratio above which shapes are compared."""
+SHOWN = 4
+"""HST galaxies in the picture: the brightest."""
+HST_SIZE = 48
+"""[px] Largest side of the HST stamps."""
 IWAE = 64
 """Draws of the importance-weighted bound."""
 SURVEYS: Mapping[str, GalaxySurvey] = {
@@ -166,18 +173,15 @@ def fitted(stamp: Stamp, weights: Any) -> tuple[Tensor, dict[str, Any]]:
     return torch.stack(images), coverage | {"CPU seconds per galaxy": seconds}
 
 
-def hst(folder: Path, weights: Any) -> dict[str, Any]:
-    """chi2 of whitened residuals of real HST stamps at the mode, with their correlated noise."""
-    chi2 = []
+def hst(folder: Path, weights: Any, path: Path) -> dict[str, Any]:
+    """chi2 of whitened residuals of real HST stamps with their correlated noise, and a picture of some."""
+    maps = []
     for galaxy in galaxies_of(folder):
         problem = psf_vae.problem(galaxy, weights=weights)
-        exposures, start = problem.args
-        model: Any = problem.model
-        with torch.no_grad():
-            (image,) = model.images(exposures, start.mean)
-        scaled = (exposures[0].image - image) / exposures[0].sd
-        chi2.append(float(model.white(0, exposures[0])(scaled).square().mean()))
-    values = np.array(chi2)
+        result = astrozoo.infer(problem, "laplace", draws=64, seed=0, compile="never", progress=False)
+        maps += maps_of(problem, result)
+    values = np.array([chi2 for one in maps for chi2 in one.chi2])
+    maps_figure(sorted(maps, key=lambda one: -one.model[0].sum())[:SHOWN]).savefig(path, dpi=70)
     return {
         "stamps": len(values),
         "chi2 / N of whitened residuals, quartiles": np.quantile(values, (0.25, 0.5, 0.75)).round(3).tolist(),
@@ -186,10 +190,8 @@ def hst(folder: Path, weights: Any) -> dict[str, Any]:
 
 
 def galaxies_of(folder: Path) -> Sequence[psf_vae.Galaxy]:
-    """The galaxies of a catalogue whose likelihood is exact."""
-    read = psf_vae.read(folder)
-    galaxies = [read] if isinstance(read, psf_vae.Galaxy) else read
-    return [galaxy for galaxy in galaxies if max(galaxy.exposures[0].shape) <= 64]
+    """The galaxies of a catalogue; larger stamps are cut, so that their likelihood is exact."""
+    return read_galaxies(folder, size=HST_SIZE)
 
 
 def picture(table: Mapping[str, np.ndarray], path: Path) -> None:
@@ -235,7 +237,7 @@ def main() -> None:
         print(name, scores[name], flush=True)
     print("modes", scores["modes"], flush=True)
     if options.hst is not None:
-        scores["HST"] = hst(options.hst, trained)
+        scores["HST"] = hst(options.hst, trained, options.out / "hst.png")
         print("HST", scores["HST"])
     write_json(scores, options.out / "scores.json")
 

@@ -50,8 +50,8 @@ SURVEY = GalaxySurvey(size=48, pixel_scale=0.1, psf=PsfRange("moffat", (0.2, 0.4
 """The galaxies that the shipped weights are trained on. Radii are .1 to .8 arcsec, or 1 to 8 px."""
 SNR = (6.0, 300.0)
 """Signal-to-noise ratios of the last phases; see :class:`~astrozoo.data.noisy_stamps.NoisyStamps`."""
-STEPS = (2000, 1000, 500)
-"""Steps of the phases, of 128 galaxies each. They take 0.12, 0.2 and 0.2 CPU seconds."""
+STEPS = (1100, 450, 250)
+"""Steps of the phases, of 64 galaxies each. A step takes .04, .1 and .1 CPU seconds."""
 
 
 class _Phase(NamedTuple):

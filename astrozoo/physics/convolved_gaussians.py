@@ -23,8 +23,8 @@ __all__ = ["GaussianSum", "convolved_image", "frame_of", "surface_brightness", "
 
 _MARGIN = 1.5
 """Side of the periodic frame, divided by that of the stamp: copies of a galaxy in the centre of the stamp are
-at least one side away from every pixel. The light of a galaxy that fills the stamp is wrong by 1e-4 of the peak
-at the edges."""
+at least one side away from every pixel. The light of a galaxy that fills the stamp is wrong by 1e-4 of the
+peak at the edges."""
 _LEAST = -80.0
 """Least exponent. Smaller ones give subnormal numbers in single precision, whose arithmetic is slow."""
 
