@@ -26,7 +26,7 @@ def run(
     out: Path,
     path: Path | None = None,
     demo: bool = False,
-    method: str = "trust_region",
+    method: str = "laplace",
     guide: str = "encoder",
     seed: int = 0,
     device: str = "cpu",
