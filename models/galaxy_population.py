@@ -204,7 +204,7 @@ def phases(
 
 
 def training(
-    *, out: Path, path: Path | None, seed: int, device: str = "cpu", galaxies: int = 12_000
+    *, out: Path, path: Path | None, seed: int, device: str = "cpu", galaxies: int = 4_000
 ) -> Sequence[Callable[[Trained | None], dict[str, Any]]]:
     """What ``astrozoo train psf_vae`` runs: the phases of training on simulated galaxies.
 
