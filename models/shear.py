@@ -88,21 +88,23 @@ class Shear:
     """The hierarchical model. Its latents are the shear and the parameters of :class:`Population`.
 
     Args:
-        log_flux: prior mean of the population's mean ln F; the prior SD is 2.
-        log_radius: prior mean of the population's mean ln r [ln arcsec]; the prior SD is 1.
         shear_sd: prior SD of each component of the shear. The default is that of the outskirts of a cluster,
             ten times that of blank sky.
     """
 
-    log_flux: float = 0.0
-    log_radius: float = math.log(0.4)
     shear_sd: float = 0.1
 
-    def __call__(self, galaxies: GalaxyDraws) -> None:
+    def __call__(self, galaxies: GalaxyDraws, centre: Float[Tensor, "2"]) -> None:
+        """The model.
+
+        Args:
+            centre: prior means of the population's means of ln F and of ln r [ln arcsec]. Their prior SDs are
+                2 and 1.
+        """
         like = galaxies.log_weight
 
-        def normal(name: str, mean: float, sd: float) -> Tensor:
-            return pyro.sample(name, dist.Normal(like.new_tensor(mean), sd))
+        def normal(name: str, mean: Tensor, sd: float) -> Tensor:
+            return pyro.sample(name, dist.Normal(mean, sd))
 
         def scale(name: str, median: float) -> Tensor:
             return pyro.sample(name, dist.LogNormal(like.new_tensor(math.log(median)), 0.7))
@@ -111,11 +113,11 @@ class Shear:
         shear = pyro.sample("shear", prior)
         population = Population(
             ellipticity_sd=scale("ellipticity_sd", 0.5),
-            log_flux_mean=normal("log_flux_mean", self.log_flux, 2.0),
+            log_flux_mean=normal("log_flux_mean", centre[0], 2.0),
             log_flux_sd=scale("log_flux_sd", 0.5),
-            log_radius_mean=normal("log_radius_mean", self.log_radius, 1.0),
+            log_radius_mean=normal("log_radius_mean", centre[1], 1.0),
             log_radius_sd=scale("log_radius_sd", 0.3),
-            radius_slope=normal("radius_slope", 0.0, 0.5),
+            radius_slope=normal("radius_slope", torch.zeros_like(centre[0]), 0.5),
         )
         with pyro.plate("galaxy", len(like)):
             pyro.factor("galaxies", log_likelihood(galaxies, shear, population))
@@ -145,11 +147,11 @@ def problem(data: GalaxyDraws, *, shear_sd: float = 0.1) -> Problem:
         raise InputError("galaxies", "draws that are not finite", "numbers")
     weight = data.log_weight.softmax(-1)
     flux, radius = ((weight * part).sum(-1) for part in (data.log_flux, data.log_radius))
-    middle = {"log_flux": float(flux.median()), "log_radius": float(radius.median())}
+    centre = torch.stack((flux.median(), radius.median()))
     start = {
         "shear": (weight[..., None] * data.eta).sum(-2).mean(0).clamp(-0.2, 0.2) / 2,
-        "log_flux_mean": flux.median(),
-        "log_radius_mean": radius.median(),
+        "log_flux_mean": centre[0],
+        "log_radius_mean": centre[1],
         "log_flux_sd": flux.std().clamp(0.05, 2.0),
         "log_radius_sd": radius.std().clamp(0.05, 1.0),
         "ellipticity_sd": flux.new_tensor(0.5),
@@ -157,8 +159,8 @@ def problem(data: GalaxyDraws, *, shear_sd: float = 0.1) -> Problem:
     }
     plates = {"galaxy": {"galaxies": 0}}
     return Problem(
-        Shear(**middle, shear_sd=shear_sd),
-        (data,),
+        Shear(shear_sd),
+        (data, centre),
         name="shear",
         data_plates=plates,
         start=start,
@@ -167,7 +169,7 @@ def problem(data: GalaxyDraws, *, shear_sd: float = 0.1) -> Problem:
     )
 
 
-def simulate(seed: int = 0, *, galaxies: int = 200, draws: int = 32) -> tuple[GalaxyDraws, dict[str, Any]]:
+def simulate(seed: int = 0, *, galaxies: int = 60, draws: int = 16) -> tuple[GalaxyDraws, dict[str, Any]]:
     """Draws of galaxies of the model's own population, each measured with normal errors.
 
     The draws are those of the interim posterior under a flat prior, so that all weights are equal.
