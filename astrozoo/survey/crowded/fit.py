@@ -18,7 +18,7 @@ from astropy.table import Table
 from jaxtyping import Float
 
 from astrozoo.checkpoint import Checkpoint
-from astrozoo.data.images import Field, Image, crop, reference_image
+from astrozoo.data.images import Field, crop, reference_image
 from astrozoo.errors import InputError
 from astrozoo.survey.crowded.blocks import Block, Mode, blocks_of, expected_images, join
 from astrozoo.survey.crowded.consensus import consensus, given_sources
@@ -27,16 +27,17 @@ from astrozoo.survey.crowded.mode import fit_mode
 from astrozoo.survey.crowded.prior import FieldPrior
 from astrozoo.survey.crowded.sampler import STEPS, sample
 from astrozoo.survey.crowded.samples import Samples
-from astrozoo.survey.crowded.scene import Scene, Sources
+from astrozoo.survey.crowded.scene import Scene, Sources, expected
 from astrozoo.survey.fields import check_pixels, fingerprint, good_pixels
 
 __all__ = ["CrowdedFit", "fit_crowded"]
 
 PSF_ERROR = 0.02
 """[1] Relative error of the PSF before it is corrected by bright stars, and where there are too few."""
-FAINTEST = 3.0
-"""[sigma] Signal to noise in the reference band, of an isolated star, of the faintest sources that may exist.
-Fainter ones are light that no image of several bands can tell from the sky."""
+FAINTEST = 4.0
+"""[sigma] Signal to noise in the reference band of the faintest sources that may exist, in the noise of the
+field's light. Fainter stars are most of the sources of a catalogue and of the cost of a sample, and their
+light cannot be told from the sky's."""
 BRIGHTEST = 10.0
 """[flux of the brightest source of the joint mode] Limit of fluxes."""
 COMPLETE = 0.4
@@ -292,7 +293,7 @@ def _learned(
     """The prior of a block, learned from sources."""
     reference, sources = reference_image(part), mode.sources
     column = mode.scene.bands.index(reference.band)
-    least = faintest_flux(reference)
+    least = faintest_flux(mode.scene, sources, column)
     brightest = float(sources.flux[:, column].max(initial=least))
     prior = FieldPrior.learn(
         flux,
@@ -309,9 +310,9 @@ def _learned(
 
 def _first_prior(mode: Mode, part: Field, star_fraction: float | None) -> FieldPrior:
     """The prior that is learned from the joint mode."""
-    reference, sources = reference_image(part), mode.sources
-    least = faintest_flux(reference)
-    fluxes = sources.flux[:, mode.scene.bands.index(reference.band)]
+    sources, column = mode.sources, mode.scene.bands.index(reference_image(part).band)
+    least = faintest_flux(mode.scene, sources, column)
+    fluxes = sources.flux[:, column]
     complete = float(np.quantile(fluxes, COMPLETE)) if len(sources) else least
     return _learned(
         mode,
@@ -353,10 +354,16 @@ def _sampled(
     return prior, sample(scene, start, prior, progress=progress, checkpoint=paths[1], **settings)
 
 
-def faintest_flux(image: Image) -> float:
-    """Flux at which an isolated star has a signal to noise of :data:`FAINTEST` [nMgy]."""
-    stamp = image.psf.stamp((image.shape[1] - 1) / 2, (image.shape[0] - 1) / 2)
-    area = 1 / ((stamp / stamp.sum()) ** 2).sum()
-    good = image.valid if image.valid.any() else np.ones(image.shape, bool)
-    sky, calibration = (float(np.median(values[good])) for values in (image.sky, image.calibration))
-    return float(FAINTEST * np.sqrt(area * sky) / calibration)
+def faintest_flux(scene: Scene, sources: Sources, column: int) -> float:
+    """Flux at which a star has a signal to noise of :data:`FAINTEST` in a band, at a median pixel [nMgy].
+
+    The noise is that of the counts, which the light of all sources raises, and of the PSF's error.
+    """
+    model, information = expected(scene, sources), 0.0
+    for k in (k for k, c in enumerate(scene.column) if c == column):
+        light = model[k] - scene.sky[k]
+        variance = np.maximum(model[k], 1.0) + (scene.psf_error[k] * light) ** 2
+        good = scene.valid[k] if scene.valid[k].any() else np.ones(light.shape, bool)
+        stamp = (scene.psf[k] ** 2).sum() / scene.oversampling**2  # sum over pixels of PSF^2
+        information += float(np.median((scene.calibration[k] ** 2 / variance)[good])) * stamp
+    return FAINTEST / float(np.sqrt(information))

@@ -33,10 +33,15 @@ __all__ = ["THRESHOLDS", "ModeFit", "Round", "fit_mode"]
 THRESHOLDS = (100.0, 60.0, 36.0, 25.0, 16.0, 12.0, 9.0)
 """Changes of chi2 that a birth must promise, in order. The brightest stars come first, so that their wings
 are not taken for stars."""
-_REFIT_AT = (36.0, 16.0, 9.0)
+_REFIT_AT = (100.0, 60.0, 36.0, 16.0, 9.0)
 """Thresholds after which the PSFs are corrected."""
-_PSF_ERROR = 0.03
+_PSF_ERROR = 0.05
 """Relative error of a PSF before it is corrected: psField's is 1.5 to 8 % in the field of M2."""
+_REPEATS = 5
+"""Limit of repetitions of the last threshold, each followed by a correction of the PSFs, where they are
+corrected. A better PSF reveals stars, and these stars improve the PSF."""
+_FALLING = 0.95
+"""The repetitions end when no PSF's error falls below this fraction of what it was."""
 _HYSTERESIS = 0.7
 """Deaths happen below this fraction of the births' threshold, or the same stars would be born and die for
 ever."""
@@ -121,6 +126,9 @@ def fit_mode(
     _check(positions, position_error, thresholds, grow)
     start = np.zeros((0, 2)) if positions is None else np.asarray(positions, dtype=float)
     fit = _Fit(scene, start, position_error, refit_psf, fluxes_first, pinned=positions is not None)
+    falling = len(thresholds) - 1
+    if refit_psf:
+        thresholds = (*thresholds, *thresholds[-1:] * _REPEATS)
     total = len(thresholds) * _ROUNDS if grow else len(_REFIT_AT)
     with progress_bar("joint mode", total, progress) as report:
         if len(start):
@@ -129,7 +137,10 @@ def fit_mode(
             for n, threshold in enumerate(thresholds):
                 for number in fit.rounds(threshold):
                     report(n * _ROUNDS + number, fit.text())
+                before = fit.scene.psf_error
                 fit.learn(refit_psf and threshold in _REFIT_AT)
+                if n >= falling and not (fit.scene.psf_error < _FALLING * before).any():
+                    break
         else:
             for n in range(len(_REFIT_AT)):
                 fit.settle(_LAST_STEPS)
@@ -215,7 +226,8 @@ class _Fit:
         self.locus = learn_locus(self.locus, self.stars.log_flux, sd)
         if psf:
             corrected = refit(self._with_planes(), self.stars.sources())
-            self.scene = replace(self.scene, psf=corrected.psf, psf_error=corrected.psf_error)
+            error = np.minimum(self.scene.psf_error, corrected.psf_error)
+            self.scene = replace(self.scene, psf=corrected.psf, psf_error=error)
             self.settle(_STEPS)
 
     def result(self) -> ModeFit:

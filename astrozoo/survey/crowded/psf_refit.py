@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy.polynomial.hermite import hermval
+from scipy.optimize import nnls
 
 from astrozoo.errors import InputError
 from astrozoo.survey.crowded.linear import variances
@@ -22,12 +23,17 @@ __all__ = ["refit"]
 
 _ORDER = 6
 """Highest total order of the Gauss-Hermite functions: 28 functions, which reach some 4 sigma."""
+_WINGS = (2.5, 5.0)
+"""[sigma of the PSF] Widths of two more Gaussians, for wings that the survey's PSF lacks."""
 _BRIGHT_SNR = 40.0
 """Least signal to noise, in an image, of stars that constrain its PSF."""
 _FEWEST = 4
 """Least number of bright stars for a correction: with fewer, the PSF stays as it is."""
 _POWER = 4
 """Power of the fraction of light from bright stars in the weights."""
+_TYPICAL_ERROR = 0.03
+"""Relative error of a PSF by which the squared residuals are weighted when the error is estimated: between 1
+and 8 %, the estimate hardly depends on it."""
 _PRIOR = 0.1
 """SD of each coefficient before the fit, in fractions of the PSF's light."""
 
@@ -97,12 +103,19 @@ def _corrected(
 def _remaining_error(
     scene: Scene, sources: Sources, k: int, bright: Bool[np.ndarray, "s"], model: Float[np.ndarray, "y x"]
 ) -> float:
-    """The excess of squared residuals over the counts' variance, in units of the light squared."""
+    """The slope of the squared residuals, less the variance of the counts, on the squared light.
+
+    The intercept is the variance of the light of stars that are not detected, which does not grow with the
+    light of bright stars.
+    """
     weight = scene.valid[k] * _fractions(scene, sources, k, bright, model) ** _POWER
-    light = model - scene.sky[k]
-    excess = (scene.counts[k] - model) ** 2 - np.maximum(model, 0)
-    weight = np.where(scene.valid[k], weight / np.maximum(model, 1) ** 2, 0.0) * light**2
-    return float(np.sqrt(max(0.0, (weight * excess).sum() / max((weight * light**2).sum(), 1e-300))))
+    light = (model - scene.sky[k])[weight > 0]
+    variance = np.maximum(model, 1)[weight > 0]
+    excess = ((scene.counts[k] - model)[weight > 0]) ** 2 - variance
+    root = np.sqrt(weight[weight > 0]) / (variance + (_TYPICAL_ERROR * light) ** 2)
+    design = np.stack([np.ones_like(light), light**2], -1)
+    (_, square), _ = nnls(root[:, None] * design, root * excess)
+    return float(np.sqrt(square))
 
 
 def _lights(scene: Scene, model: Float[np.ndarray, "y x"], k: int) -> Sequence[np.ndarray]:
@@ -128,5 +141,7 @@ def _gauss_hermite(table: Float[np.ndarray, "t t"], oversampling: int) -> Float[
     offset = (np.arange(side) - (side - 1) / 2) / (oversampling * sigma)
     lines = [hermval(offset, np.eye(_ORDER + 1)[n]) * np.exp(-0.5 * offset**2) for n in range(_ORDER + 1)]
     products = [np.outer(lines[i], lines[j]) for i in range(_ORDER + 1) for j in range(_ORDER + 1 - i)]
+    square = offset**2 + offset[:, None] ** 2
+    products += [np.exp(-0.5 * square / scale**2) for scale in _WINGS]
     peak = table.max()
     return np.stack([peak * product / np.abs(product).max() for product in products])
