@@ -171,7 +171,7 @@ def fit_crowded(
         part = crop(images, *box)
         paths = [_path(checkpoint, f"block-{number}-{name}") for name in ("mode", "pilot", "samples")]
         saved = Checkpoint(paths[0], {"field, seed and settings": key})
-        mode = _mode(part, given, refit_psf, progress, saved, settings)
+        mode = _mode(part, given, refit_psf, star_fraction != 1, progress, saved, settings)
         clock["mode"] += mode.seconds
         started = time.perf_counter()
         prior = _first_prior(mode, part, star_fraction)
@@ -218,6 +218,7 @@ def _mode(
     part: Field,
     given: tuple[np.ndarray, np.ndarray] | None,
     refit_psf: bool,
+    galaxies: bool,
     progress: bool,
     saved: Checkpoint,
     settings: dict[str, int],
@@ -228,14 +229,17 @@ def _mode(
     if arrays is None:
         started = time.perf_counter()
         xy, error = (None, 1.0) if given is None else given
-        fit = fit_mode(scene, xy, position_error=error, refit_psf=refit_psf, progress=progress)
+        fit = fit_mode(
+            scene, xy, position_error=error, galaxies=galaxies, refit_psf=refit_psf, progress=progress
+        )
         arrays = {name: getattr(fit.sources, name) for name in ("xy", "flux", "shape")}
         arrays |= {name: getattr(fit, name) for name in ("log_flux_sd", "xy_sd", "chi2")}
         arrays["psf_error"] = fit.scene.psf_error
         for k, (sky, psf) in enumerate(zip(fit.scene.sky, fit.scene.psf, strict=True)):
             arrays[f"sky{k}"], arrays[f"psf{k}"] = sky, psf
         if given is not None:
-            stars = Stars(np.log(fit.sources.flux), fit.sources.xy, np.zeros((len(scene.band), 3)))
+            found = fit.sources
+            stars = Stars(np.log(found.flux), found.xy, np.zeros((len(scene.band), 3)), found.shape)
             prior, count = Prior(fit.locus, *given), settings["chains"] * settings["keep"]
             draws = list(laplace_draws(fit.scene, stars, prior, count, settings["seed"]))
             arrays["drawn_log_flux"], arrays["drawn_xy"] = (
@@ -302,7 +306,7 @@ def _learned(
         reference=column,
         area=float(np.prod(mode.scene.shape)),
         limits=(least, BRIGHTEST * max(brightest, 2 * least)),
-        pixel_scale=3600 * float(np.sqrt(abs(np.linalg.det(reference.wcs.pixel_scale_matrix)))),
+        pixel_scale=mode.scene.pixel_scale,
         **more,
     )
     return prior if star_fraction is None else prior.with_star_fraction(star_fraction)

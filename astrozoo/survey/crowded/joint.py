@@ -49,11 +49,14 @@ class Stars:
         xy: positions [px of the reference image].
         planes: added to the sky of each image [electrons], in the basis of
             :func:`astrozoo.survey.crowded.linear.plane_basis`.
+        shape: of galaxies among them, NaN for stars (:class:`astrozoo.survey.crowded.scene.Sources`). Shapes
+            do not move with the other parameters.
     """
 
     log_flux: Float[np.ndarray, "s band"]
     xy: Float[np.ndarray, "s 2"]
     planes: Float[np.ndarray, "k 3"]
+    shape: Float[np.ndarray, "s 3"]
 
     def __len__(self) -> int:
         return len(self.xy)
@@ -65,11 +68,11 @@ class Stars:
 
     def take(self, chosen: np.ndarray) -> Stars:
         """The stars at a mask or an index array."""
-        return replace(self, log_flux=self.log_flux[chosen], xy=self.xy[chosen])
+        return replace(self, log_flux=self.log_flux[chosen], xy=self.xy[chosen], shape=self.shape[chosen])
 
     def sources(self) -> Sources:
         """As a catalogue."""
-        return Sources.stars(self.xy, self.flux)
+        return Sources(self.xy, self.flux, self.shape)
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,8 @@ def linearise(
         reach: of the stamps [px]; by default that of the stars' fluxes.
     """
     flux = stars.flux
-    stamps = make_stamps(scene, stars.xy, reaches(scene, flux) if reach is None else reach)
+    reach = reaches(scene, flux) if reach is None else reach
+    stamps = make_stamps(scene, stars.xy, reach, stars.shape)
     light = [stamps.light(k, flux[:, column]) for k, column in enumerate(scene.column)]
     sky = [
         scene.sky[k] + far[k] + np.tensordot(stars.planes[k], plane_basis(scene.counts[k].shape), 1)
@@ -159,7 +163,7 @@ def linearise(
 def far_light(scene: Scene, stars: Stars) -> list[Float[np.ndarray, "y x"]]:
     """The light of stars beyond their stamps, in every image [electrons]."""
     flux = stars.flux
-    stamps = make_stamps(scene, stars.xy, reaches(scene, flux))
+    stamps = make_stamps(scene, stars.xy, reaches(scene, flux), stars.shape)
     whole = expected(scene, stars.sources())
     return [
         whole[k] - scene.sky[k] - stamps.light(k, flux[:, column]) for k, column in enumerate(scene.column)
@@ -237,10 +241,11 @@ def _moved(scene: Scene, stars: Stars, step: _Step) -> Stars:
     length = np.hypot(*step.xy.T)[:, None]
     xy = stars.xy + step.xy * np.minimum(1, reach / np.maximum(length, 1e-12))
     corner = np.array(scene.shape[::-1]) - 1 + _MARGIN
-    return Stars(
-        stars.log_flux + np.clip(step.log_flux, -limit, limit),
-        np.clip(xy, np.minimum(-_MARGIN, stars.xy), np.maximum(corner, stars.xy)),
-        stars.planes + step.planes,
+    return replace(
+        stars,
+        log_flux=stars.log_flux + np.clip(step.log_flux, -limit, limit),
+        xy=np.clip(xy, np.minimum(-_MARGIN, stars.xy), np.maximum(corner, stars.xy)),
+        planes=stars.planes + step.planes,
     )
 
 

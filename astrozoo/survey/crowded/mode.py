@@ -1,4 +1,4 @@
-"""The joint mode of a crowded field: how many stars, where, and how bright, all fitted together.
+"""The joint mode of a crowded field: how many sources, where, and how bright, all fitted together.
 
 Stars are born where a score test promises that chi2 falls by more than a threshold, and removed where leaving
 them out would raise it by less. The threshold falls in steps. After each change the fluxes of all stars are
@@ -20,6 +20,7 @@ from jaxtyping import Float
 from astrozoo.errors import InputError
 from astrozoo.infer.progress import progress_bar
 from astrozoo.survey.crowded.births import births, significances, weakest
+from astrozoo.survey.crowded.galaxies import with_galaxies
 from astrozoo.survey.crowded.joint import Prior, Stars, far_light, improve, linearise
 from astrozoo.survey.crowded.linear import plane_basis, solve_fluxes
 from astrozoo.survey.crowded.locus import Locus, first_locus, learn_locus
@@ -99,6 +100,7 @@ def fit_mode(
     *,
     position_error: float | Float[np.ndarray, "s"] = 0.1,
     grow: bool | None = None,
+    galaxies: bool = True,
     refit_psf: bool = True,
     fluxes_first: bool = True,
     thresholds: tuple[float, ...] = THRESHOLDS,
@@ -113,6 +115,7 @@ def fit_mode(
         positions: of a catalogue [px of the reference image]; none by default.
         position_error: SD of the catalogue's positions in x and in y [px], one for all or one for each.
         grow: let stars be born and removed. By default only without a catalogue.
+        galaxies: let stars become galaxies, where stars are born.
         refit_psf: correct the PSFs by the bright stars, and estimate the error that remains.
         fluxes_first: solve for all fluxes before positions move. Off only to show what it is for.
         thresholds: falling changes of chi2 for births.
@@ -137,6 +140,8 @@ def fit_mode(
             for n, threshold in enumerate(thresholds):
                 for number in fit.rounds(threshold):
                     report(n * _ROUNDS + number, fit.text())
+                if galaxies and n >= falling:
+                    fit.find_galaxies(threshold)
                 before = fit.scene.psf_error
                 fit.learn(refit_psf and threshold in _REFIT_AT)
                 if n >= falling and not (fit.scene.psf_error < _FALLING * before).any():
@@ -186,7 +191,8 @@ class _Fit:
         self.catalogue = xy if pinned else np.zeros((0, 2))
         self.error = np.broadcast_to(np.asarray(position_error, float), len(self.catalogue)).copy()
         self.member = np.arange(len(self.catalogue))  # row of the catalogue, or -1 for a star that was born
-        self.stars = Stars(np.zeros((len(xy), len(scene.bands))), xy, _low_planes(scene))
+        none = np.full((len(xy), 3), np.nan)
+        self.stars = Stars(np.zeros((len(xy), len(scene.bands))), xy, _low_planes(scene), none)
         if len(xy):
             level = self._even_level(len(xy))
             self.stars = replace(self.stars, log_flux=np.tile(level, (len(xy), 1)))
@@ -217,6 +223,14 @@ class _Fit:
         if self.fluxes_first:
             self._solve_fluxes()
         self.stars, self.model = improve(self.scene, self.stars, self._prior(), steps)
+
+    def find_galaxies(self, threshold: float) -> None:
+        """Stars, alone or with their companions, become galaxies where that pays."""
+        self.stars, rows = with_galaxies(
+            self.scene, self.stars, self.model, threshold, self.locus.reference, self.scene.pixel_scale
+        )
+        self.member = self.member[rows]
+        self.settle(_STEPS)
 
     def learn(self, psf: bool) -> None:
         """Colours of the field, and the correction of the PSFs."""
@@ -261,6 +275,7 @@ class _Fit:
             np.concatenate([self.stars.log_flux, log_flux]),
             np.concatenate([self.stars.xy, xy]),
             self.stars.planes,
+            np.concatenate([self.stars.shape, np.full((len(xy), 3), np.nan)]),
         )
         self.member = np.concatenate([self.member, np.full(len(xy), -1)])
         return len(xy)
@@ -284,7 +299,7 @@ class _Fit:
 
     def _solve_fluxes(self) -> None:
         stars, scene = self.stars, self.scene
-        stamps = make_stamps(scene, stars.xy, reaches(scene, stars.flux))
+        stamps = make_stamps(scene, stars.xy, reaches(scene, stars.flux), stars.shape)
         far = far_light(scene, stars)
         pairs = close_pairs(stars.xy, 0.0, stamps.reach)
         variance = linearise(scene, stars, far)

@@ -46,6 +46,7 @@ from astrozoo.survey.crowded.prior import FieldPrior
 from astrozoo.survey.crowded.samples import Samples
 from astrozoo.survey.crowded.scene import Scene, Sources, expected
 from astrozoo.survey.crowded.tables import (
+    LARGEST,
     MARGIN,
     canvas_of,
     core_half,
@@ -168,7 +169,7 @@ class _Run:
     def __init__(self, scene: Scene, start: Sources, prior: FieldPrior, seed: int, chains: int) -> None:
         self.scene, self.prior, self.seed = scene, prior, seed
         half = core_half(scene)
-        self.shapes = shape_grid(prior, half / 2)
+        self.shapes = shape_grid(prior, LARGEST * half)
         self.canvas = canvas_of(scene, self.shapes, half)
         self.tables = prior_tables(prior, self.shapes)
         self.width = psf_width(scene)

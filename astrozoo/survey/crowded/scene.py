@@ -107,6 +107,7 @@ class Scene:
             ``expected + (psf_error * light)^2``, where light is what the sources add.
         shape: (rows, columns) of the reference image.
         oversampling: cells of a table per pixel.
+        pixel_scale: side of a pixel of the reference image [arcsec]; by default SDSS's.
     """
 
     band: tuple[str, ...]
@@ -119,6 +120,7 @@ class Scene:
     psf_error: Float[np.ndarray, "k"]
     shape: tuple[int, int]
     oversampling: int = OVERSAMPLING
+    pixel_scale: float = 0.396
 
     @classmethod
     def of(cls, field: Field, psf: Sequence[Psf] | None = None, *, psf_error: float = 0.0) -> Scene:
@@ -157,6 +159,7 @@ class Scene:
             psf=tuple(tables),
             psf_error=np.full(len(field.images), float(psf_error)),
             shape=reference.shape,
+            pixel_scale=3600 * float(np.sqrt(abs(np.linalg.det(reference.wcs.pixel_scale_matrix)))),
         )
 
     @property

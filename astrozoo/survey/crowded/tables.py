@@ -22,7 +22,17 @@ from astrozoo.survey.crowded.learning import TAIL
 from astrozoo.survey.crowded.prior import FieldPrior, Population
 from astrozoo.survey.crowded.scene import Scene, galaxy_gaussians
 
-__all__ = ["MARGIN", "Shapes", "canvas_of", "core_half", "prior_tables", "psf_width", "shape_grid", "unpad"]
+__all__ = [
+    "LARGEST",
+    "MARGIN",
+    "Shapes",
+    "canvas_of",
+    "core_half",
+    "prior_tables",
+    "psf_width",
+    "shape_grid",
+    "unpad",
+]
 
 MARGIN = 3.0
 """[px] Width of the border around the reference image in which sources may lie. A star there still has some
@@ -33,6 +43,9 @@ of a faint star is below the noise; that of a bright star is known from the burn
 SDSS's PSFs have 11 x 11 pixels, with .97 they have 17 x 17."""
 CORE_RANGE = (4, 9)
 """[px] Least and largest half side of the core. The time of a move grows with its square."""
+LARGEST = 0.7
+"""[half side of the core] Largest half-light radius of a galaxy. Less than two thirds of the light of larger
+ones would be in their core."""
 _RADII = 5
 """Half-light radii of the grid."""
 _ELONGATIONS = (0.5, 1.0)

@@ -24,13 +24,20 @@ def moffat_stamp(fwhm: float, size: int = 41) -> np.ndarray:
 
 
 def make_field(
-    xy: np.ndarray, flux: np.ndarray, *, side: int = 40, seed: int | None = 0, sharper: float = 1.0
+    xy: np.ndarray,
+    flux: np.ndarray,
+    *,
+    radius: np.ndarray | None = None,
+    side: int = 40,
+    seed: int | None = 0,
+    sharper: float = 1.0,
 ) -> Field:
-    """Stars drawn by GalSim in two bands, of which g is shifted and rotated.
+    """Stars and galaxies drawn by GalSim in two bands, of which g is shifted and rotated.
 
     Args:
         xy: positions in r.
         flux: [nMgy], columns g and r.
+        radius: half-light radii of exponential discs [px], 0 for stars; stars only by default.
         side: of the images [px].
         seed: of the noise; None for none.
         sharper: the true PSF is this much narrower than the one that the field states.
@@ -51,9 +58,13 @@ def make_field(
         place = np.column_stack(wcs.all_world2pix(*reference.all_pix2world(xy, 0).T, 0)) if len(xy) else xy
         psf = galsim.Moffat(beta=3.0, fwhm=fwhm / sharper).shear(g1=0.03, g2=-0.02)
         canvas = galsim.ImageD(side, side, xmin=0, ymin=0, scale=0.396)
-        for (x, y), light in zip(place, flux[:, column], strict=True):
-            star = psf.withFlux(gain * light)
-            star.drawImage(canvas, center=(x, y), add_to_image=True)
+        sizes = np.zeros(len(xy)) if radius is None else radius
+        for (x, y), light, size in zip(place, flux[:, column], sizes, strict=True):
+            source = psf
+            if size > 0:
+                disc = galsim.Exponential(half_light_radius=0.396 * size).shear(g1=0.15, g2=0.1)
+                source = galsim.Convolve(psf, disc)
+            source.withFlux(gain * light).drawImage(canvas, center=(x, y), add_to_image=True)
         model = canvas.array + sky
         images.append(
             Image(

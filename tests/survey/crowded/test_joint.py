@@ -15,7 +15,10 @@ def start(scene, truth):
     xy, flux = truth
     rng = np.random.default_rng(1)
     return Stars(
-        np.log(flux) + rng.normal(0, 0.2, flux.shape), xy + rng.normal(0, 0.2, xy.shape), np.zeros((2, 3))
+        np.log(flux) + rng.normal(0, 0.2, flux.shape),
+        xy + rng.normal(0, 0.2, xy.shape),
+        np.zeros((2, 3)),
+        np.full((len(xy), 3), np.nan),
     )
 
 
@@ -30,10 +33,11 @@ def fitted(scene, start):
 
 
 def _along(stars, step, length):
-    return Stars(
-        stars.log_flux + length * step.log_flux,
-        stars.xy + length * step.xy,
-        stars.planes + length * step.planes,
+    return replace(
+        stars,
+        log_flux=stars.log_flux + length * step.log_flux,
+        xy=stars.xy + length * step.xy,
+        planes=stars.planes + length * step.planes,
     )
 
 
@@ -91,7 +95,7 @@ def test_score_and_significance_predict_the_change_of_chi2(scene, truth, fitted)
 
 def test_candidates_that_neighbours_absorb_are_not_born(scene, monkeypatch):
     """Rounding can leave a candidate on a bright star less than no information, whatever its score."""
-    stars = Stars(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros((2, 3)))
+    stars = Stars(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros((2, 3)), np.zeros((0, 3)))
     counts = tuple(sky + 1e4 * (count - sky) for count, sky in zip(scene.counts, scene.sky, strict=True))
     bright = replace(scene, counts=counts)
     model, locus = linearise(bright, stars, far_light(bright, stars)), first_locus(bright)

@@ -35,6 +35,25 @@ def test_stars_are_found_from_nothing(scene, truth):
     assert (again.sources.flux == fit.sources.flux).all()
 
 
+def test_galaxies_are_one_source_each_and_stars_stay_stars(field_of, truth_of):
+    xy, flux = truth_of(18, seed=3, apart=4.0)
+    radius = np.where(np.arange(18) < 3, 2.0, 0.0)
+    flux[:3] = [[30.0, 60.0], [25.0, 40.0], [50.0, 80.0]]
+    scene = Scene.of(field_of(xy, flux, radius=radius))
+    fit = fit_mode(scene, refit_psf=False)
+    galaxies = fit.sources.take(~fit.sources.is_star)
+    assert len(galaxies) == 3
+    for place, light in zip(xy[:3], flux[:3], strict=True):
+        distance = np.hypot(*(galaxies.xy - place).T)
+        assert distance.min() < 0.3
+        np.testing.assert_allclose(galaxies.flux[distance.argmin()], light, rtol=0.15)
+        assert 1.1 < galaxies.shape[distance.argmin(), 0] < 4.0
+    assert len(fit.sources) <= 19
+    stars_only = fit_mode(scene, galaxies=False, refit_psf=False)
+    assert stars_only.sources.is_star.all()
+    assert len(stars_only.sources) > len(fit.sources)
+
+
 def test_an_empty_field_has_no_stars(field_of):
     fit = fit_mode(Scene.of(field_of(np.zeros((0, 2)), np.zeros((0, 2)))), thresholds=(100.0, 25.0))
     assert len(fit.sources) == 0
