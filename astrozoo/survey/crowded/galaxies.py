@@ -1,8 +1,8 @@
 """Galaxies of the joint mode: which sources are better explained as one galaxy than as one star or several.
 
 A star that is a galaxy leaves residuals in a ring, in which further stars are born. The test therefore
-compares what is there, a source and its fainter companions, with one galaxy in their place. Neighbours keep
-their fluxes and positions, which makes the test conservative.
+compares what is there, a source and its fainter companions, with one galaxy in their place. The fluxes of
+neighbours adjust to it; their positions do not, which makes the test conservative.
 
 A galaxy must also overcome the field's odds: at its brightness, a cluster has many stars and the sky few
 galaxies.
@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.optimize import minimize
 from scipy.spatial import cKDTree
 
 from astrozoo.survey.crowded.joint import Linearised, Stars
 from astrozoo.survey.crowded.learning import galaxy_counts
 from astrozoo.survey.crowded.scene import Scene
-from astrozoo.survey.crowded.stamps import make_stamps
+from astrozoo.survey.crowded.stamps import cross_products, make_stamps
 
 __all__ = ["with_galaxies"]
 
@@ -30,22 +31,25 @@ tested: fainter ones are told from stars by their surroundings, not by their sha
 _FROM_EDGE = 2.0
 """[px] Least distance of a galaxy from the edge of the reference image: stars outside look like galaxies on
 the edge."""
-_COMPANIONS = (0.0, 2.0, 3.5)
+_COMPANIONS = (0.0, 2.0, 3.5, 5.0)
 """[px] Distances within which fainter sources may be parts of the galaxy."""
 _RADII = (1.1, 1.7, 2.6, 4.0)
 """[px] Half-light radii that are tried, with ratios of 1.5. A smaller galaxy can't be told from a star with
 undetected neighbours."""
-_ELLIPTICITIES = ((0.5, 6), (1.0, 6))
-"""Moduli of the ellipticities that are tried beside 0, and position angles of each."""
 _SHAPE_COST = 8.0
-"""Change of chi2 that three parameters of shape must bring: twice the logarithm of the number of shapes that
-are tried."""
-_ELONGATED = 100.0
-"""Ellipticities are tried if the best round galaxy is at most this much worse in chi2 than what is there."""
+"""Change of chi2 that three parameters of shape must bring: twice the logarithm of the number of distinct
+shapes."""
+_NEAR_GAIN = (30.0, 0.03)
+"""A round galaxy is fitted in position and shape if it is worse than what is there by less than this change
+of chi2, or by less than this fraction of the members'. The least radius is worse by 4 % for a star."""
+_EVALUATIONS = 150
+"""Limit of the evaluations of that fit, which has five parameters."""
 _LEAST_GAIN = 1.0
 """Least gain of chi2, with all costs, of a change: a galaxy would turn for ever otherwise."""
 _REACH = 6
 """[px] Half side of the pixels that are compared, to which the galaxy's size is added."""
+_NEIGHBOURS = 8.0
+"""[px] Distance within which the fluxes of neighbours adjust."""
 _APART = 8.0
 """[px] Least distance of two changes of one round: the residuals near a change are no longer right."""
 
@@ -116,7 +120,8 @@ def _changes(
             if len(members) == seen:
                 continue
             seen = len(members)
-            change = _best(scene, stars, model, members, threshold, _SHAPE_COST + 2 * float(odds[s]))
+            place = _Place(scene, stars, model, members, tree)
+            change = _best(place, stars, threshold, _SHAPE_COST + 2 * float(odds[s]))
             if change is not None and (best is None or change.gain > best.gain):
                 best = change
         if best is not None:
@@ -131,68 +136,103 @@ def _log_odds(stars: Stars, reference: int, area: float, pixel_scale: float) -> 
     return np.log(np.maximum(near, 1) / area) - galaxy_counts(level, pixel_scale)
 
 
-def _best(
-    scene: Scene,
-    stars: Stars,
-    model: Linearised,
-    members: Int[np.ndarray, "m"],
-    threshold: float,
-    cost: float,
-) -> _Change | None:
+def _best(place: _Place, stars: Stars, threshold: float, cost: float) -> _Change | None:
     """The best source in the place of the members, if it pays."""
-    flux = stars.flux[members]
-    centre = flux.sum(1) / flux.sum() @ stars.xy[members]
+    members = place.members
     was_galaxy = ~np.isnan(stars.shape[members, 0])
     trials = np.array([[np.nan] * 3, *([radius, 0.0, 0.0] for radius in _RADII)])
-    gains, fluxes, before = _fits(scene, stars, model, members, centre, trials)
-    now = before - cost * was_galaxy.sum() - threshold * (len(members) - 1)
+    gains, fluxes = place.fit(place.centre, trials)
+    now = place.before - cost * was_galaxy.sum() - threshold * (len(members) - 1)
     gains[1:] -= cost
     if len(members) > 1:  # deaths of stars are decided elsewhere
         gains[0] = -np.inf
     elif not was_galaxy[0]:
         gains[0] = now
-    radius = trials[1 + int(gains[1:].argmax()), 0]
-    if gains[1:].max() > now - _ELONGATED:
-        turned = np.array(
-            [
-                [radius, e * np.cos(2 * np.pi * a / n), e * np.sin(2 * np.pi * a / n)]
-                for e, n in _ELLIPTICITIES
-                for a in range(n)
-            ]
-        )
-        more, more_fluxes, _ = _fits(scene, stars, model, members, centre, turned)
-        trials, fluxes = np.concatenate([trials, turned]), np.concatenate([fluxes, more_fluxes])
-        gains = np.concatenate([gains, more - cost])
     chosen = int(gains.argmax())
-    if gains[chosen] <= now + _LEAST_GAIN:
+    xy, shape, light, gain = place.centre, trials[chosen], fluxes[chosen], gains[chosen]
+    if gains[1:].max() > now - max(_NEAR_GAIN[0], _NEAR_GAIN[1] * place.before):
+        xy, shape, light, gain = _refined(place, trials[1 + gains[1:].argmax()])
+        gain -= cost
+    if gain <= now + _LEAST_GAIN:
         return None
-    return _Change(members, centre, fluxes[chosen], trials[chosen], float(gains[chosen] - now))
+    return _Change(members, xy, light, shape, float(gain - now))
 
 
-def _fits(
-    scene: Scene,
-    stars: Stars,
-    model: Linearised,
-    members: Int[np.ndarray, "m"],
-    centre: Float[np.ndarray, "2"],
-    trials: Float[np.ndarray, "t 3"],
-) -> tuple[Float[np.ndarray, "t"], Float[np.ndarray, "t band"], float]:
-    """How far chi2 falls with each trial in the place of the members, its fluxes, and with the members."""
-    reach = np.full(len(trials), _REACH)
-    stamps = make_stamps(scene, np.tile(centre, (len(trials), 1)), reach, trials)
-    wide = make_stamps(scene, centre[None], np.array([int(stamps.reach.max())]))
-    flux = stars.flux[members]
-    score, inform = (np.zeros((len(trials), len(scene.bands))) for _ in range(2))
-    before = 0.0
-    own = make_stamps(scene, stars.xy[members], model.stamps.reach[members], stars.shape[members])
-    itself = np.repeat(np.arange(len(trials))[:, None], 2, axis=1)
-    for k, column in enumerate(scene.column):
-        y0, y1, x0, x1 = wide.box[k, 0]
-        light = own.light(k, flux[:, column])
-        weight, residual = model.weight[k], model.residual[k]
-        inside = (slice(y0, y1), slice(x0, x1))
-        before += float((weight[inside] * light[inside] * (light[inside] + 2 * residual[inside])).sum())
-        score[:, column] += stamps.project(k, weight * np.where(weight > 0, residual + light, 0.0))[:, 0]
-        inform[:, column] += stamps.products(k, weight, itself)[:, 0, 0]
-    best = np.maximum(score, 0) / np.maximum(inform, 1e-300)
-    return (best * (2 * score - best * inform)).sum(1), best, before
+def _refined(
+    place: _Place, shape: Float[np.ndarray, "3"]
+) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "3"], Float[np.ndarray, "band"], float]:
+    """Position, shape, fluxes and gain of the galaxy that fits best."""
+
+    def galaxy(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        radius = np.clip(shape[0] * np.exp(step[2]), _RADII[0], 1.5 * _RADII[-1])
+        return place.centre + np.clip(step[:2], -1, 1), np.array(
+            [radius, *np.clip(shape[1:] + step[3:], -1, 1)]
+        )
+
+    def loss(step: np.ndarray) -> float:
+        xy, trial = galaxy(step)
+        return -float(place.fit(xy, trial[None])[0][0])
+
+    simplex = np.vstack([np.zeros(5), 0.25 * np.eye(5)])
+    options = {"initial_simplex": simplex, "maxfev": _EVALUATIONS, "xatol": 0.01, "fatol": 0.5}
+    best = minimize(loss, np.zeros(5), method="Nelder-Mead", options=options)
+    xy, refined = galaxy(best.x)
+    gains, fluxes = place.fit(xy, refined[None])
+    return xy, refined, fluxes[0], float(gains[0])
+
+
+class _Place:
+    """The residual without some sources, the members, in whose place another source is tried.
+
+    Args:
+        members: rows of the sources.
+        centre: of their light [px].
+        before: how far the members lower chi2.
+    """
+
+    def __init__(
+        self, scene: Scene, stars: Stars, model: Linearised, members: Int[np.ndarray, "m"], tree: cKDTree
+    ) -> None:
+        self.scene, self.members, self.weight = scene, members, model.weight
+        flux = stars.flux[members]
+        self.centre = flux.sum(1) / flux.sum() @ stars.xy[members]
+        near = np.setdiff1d(tree.query_ball_point(self.centre, _NEIGHBOURS), members).astype(np.int64)
+        reach, shape = model.stamps.reach, stars.shape
+        own = make_stamps(scene, stars.xy[members], reach[members], shape[members])
+        self.near = make_stamps(scene, stars.xy[near], np.minimum(reach[near], _REACH), shape[near])
+        pairs = np.stack(np.meshgrid(np.arange(len(near)), np.arange(len(near))), -1).reshape(-1, 2)
+        bands = len(scene.bands)
+        self.before, self.lifted = 0.0, []
+        matrix = np.zeros((bands, len(near), len(near)))
+        matrix[:, np.arange(len(near)), np.arange(len(near))] = 1 / stars.flux[near].T ** 2
+        self.right = np.zeros((bands, len(near)))
+        for k, column in enumerate(scene.column):
+            light, residual, weight = own.light(k, flux[:, column]), model.residual[k], model.weight[k]
+            self.before += float((weight * light * (light + 2 * residual)).sum())
+            self.lifted.append(weight * (residual + light))
+            self.right[column] += self.near.project(k, self.lifted[k])[:, 0]
+            products = self.near.products(k, weight, pairs)[:, 0, 0]
+            matrix[column] += products.reshape(len(near), len(near))
+        self.inverse = np.linalg.inv(matrix)
+        self.alone = float(np.einsum("bi,bij,bj->", self.right, self.inverse, self.right))
+
+    def fit(
+        self, centre: Float[np.ndarray, "2"], trials: Float[np.ndarray, "t 3"]
+    ) -> tuple[Float[np.ndarray, "t"], Float[np.ndarray, "t band"]]:
+        """How far a source of each shape at a position lowers chi2, and its fluxes; neighbours adjust."""
+        scene, count = self.scene, len(trials)
+        stamps = make_stamps(scene, np.tile(centre, (count, 1)), np.full(count, _REACH), trials)
+        score, inform = np.zeros((count, len(scene.bands))), np.zeros((count, len(scene.bands)))
+        mixed = np.zeros((len(scene.bands), count, len(self.near)))
+        itself = np.repeat(np.arange(count)[:, None], 2, axis=1)
+        pairs = np.indices((count, len(self.near))).reshape(2, -1).T
+        for k, column in enumerate(scene.column):
+            score[:, column] += stamps.project(k, self.lifted[k])[:, 0]
+            inform[:, column] += stamps.products(k, self.weight[k], itself)[:, 0, 0]
+            products = cross_products(stamps, self.near, k, self.weight[k], pairs)[:, 0, 0]
+            mixed[column] += products.reshape(count, -1)
+        absorbed = mixed @ self.inverse  # [band, trial, neighbour]
+        score -= np.einsum("bti,bi->tb", absorbed, self.right)
+        inform -= np.einsum("bti,bti->tb", absorbed, mixed)
+        flux = np.maximum(score, 0) / np.maximum(inform, 1e-300)
+        return (flux * (2 * score - flux * inform)).sum(1) + self.alone, flux

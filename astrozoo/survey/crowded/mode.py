@@ -225,12 +225,20 @@ class _Fit:
         self.stars, self.model = improve(self.scene, self.stars, self._prior(), steps)
 
     def find_galaxies(self, threshold: float) -> None:
-        """Stars, alone or with their companions, become galaxies where that pays."""
+        """Stars, alone or with their companions, become galaxies where that pays.
+
+        Companions that are left over are then removed.
+        """
+        before = len(self.stars)
         self.stars, rows = with_galaxies(
             self.scene, self.stars, self.model, threshold, self.locus.reference, self.scene.pixel_scale
         )
         self.member = self.member[rows]
         self.settle(_STEPS)
+        for _ in range(_ROUNDS if len(rows) < before else 0):
+            if not self._bury(_HYSTERESIS * threshold):
+                break
+            self.settle(_STEPS)
 
     def learn(self, psf: bool) -> None:
         """Colours of the field, and the correction of the PSFs."""
