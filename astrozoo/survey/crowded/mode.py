@@ -35,9 +35,12 @@ THRESHOLDS = (100.0, 60.0, 36.0, 25.0, 16.0, 12.0, 9.0)
 """Changes of chi2 that a birth must promise, in order. The brightest stars come first, so that their wings
 are not taken for stars."""
 _REFIT_AT = (100.0, 60.0, 36.0, 16.0, 9.0)
-"""Thresholds after which the PSFs are corrected."""
+"""Thresholds after which the PSFs are corrected, from the first on: stars that are born of a PSF's error are
+part of the model, and hide the error from later corrections."""
 _PSF_ERROR = 0.05
 """Relative error of a PSF before it is corrected: psField's is 1.5 to 8 % in the field of M2."""
+_GIVEN_CORRECTIONS = 3
+"""Corrections of the PSFs where all stars are given."""
 _REPEATS = 5
 """Limit of repetitions of the last threshold, each followed by a correction of the PSFs, where they are
 corrected. A better PSF reveals stars, and these stars improve the PSF."""
@@ -132,7 +135,7 @@ def fit_mode(
     falling = len(thresholds) - 1
     if refit_psf:
         thresholds = (*thresholds, *thresholds[-1:] * _REPEATS)
-    total = len(thresholds) * _ROUNDS if grow else len(_REFIT_AT)
+    total = len(thresholds) * _ROUNDS if grow else _GIVEN_CORRECTIONS
     with progress_bar("joint mode", total, progress) as report:
         if len(start):
             fit.settle(_STEPS)
@@ -147,7 +150,7 @@ def fit_mode(
                 if n >= falling and not (fit.scene.psf_error < _FALLING * before).any():
                     break
         else:
-            for n in range(len(_REFIT_AT)):
+            for n in range(_GIVEN_CORRECTIONS):
                 fit.settle(_LAST_STEPS)
                 fit.learn(refit_psf)
                 report(n + 1, fit.text())
@@ -241,7 +244,10 @@ class _Fit:
             self.settle(_STEPS)
 
     def learn(self, psf: bool) -> None:
-        """Colours of the field, and the correction of the PSFs."""
+        """Colours of the field, and the correction of the PSFs.
+
+        An error of a PSF can only fall: what is estimated before all stars are born contains their light.
+        """
         if not len(self.stars):
             return
         sd, _ = standard_deviations(self.scene, self.stars, self.model, self._prior())

@@ -124,6 +124,20 @@ def test_undetected_stars_do_not_broaden_the_psf(field_of, truth_of):
     assert np.abs(broadening).max() < 0.02
 
 
+def test_missing_wings_of_the_psf_are_added(field_of, truth_of):
+    xy, flux = truth_of(9, seed=8, apart=9.0)
+    field = field_of(xy, 40 + 2 * flux)
+    true = Scene.of(field)
+    side = true.psf[0].shape[0]
+    distance = np.hypot(*(np.mgrid[:side, :side] - (side - 1) / 2)) / true.oversampling
+    cut = [np.where(distance < 5, table, 0.0) for table in true.psf]
+    scene = replace(true, psf=tuple(table * (true.oversampling**2 / table.sum()) for table in cut))
+    corrected = refit(scene, Sources.stars(xy, 40 + 2 * flux))
+    for k in range(2):
+        wings = [table[k][distance > 5].sum() / table[k].sum() for table in (corrected.psf, true.psf)]
+        assert wings[0] == pytest.approx(wings[1], rel=0.3)
+
+
 def test_few_bright_stars_leave_the_psf_as_it_is(field_of):
     xy, flux = np.array([[10.0, 10.0], [25.0, 30.0]]), np.full((2, 2), 50.0)
     scene = Scene.of(field_of(xy, flux), psf_error=0.01)
