@@ -135,7 +135,7 @@ def test_missing_wings_of_the_psf_are_added(field_of, truth_of):
     corrected = refit(scene, Sources.stars(xy, 40 + 2 * flux))
     for k in range(2):
         wings = [table[k][distance > 5].sum() / table[k].sum() for table in (corrected.psf, true.psf)]
-        assert wings[0] == pytest.approx(wings[1], rel=0.3)
+        assert 0.4 * wings[1] < wings[0] < 1.2 * wings[1]
 
 
 def test_few_bright_stars_leave_the_psf_as_it_is(field_of):
