@@ -58,9 +58,9 @@ from astrozoo.survey.crowded.tables import (
 __all__ = ["STEPS", "sample"]
 
 STEPS = 4000
-"""Default number of moves per source and chain, with the burn-in. Four chains of this length, with their pilot
-runs, take about .3 CPU seconds per source with three images and .5 with five. It is a compromise: R-hat of
-the numbers of sources by magnitude is up to 1.2 in the densest fields. On a simulated field of 36 px with
+"""Default number of moves per source and chain, with the burn-in. Four chains of this length and their pilot
+runs take about .3 CPU seconds per source with three images and .5 with five. It is a compromise: R-hat of the
+numbers of sources by magnitude is up to 1.2 in the densest fields. On a simulated field of 36 px with
 M2's density and stars to r = 25, 68 % intervals of fluxes in the consensus contain 59 to 71 % of the true
 ones, and 95 % intervals 92 to 95 %."""
 TILE = 30.0
