@@ -40,6 +40,8 @@ neighbour."""
 _ROUNDS = 8
 """Centroids that are computed in turn, each in a window around the one before. A galaxy as wide as the
 window is then centred within 1/256 of its first offset."""
+_AT_ONCE = 500
+"""Stamps that are brought to the standard frame at once, in double precision. It limits memory."""
 _FEWEST = 0.5
 """Least fraction of finite pixels of a stamp. With fewer, the galaxy is not seen."""
 _LEAST_SCALE = 5.0
@@ -144,11 +146,25 @@ def standardise(
     if not len(images):
         raise DataError("stamps", "none", "at least one galaxy")
     names = tuple(str(i) for i in range(len(images))) if names is None else tuple(names)
-    arrays = [_checked(image, name) for image, name in zip(images, names, strict=True)]
-    if subtract_sky:
-        arrays = [image - np.nanmedian(_border(image)) for image in arrays]
-    sigma = _noises(arrays, noise, names)
-    frames = torch.from_numpy(np.stack([_framed(image, size) for image in arrays]))
+    given = _given_noise(noise, len(images))
+    parts = []
+    for first in range(0, len(images), _AT_ONCE):
+        part = slice(first, first + _AT_ONCE)
+        arrays = [_checked(image, name) for image, name in zip(images[part], names[part], strict=True)]
+        if subtract_sky:
+            arrays = [image - np.nanmedian(_border(image)) for image in arrays]
+        sigma = np.array([border_noise(image) for image in arrays]) if given is None else given[part]
+        _check_noise(sigma, names[part], measured=given is None)
+        parts.append(_standard(arrays, sigma, size))
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    return Stamps(Pixels(*columns[:3]), *columns[3:], names)
+
+
+def _standard(
+    images: Sequence[Float[np.ndarray, "y x"]], sigma: Float[np.ndarray, "n"], size: int
+) -> tuple[Tensor, ...]:
+    """Image, noise, used, scale and orientation of some stamps."""
+    frames = torch.from_numpy(np.stack([_framed(image, size) for image in images]))
     orientation = _orientations(frames.nan_to_num(0.0))
     frames = torch.stack([turned(frame, int(k)) for frame, k in zip(frames, orientation, strict=True)])
     used = frames.isfinite()
@@ -156,8 +172,7 @@ def standardise(
     sd = torch.from_numpy(sigma)
     scale = _scale(pixels, used, sd)
     image = (pixels / scale[:, None, None]).float()
-    standard = Pixels(image, (sd / scale).float(), used)
-    return Stamps(standard, scale.float(), orientation, names)
+    return image, (sd / scale).float(), used, scale.float(), orientation
 
 
 def border_noise(image: Float[np.ndarray, "y x"]) -> float:
@@ -191,24 +206,22 @@ def _checked(image: np.ndarray, name: str) -> Float[np.ndarray, "y x"]:
     return np.where(finite, image, np.nan)
 
 
-def _noises(
-    images: Sequence[Float[np.ndarray, "y x"]], noise: object, names: Sequence[str]
-) -> Float[np.ndarray, "n"]:
+def _given_noise(noise: object, count: int) -> Float[np.ndarray, "n"] | None:
     if noise is None:
-        values = np.array([border_noise(image) for image in images])
-        expected = "a number above 0: its border has no noise, so state the noise"
-    else:
-        given = np.asarray(noise, np.float64)
-        if given.ndim > 1 or (given.ndim and len(given) != len(images)):
-            raise DataError(
-                "noise", f"shape {given.shape}", f"a number, or one for each of {len(images)} stamps"
-            )
-        values, expected = np.broadcast_to(given, len(images)).copy(), "a finite number above 0"
-    bad = ~(np.isfinite(values) & (values > 0))
+        return None
+    given = np.asarray(noise, np.float64)
+    if given.ndim > 1 or (given.ndim and len(given) != count):
+        raise DataError("noise", f"shape {given.shape}", f"a number, or one for each of {count} stamps")
+    return np.broadcast_to(given, count).copy()
+
+
+def _check_noise(sigma: Float[np.ndarray, "n"], names: Sequence[str], *, measured: bool) -> None:
+    bad = ~(np.isfinite(sigma) & (sigma > 0))
     if bad.any():
         first = int(bad.argmax())
-        raise DataError(f"noise of stamp {names[first]}", f"{values[first]:g}", expected)
-    return values
+        wanted = "a number above 0: its border has no noise, so state the noise"
+        expected = wanted if measured else "a finite number above 0"
+        raise DataError(f"noise of stamp {names[first]}", f"{sigma[first]:g}", expected)
 
 
 def _framed(image: Float[np.ndarray, "y x"], size: int) -> Float[np.ndarray, "size size"]:
