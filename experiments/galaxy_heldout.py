@@ -55,8 +55,9 @@ from astrozoo.data.stamps import Stamps, border_noise, read_images, standardise
 from astrozoo.galaxies.fits import fit_profiles
 from astrozoo.models import galaxy_vae, galaxy_vae_training
 from astrozoo.nets.galaxy_vae import Nets
+from astrozoo.physics.galaxy_profiles import KINDS as KINDS_OF_PROFILES
+from astrozoo.physics.galaxy_profiles import Kind
 
-PROFILES = ("gaussian", "sersic", "bulge_disc")
 TEST_SEED = 1_000_003
 """Seed of the simulated test set; the training set has seed 0."""
 AT_ONCE = 50
@@ -174,7 +175,7 @@ def mse(stamps: Stamps, model: Tensor) -> Tensor:
     return ((image - model) ** 2 * used).sum((1, 2)) / used.sum((1, 2))
 
 
-def rows(name: str, sample: Set) -> Iterator[dict[str, Any]]:
+def rows(name: str, sample: Set, profiles: Sequence[Kind]) -> Iterator[dict[str, Any]]:
     """Rows of the table for one set."""
     started = time.process_time()
     latents = {"encoder": galaxy_vae.encode(sample.nets, sample.stamps)[0]}
@@ -188,7 +189,7 @@ def rows(name: str, sample: Set) -> Iterator[dict[str, Any]]:
     pixels = used.sum((1, 2))
     quarter = np.digitize(sample.snr, np.quantile(sample.snr, (0.25, 0.5, 0.75)))
     gaussian: Tensor | None = None
-    for profile in PROFILES:
+    for profile in profiles:
         started = time.process_time()
         error = mse(sample.stamps, fit_profiles(sample.stamps.pixels, profile).image)
         seconds = time.process_time() - started
@@ -240,6 +241,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sets", default="simulated,hst,zoo,zoo-sky")
+    parser.add_argument(
+        "--profiles", default=",".join(KINDS_OF_PROFILES), help="the first decides the subsets"
+    )
     parser.add_argument("--galaxies", type=int, default=1000, help="of the simulated set")
     parser.add_argument("--weights", default="galaxy_vae", help="a name, or a file of `astrozoo train`")
     parser.add_argument("--zoo-steps", default="2500,500", help="steps of the two stages for the set zoo")
@@ -249,6 +253,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     nets = galaxy_vae.load(options.weights)
+    profiles: Any = options.profiles.split(",")
     first, second = (int(n) for n in options.zoo_steps.split(","))
     make = {
         "simulated": lambda: simulated(options.galaxies, nets, options.out),
@@ -260,7 +265,7 @@ def main() -> None:
     for name in options.sets.split(","):
         sample = make[name]()
         picture(sample, options.out / f"{name}.png")
-        table += rows(name, sample)
+        table += rows(name, sample, profiles)
         with (options.out / "heldout.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, table[0])
             writer.writeheader()
