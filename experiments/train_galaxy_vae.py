@@ -1,7 +1,7 @@
 """Train the weights that `galaxy_vae` ships, as ``astrozoo train galaxy_vae`` does, and store them in
 float16.
 
-    python -m experiments.train_galaxy_vae --out runs/galaxy_vae [--galaxies 16000] [--steps 12000,2000]
+    python -m experiments.train_galaxy_vae --out runs/galaxy_vae [--galaxies 16000] [--steps 5500,600]
 
 Takes some ten minutes on one core: about four for the galaxies, the rest for training. The same command
 continues a run that was stopped. Files in ``--out``:
@@ -125,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--galaxies", type=int, default=16_000)
-    parser.add_argument("--steps", default="12000,2000", help="of the two stages")
+    parser.add_argument("--steps", default="5500,600", help="of the two stages")
     parser.add_argument("--nets", default="dense", choices=("dense", "convolutional"))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -67,7 +67,7 @@ def stages(
     seed: int = 0,
     device: str = "cpu",
     kind: Kind = "dense",
-    steps: tuple[int, int] = (12_000, 2000),
+    steps: tuple[int, int] = (5500, 600),
     latent: int = LATENT,
     hidden: Sequence[int] = HIDDEN,
 ) -> Sequence[Callable[[Trained | None], dict[str, Any]]]:

@@ -49,7 +49,7 @@ _WEIGHTS = {
     ),
     "galaxy_vae": _Weights(
         "decoder and encoder of galaxies (69 x 69 pixels, 8 latents), each pixel with a mean and a variance",
-        "310f0e6c8bbae912e83ca85db5ea0b0194b480df0d3bed68532bc6c66cfbf332",
+        "e515ef3e1462f217826a207a70eaa742470c63448cef6aa50ff69f4964fede3b",
         package="astrozoo.models",
         name="galaxy_vae.safetensors",
     ),
