@@ -156,8 +156,8 @@ def standardise(
         sigma = np.array([border_noise(image) for image in arrays]) if given is None else given[part]
         _check_noise(sigma, names[part], measured=given is None)
         parts.append(_standard(arrays, sigma, size))
-    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-    return Stamps(Pixels(*columns[:3]), *columns[3:], names)
+    image, sd, used, scale, orientation = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Stamps(Pixels(image, sd, used), scale, orientation, names)
 
 
 def _standard(
