@@ -58,7 +58,7 @@ def map_figure(
         (f"Kaiser-Squires, {SMOOTHING:g}'", direct, scale),
         ("posterior mean", maps["MEAN"], scale),
         ("posterior SD", maps["SD"], {"vmin": 0, "cmap": "viridis"}),
-        ("mean / SD", maps["MEAN"] / maps["SD"], {"vmin": -3, "vmax": 5, "cmap": "RdBu_r"}),
+        ("mean / SD", maps["MEAN"] / maps["SD"], {"vmin": -5, "vmax": 5, "cmap": "RdBu_r"}),
         ("one draw", draw, scale),
         (f"B modes, {SMOOTHING:g}'", wrong, scale),
     )
