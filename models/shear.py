@@ -33,8 +33,17 @@ from astrozoo.types import Problem
 
 __all__ = ["GalaxyDraws", "Population", "Shear", "problem", "simulate"]
 
-_SIMULATED_ERRORS = (0.25, 0.25, 0.12, 0.06)
-"""Errors of (eta_1, eta_2, ln r, ln F) of simulated galaxies, about those of images with an S/N of 20."""
+_SCALES = {"ellipticity_sd": 0.5, "log_flux_sd": 0.5, "log_radius_sd": 0.3}
+"""Prior medians of the population's SDs: about those of faint galaxies."""
+_SCALE_SD = 0.7
+"""Prior SD of the logarithm of each: a factor of two."""
+_CENTRE_SD = (2.0, 1.0)
+"""Prior SDs of the population's means of ln F and ln r. They are wide, because the data give the means."""
+_SLOPE_SD = 0.5
+"""Prior SD of the slope of ln r against ln F."""
+_SIMULATED_ERRORS = (0.1, 0.1, 0.05, 0.025)
+"""Errors of (eta_1, eta_2, ln r, ln F) of simulated galaxies, about those of images with an S/N of 50. With
+larger ones, few draws of a galaxy would lie in a narrow population, and the mean over them would be poor."""
 
 
 class GalaxyDraws(NamedTuple):
@@ -98,26 +107,25 @@ class Shear:
         """The model.
 
         Args:
-            centre: prior means of the population's means of ln F and of ln r [ln arcsec]. Their prior SDs are
-                2 and 1.
+            centre: prior means of the population's means of ln F and of ln r [ln arcsec].
         """
         like = galaxies.log_weight
 
         def normal(name: str, mean: Tensor, sd: float) -> Tensor:
             return pyro.sample(name, dist.Normal(mean, sd))
 
-        def scale(name: str, median: float) -> Tensor:
-            return pyro.sample(name, dist.LogNormal(like.new_tensor(math.log(median)), 0.7))
+        def scale(name: str) -> Tensor:
+            return pyro.sample(name, dist.LogNormal(like.new_tensor(math.log(_SCALES[name])), _SCALE_SD))
 
         prior = dist.Normal(like.new_zeros(2), self.shear_sd).to_event(1)
         shear = pyro.sample("shear", prior)
         population = Population(
-            ellipticity_sd=scale("ellipticity_sd", 0.5),
-            log_flux_mean=normal("log_flux_mean", centre[0], 2.0),
-            log_flux_sd=scale("log_flux_sd", 0.5),
-            log_radius_mean=normal("log_radius_mean", centre[1], 1.0),
-            log_radius_sd=scale("log_radius_sd", 0.3),
-            radius_slope=normal("radius_slope", torch.zeros_like(centre[0]), 0.5),
+            ellipticity_sd=scale("ellipticity_sd"),
+            log_flux_mean=normal("log_flux_mean", centre[0], _CENTRE_SD[0]),
+            log_flux_sd=scale("log_flux_sd"),
+            log_radius_mean=normal("log_radius_mean", centre[1], _CENTRE_SD[1]),
+            log_radius_sd=scale("log_radius_sd"),
+            radius_slope=normal("radius_slope", torch.zeros_like(centre[0]), _SLOPE_SD),
         )
         with pyro.plate("galaxy", len(like)):
             pyro.factor("galaxies", log_likelihood(galaxies, shear, population))
@@ -169,8 +177,8 @@ def problem(data: GalaxyDraws, *, shear_sd: float = 0.1) -> Problem:
     )
 
 
-def simulate(seed: int = 0, *, galaxies: int = 60, draws: int = 16) -> tuple[GalaxyDraws, dict[str, Any]]:
-    """Draws of galaxies of the model's own population, each measured with normal errors.
+def simulate(seed: int = 0, *, galaxies: int = 60, draws: int = 64) -> tuple[GalaxyDraws, dict[str, Any]]:
+    """Draws of galaxies of a population from the model's prior, each measured with normal errors.
 
     The draws are those of the interim posterior under a flat prior, so that all weights are equal.
 
@@ -183,14 +191,17 @@ def simulate(seed: int = 0, *, galaxies: int = 60, draws: int = 16) -> tuple[Gal
     def noise(*shape: int) -> Tensor:
         return torch.randn(shape, generator=random, dtype=torch.float64)
 
+    def scale(median: float) -> Tensor:
+        return median * torch.exp(_SCALE_SD * noise())
+
     truth = {
-        "shear": 0.05 * noise(2),
-        "ellipticity_sd": 0.5 * torch.exp(0.1 * noise()),
-        "log_flux_mean": 0.3 * noise(),
-        "log_flux_sd": 0.4 * torch.exp(0.1 * noise()),
-        "log_radius_mean": math.log(0.4) + 0.2 * noise(),
-        "log_radius_sd": 0.3 * torch.exp(0.1 * noise()),
-        "radius_slope": 0.3 + 0.1 * noise(),
+        "shear": Shear().shear_sd * noise(2),
+        "ellipticity_sd": scale(_SCALES["ellipticity_sd"]),
+        "log_flux_mean": _CENTRE_SD[0] * noise(),
+        "log_flux_sd": scale(_SCALES["log_flux_sd"]),
+        "log_radius_mean": math.log(0.4) + _CENTRE_SD[1] * noise(),
+        "log_radius_sd": scale(_SCALES["log_radius_sd"]),
+        "radius_slope": _SLOPE_SD * noise(),
     }
     flux = truth["log_flux_sd"] * noise(galaxies)
     radius = truth["log_radius_mean"] + truth["radius_slope"] * flux

@@ -40,7 +40,7 @@ def test_likelihood_is_the_mean_over_draws_of_the_sheared_population() -> None:
 
 
 def test_the_shear_of_simulated_galaxies_is_recovered() -> None:
-    data, truth = simulate(3, galaxies=300, draws=32)
+    data, truth = simulate(3, galaxies=200)
     result = astrozoo.infer(problem(data), "laplace", compile="never", draws=50, progress=False)
     assert result.status.ok
     for name, value in truth.items():
