@@ -104,6 +104,12 @@ METHODS: Mapping[str, Method] = {
         settings_address="astrozoo.infer.options:HMCSettings",
         defaults={"draws": 250, "chains": 32},
     ),
+    "mclmc": Method(
+        "many chains of microcanonical Langevin dynamics, adjusted or with a limited energy error",
+        backend_address="astrozoo.infer.mclmc:mclmc",
+        settings_address="astrozoo.infer.options:MCLMCSettings",
+        defaults={"draws": 250, "chains": 32},
+    ),
     "nuts": Method(
         "the No-U-Turn sampler",
         backend_address="astrozoo.infer.nuts:nuts",

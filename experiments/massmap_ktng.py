@@ -2,15 +2,15 @@
 
     python -m experiments.massmap_ktng [METHOD ...] [--data NAME ...] [--noises N] [--draws N] [--out FILE]
 
-Methods: ks, smoothed, wiener, lognormal. Data: ``key0`` and ``keys42_43`` are the map ``ktng_kappa360v2`` with the
-noise of COSMOS times the published normals, for which figures are published; ``shipped`` is the reduced shear of
-``ktng_cosmos_e360`` (another map, constant noise); ``--noises N`` adds N fresh noises on ``v2``. It needs
-``weak_lensing`` in ASTROZOO_DATA.
+Methods: ks, smoothed, wiener, lognormal. Data: ``key0`` and ``keys42_43`` are the map ``ktng_kappa360v2``
+with the noise of COSMOS times the published normals, for which figures are published. ``shipped`` is the reduced
+shear of ``ktng_cosmos_e360`` (another map, constant noise). ``--noises N`` adds N fresh noises on ``v2``. The
+data are the folder ``weak_lensing`` in ASTROZOO_DATA.
 
-``rmse`` and ``r`` have the convention of the published figures: the mean over all pixels of mask times kappa is
-subtracted from each map, the RMSE is taken in the mask, and r over the whole maps with zeros outside the mask.
-Published, for key0 or keys42_43: KS .1425/.180, smoothed KS .0239/.578, Wiener .0225/.636, score .02243/.652,
-DeepMass .0218/.677. ``coverage`` is that of central quantile intervals in the mask.
+``rmse`` and ``r`` have the convention of the published figures: the mean over all pixels of mask times kappa
+is subtracted from each map, the RMSE is taken in the mask, and r over the whole maps with zeros outside the
+mask. Published, for key0 or keys42_43: KS .1425/.180, smoothed KS .0239/.578, Wiener .0225/.636, score
+.02243/.652, DeepMass .0218/.677. ``coverage`` is that of central quantile intervals in the mask.
 """
 
 from __future__ import annotations

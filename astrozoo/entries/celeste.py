@@ -86,7 +86,7 @@ ENTRY = Entry(
     keywords=("catalogue", "photometry", "star-galaxy separation", "SDSS", "Poisson"),
     model="astrozoo.models.celeste:Celeste",
     guides=("structured", "mean_field", "point"),
-    methods=("trust_region", "svi", "hmc", "nuts", "nutpie"),
+    methods=("trust_region", "svi", "hmc", "mclmc", "nuts", "nutpie"),
     unsuited={
         "laplace": f"{_TWO_MODES}; a normal covers one of them",
         "el2o": f"{_TWO_MODES}; a normal covers one of them",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 
 import numpy as np
@@ -14,13 +15,16 @@ from astrozoo.density import inverted
 from astrozoo.infer._chart import Chart
 from astrozoo.objective import Density
 
-__all__ = ["DIVERGED", "Chains", "gibbs", "normals", "trajectory", "transition", "uniforms"]
+__all__ = ["DIVERGED", "Chains", "Dynamics", "gibbs", "normals", "trajectory", "transition", "uniforms"]
 
 DIVERGED = 1000.0
 """[nat] A trajectory is divergent if its energy error is larger than this, as in Stan."""
 WORTHWHILE = 0.25
 """Least fraction of the gradients that must be saved before the rows of finished trajectories are dropped.
 Another number of rows needs another graph."""
+Dynamics = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
+"""A trajectory by other dynamics: :func:`astrozoo.infer._microcanonical.microcanonical`. It returns position,
+velocity, value, gradient, and minus the change of the energy."""
 _MOMENTUM = 1
 """Stream of the random numbers of momenta."""
 _ACCEPT = 2
@@ -127,24 +131,40 @@ def transition(
     steps: list[int],
     seed: int,
     iteration: int,
+    dynamics: Dynamics | None = None,
+    energy_error: float | None = None,
 ) -> dict[str, Tensor]:
-    """One trajectory and its Metropolis test, with the same random numbers in every problem."""
+    """One trajectory and its Metropolis test, with the same random numbers in every problem.
+
+    Args:
+        dynamics: None: those of :func:`trajectory`.
+        energy_error: if it is given there is no test, and "acceptance_rate" is a control of the step size: a
+            half where the squared change of the energy is this, per dimension.
+    """
     discrete = len(chains.choices)
     r = pad(normals(seed, _MOMENTUM, iteration, like=q[..., : q.shape[2] - discrete]), (0, discrete))
     u = uniforms(seed, _ACCEPT, iteration, shape=q.shape[1:2], like=q)
-    end, r_end, end_value, end_g = trajectory(chains, q, r, value, g, chart, step, steps)
     before = value - r.square().sum(-1) / 2
-    change = end_value - r_end.square().sum(-1) / 2 - before
+    if dynamics is None:
+        end, r_end, end_value, end_g = trajectory(chains, q, r, value, g, chart, step, steps)
+        change = end_value - r_end.square().sum(-1) / 2 - before
+    else:
+        end, r_end, end_value, end_g, change = dynamics(
+            chains, q, r, value, g, chart, step, steps, seed, iteration
+        )
     sound = change.isfinite() & end_g.isfinite().all(-1)
     change = torch.where(sound, change, -torch.inf)
-    accept = u.log() < change
+    accept, rate = u.log() < change, change.exp().clamp_max(1.0)
+    if energy_error is not None:
+        accept = change > -DIVERGED
+        rate = 1 / (1 + change.square() / (energy_error * (q.shape[2] - discrete)))
     taken = accept[..., None]
     return {
         "position": torch.where(taken, end, q),
         "gradient": torch.where(taken, end_g, g),
         "lp": torch.where(accept, end_value, value),
         "energy": -before,
-        "acceptance_rate": change.exp().clamp_max(1.0),
+        "acceptance_rate": rate,
         "diverging": change < -DIVERGED,
         "end": end,
         "momentum": r_end,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,12 +30,13 @@ from astrozoo.infer._adaptation import (
 )
 from astrozoo.infer._hmc_state import HMCState
 from astrozoo.infer._metric import Structure
+from astrozoo.infer._microcanonical import microcanonical
 from astrozoo.infer._operators import Metric
 from astrozoo.infer._structure import structure_for
-from astrozoo.infer._trajectory import Chains, gibbs, normals, transition, uniforms
+from astrozoo.infer._trajectory import Chains, Dynamics, gibbs, normals, transition, uniforms
 from astrozoo.infer.convergence import e_bfmi, ensemble_status
 from astrozoo.infer.identity import run_checkpoint
-from astrozoo.infer.options import HMCSettings, RunOptions
+from astrozoo.infer.options import HMCSettings, MCLMCSettings, RunOptions
 from astrozoo.infer.progress import Report, progress_bar
 from astrozoo.infer.recorder import DrawsOnDisk, Recorder
 from astrozoo.infer.results import by_chain, constrained, finish
@@ -81,7 +83,21 @@ class _Plan:
 
     @property
     def target(self) -> float:
-        return self.settings.target_acceptance
+        """Mean that the step size gives "acceptance_rate" (:func:`transition`)."""
+        return self.settings.target_acceptance if self.energy_error is None else 0.5
+
+    @property
+    def dynamics(self) -> Dynamics | None:
+        if not isinstance(self.settings, MCLMCSettings):
+            return None
+        turning = None if self.settings.adjusted else self.settings.least_length
+        return partial(microcanonical, turning=turning)
+
+    @property
+    def energy_error(self) -> float | None:
+        """Of draws without a Metropolis test."""
+        unadjusted = isinstance(self.settings, MCLMCSettings) and not self.settings.adjusted
+        return self.settings.energy_error if unadjusted else None
 
     def early(self, iteration: int) -> bool:
         return iteration < int(EARLY * self.warmup)
@@ -102,7 +118,10 @@ def _advance(chains: Chains, state: HMCState, plan: _Plan) -> None:
         steps = [round(x) for x in exact.tolist()]
         step = step * fraction
     before = state.position
-    out = transition(chains, before, state.value, state.gradient, state.chart, step, steps, plan.seed, n)
+    out = transition(
+        chains, before, state.value, state.gradient, state.chart, step, steps, plan.seed, n,
+        plan.dynamics, plan.energy_error,
+    )  # fmt: skip
     end, momentum = out.pop("end"), out.pop("momentum")
     state.gradients += max(steps)
     if chains.choices:
@@ -126,9 +145,7 @@ def _advance(chains: Chains, state: HMCState, plan: _Plan) -> None:
             plan.settings.least_length,
         )
         acceptance = pooled(acceptance)
-    state.log_step, state.averaging = dual_average(
-        state.averaging, acceptance, plan.settings.target_acceptance
-    )
+    state.log_step, state.averaging = dual_average(state.averaging, acceptance, plan.target)
     _learn(chains, state, plan)
 
 
@@ -172,7 +189,7 @@ def _first_step(chains: Chains, state: HMCState, plan: _Plan) -> None:
         state.gradients += 1
         tried = transition(
             chains, state.position, state.value, state.gradient, state.chart, step, one,
-            plan.seed, state.iteration,
+            plan.seed, state.iteration, plan.dynamics, plan.energy_error,
         )  # fmt: skip
         acceptance = tried["acceptance_rate"]
         poor = (acceptance if early else pooled(acceptance)) < plan.target
@@ -272,7 +289,9 @@ def hmc(
     header |= {"thin": settings.thin, "keep": run.keep, "summaries": settings.summaries}
     header |= {"metric": structure.blocks, "least_length": settings.least_length}
     content = {"precondition": settings.precondition, "metric": structure.outer}
-    checkpoint = run_checkpoint(run, problem, "hmc", content=content, **header)
+    name = "mclmc" if plan.dynamics is not None else "hmc"
+    header |= {"energy_error": plan.energy_error}
+    checkpoint = run_checkpoint(run, problem, name, content=content, **header)
     saved = checkpoint.load()
     chains = Chains(target, problem.batch or 1, run.chains)
     recorder = _recorder(problem, target, run, settings)
@@ -280,10 +299,10 @@ def hmc(
         state = _begin(target, chains, recorder, run, plan)
     else:
         state = HMCState.restored(saved, target.device, recorder, structure.outer)
-    with progress_bar("hmc", settings.warmup + run.draws, run.progress) as report:
+    with progress_bar(name, settings.warmup + run.draws, run.progress) as report:
         early_end = _run(chains, state, plan, run.budget, checkpoint, report)
     checkpoint.save(state.arrays())
-    return _result(problem, target, state, run, early_end, began)
+    return _result(problem, target, state, run, early_end, began, name, plan.energy_error is None)
 
 
 def _run(
@@ -316,7 +335,10 @@ def _result(
     run: RunOptions,
     early_end: Status | None,
     began: float,
+    name: str,
+    tested: bool,
 ) -> Result:
+    """The result of the method of that name, whose draws were ``tested`` (Metropolis) or not."""
     batched = problem.batch is not None
     count = state.recorder.count
     columns = {name: rows[:count].movedim(0, 2) for name, rows in state.drawn.items()}  # [B, C, draw, ...]
@@ -328,17 +350,23 @@ def _result(
         unseen = None if state.recorder.keep is None else state.recorder.split_r_hat()
         statuses = ensemble_status(fields["draws"], batched, columns["diverging"], unseen)
     chains = discrete.shape[1]
+    own = {"e_bfmi": e_bfmi(columns["energy"]).amin(1).tolist()}
+    if name != "hmc":
+        del columns["energy"]  # that of HMC, with a momentum that other dynamics do not have
+        own = {}
+    if not tested:
+        del columns["acceptance_rate"]  # a control of the step size
     return finish(
         problem,
         target,
-        method="hmc",
+        method=name,
         run=run,
         statuses=statuses,
         began=began,
         sample_stats={name: by_chain(x.flatten(1, 2), chains, batched) for name, x in columns.items()},
         stats={
             "rescued_chains": state.rescued,
-            "e_bfmi": e_bfmi(columns["energy"]).amin(1).tolist(),
+            **own,
             "length": state.length[0].exp().tolist(),
             "step_size": state.log_step.exp().mean(1).tolist(),
             "gradients_per_chain": state.gradients,

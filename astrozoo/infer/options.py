@@ -22,6 +22,7 @@ __all__ = [
     "El2oSettings",
     "HMCSettings",
     "LaplaceSettings",
+    "MCLMCSettings",
     "NutpieSettings",
     "NutsSettings",
     "RecordSettings",
@@ -222,6 +223,21 @@ class HMCSettings(RecordSettings):
     least_length: float = field(default=math.pi / 2, metadata=_by(_real(0.0)))
     precondition: Any = field(default=None, metadata=_by(_result, required=False))
     metric: Any = field(default=None, metadata=_by(_metric, required=False))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MCLMCSettings(HMCSettings):
+    """Settings of :func:`astrozoo.infer.mclmc.mclmc`: those of ``hmc``, and these.
+
+    Args:
+        target_acceptance: mean acceptance rate of the adjusted method.
+        adjusted: end each trajectory with a Metropolis test.
+        energy_error: of the unadjusted method: median squared energy error of a trajectory, per dimension.
+    """
+
+    target_acceptance: float = field(default=0.9, metadata=_by(_real(0.0, 1.0)))
+    adjusted: bool = field(default=True, metadata=_by(_flag))
+    energy_error: float = field(default=5e-4, metadata=_by(_real(0.0)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ _SMALL = {
     "wiener": {"draws": 20},
     "auto": {"draws": 4, "chains": 2, "warmup": 6, "starts": 2, "steps": 3},
     "hmc": {"draws": 4, "chains": 2, "warmup": 6, "max_steps": 4},
+    "mclmc": {"draws": 4, "chains": 2, "warmup": 6, "max_steps": 4},
     "el2o": {"guide": "full_rank", "budget": 1, "draws": 20, "particles": 2},
     "nuts": {"draws": 4, "chains": 1, "warmup": 4, "max_tree_depth": 2},
     "nutpie": {"draws": 4, "chains": 1, "warmup": 4, "max_tree_depth": 2},

@@ -1,10 +1,10 @@
-"""The table of Pyro's features under hmc and auto: see :mod:`check_feature`."""
+"""The table of Pyro's features under hmc, mclmc and auto: see :mod:`check_feature`."""
 
 from __future__ import annotations
 
 from check_feature import right_or_refused, table
 
-HMC = ("hmc", "auto")
+HMC = ("hmc", "mclmc", "auto")
 
 
 @table(*HMC)
