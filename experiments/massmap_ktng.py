@@ -3,8 +3,8 @@
     python -m experiments.massmap_ktng [METHOD ...] [--data NAME ...] [--noises N] [--draws N] [--out FILE]
 
 Methods: ks, smoothed, wiener, lognormal. Data: ``key0`` and ``keys42_43`` are the map ``ktng_kappa360v2``
-with the noise of COSMOS times the published normals, for which figures are published. ``shipped`` is the reduced
-shear of ``ktng_cosmos_e360`` (another map, constant noise). ``--noises N`` adds N fresh noises on ``v2``. The
+with the noise of COSMOS times the published normals, for which figures are published. ``shipped`` is the
+reduced shear of ``ktng_cosmos_e360`` (another map, constant noise). ``--noises N`` adds N fresh noises on ``v2``. The
 data are the folder ``weak_lensing`` in ASTROZOO_DATA.
 
 ``rmse`` and ``r`` have the convention of the published figures: the mean over all pixels of mask times kappa
