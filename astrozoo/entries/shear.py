@@ -33,7 +33,7 @@ ENTRY = Entry(
     keywords=("weak lensing", "cosmic shear", "hierarchical", "calibration", "importance sampling"),
     model="astrozoo.models.shear:Shear",
     guides=("full_rank", "mean_field"),
-    methods=("laplace", "trust_region", "svi", "hmc", "nuts", "nutpie", "auto"),
+    methods=("laplace", "trust_region", "svi", "hmc", "mclmc", "nuts", "nutpie", "auto"),
     unsuited={
         "el2o": "the trust region fits the same normal, by exact second derivatives",
         "wiener": "the likelihood of the shear is not that of a linear model",
