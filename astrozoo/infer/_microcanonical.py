@@ -7,8 +7,8 @@ In ``D`` dimensions with the direction ``n``, ``|n| = 1``, and the log density `
 
 At the speed ``sqrt(D)``, times and step sizes are comparable with those of HMC. The energy is ``K - l``, K
 the kinetic energy of :func:`_kick`. The discretised dynamics change it: that is the energy error. The
-adjusted method removes its effect by a Metropolis test. The unadjusted one limits it by the step size, and turns the
-direction a little at random after each step.
+adjusted method removes its effect by a Metropolis test. The unadjusted one limits it by the step
+size, and turns the direction a little at random after each step.
 
 References:
     Robnik, De Luca, Silverstein & Seljak 2023, JMLR 24, 311 (the dynamics); Robnik & Seljak 2023, arXiv
