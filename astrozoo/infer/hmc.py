@@ -96,8 +96,9 @@ class _Plan:
     @property
     def energy_error(self) -> float | None:
         """Of draws without a Metropolis test."""
-        unadjusted = isinstance(self.settings, MCLMCSettings) and not self.settings.adjusted
-        return self.settings.energy_error if unadjusted else None
+        if not isinstance(self.settings, MCLMCSettings) or self.settings.adjusted:
+            return None
+        return self.settings.energy_error
 
     def early(self, iteration: int) -> bool:
         return iteration < int(EARLY * self.warmup)
