@@ -29,8 +29,10 @@ __all__ = ["microcanonical"]
 FEWEST = 3
 """Fewest dimensions. In one dimension a direction cannot turn. Standard normal coordinates that are drawn for
 each trajectory are added to a posterior of fewer."""
-_EXTRA, _TURN = 11, 12
-"""Streams of random numbers: of the coordinates that are added, and of turns."""
+_EXTRA = 11
+"""Stream of the random numbers of the coordinates that are added."""
+_TURN = 12
+"""Stream of the random numbers of turns."""
 
 
 def microcanonical(

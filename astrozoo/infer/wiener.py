@@ -29,8 +29,10 @@ of a posterior lies nearer."""
 ROUNDING = 0.4
 """Power of the unit of rounding that a relative difference between gradients may reach: 5e-7 in double
 precision. It leaves room for the rounding of a sum over a million pixels, which amounts to 1e-10."""
-_CHECK, _PROBE = 2, 3
-"""Streams of random numbers: of the check, and of the preconditioner."""
+_CHECK = 2
+"""Stream of the random numbers of the check."""
+_PROBE = 3
+"""Stream of the random numbers of the preconditioner."""
 
 
 def wiener(problem: Problem, run: RunOptions, settings: WienerSettings) -> Result:

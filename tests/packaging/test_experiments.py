@@ -8,7 +8,11 @@ import sys
 from pathlib import Path
 
 _ROOT = Path(__file__).parents[2]
-_OPTIONAL = {"experiments.bench.lens": "numpyro", "experiments.bench.infer": "numpyro"}
+_OPTIONAL = {
+    "experiments.bench.lens": "numpyro",
+    "experiments.bench.infer": "numpyro",
+    "experiments.make_kappa_spectrum": "camb",
+}
 
 _IMPORT = """
 import importlib, sys
