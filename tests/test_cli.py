@@ -199,7 +199,7 @@ def test_a_method_that_does_not_suit_a_model_is_refused_with_the_reason(command,
     assert call(command, "celeste", option, "laplace", "--out", tmp_path / "o") == 2
     shown = capsys.readouterr().err
     assert "method: got 'laplace', which does not suit celeste (the posterior of a source has a mode" in shown
-    assert "expected one of trust_region, svi, hmc, nuts, nutpie" in shown
+    assert "expected one of trust_region, svi, hmc, mclmc, nuts, nutpie" in shown
     assert not (tmp_path / "o").exists()
 
 

@@ -71,6 +71,6 @@ ENTRY = Entry(
             "astrozoo run shear --data STAMPS.npz --out results",
             "astrozoo run shear --data STAMPS.npz --sersic 0.5 --method hmc --out results",
         ),
-        "compare": ("astrozoo compare shear --methods laplace,hmc --out compared",),
+        "compare": ("astrozoo compare shear --methods trust_region,hmc --out compared",),
     },
 )

@@ -266,8 +266,13 @@ def _settings_of(model: Any) -> dict[str, Any]:
     if not is_dataclass(model):
         return {}
     values = {f.name: getattr(model, f.name) for f in fields(model) if f.init}
-    plain = (bool, int, float, str, tuple, type(None))
-    return {"model": {name: value for name, value in values.items() if isinstance(value, plain)}}
+    return {"model": {name: value for name, value in values.items() if _is_plain(value)}}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 class _Callable(ModuleType):
