@@ -55,7 +55,11 @@ def test_every_method_runs_by_name_and_saves(method, tmp_path):
         ({"guide": 3}, InputError, "guide"),
         ({"draw": 3}, UnknownNameError, "did you mean 'draws'"),
         ({"method": "hmc", "learning_rate": 3}, InputError, r"option of hmc \(methods that take it: svi\)"),
-        ({"method": "laplace", "warmup": 3}, InputError, "methods that take it: hmc, mclmc, nuts, nutpie, auto"),
+        (
+            {"method": "laplace", "warmup": 3},
+            InputError,
+            "methods that take it: hmc, mclmc, nuts, nutpie, auto",
+        ),
         ({"budget": None}, InputError, "budget: got None"),
         ({"tolerance": "small"}, InputError, "tolerance: got 'small', expected a number above 0"),
         ({"progress": 1}, InputError, "progress: got 1, expected True or False"),
