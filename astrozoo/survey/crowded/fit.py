@@ -18,7 +18,7 @@ from astropy.table import Table
 from jaxtyping import Float
 
 from astrozoo.checkpoint import Checkpoint
-from astrozoo.data.images import Field, crop, reference_image
+from astrozoo.data.images import Field, GaussianMixture, crop, reference_image
 from astrozoo.errors import InputError
 from astrozoo.survey.crowded.blocks import Block, Mode, blocks_of, expected_images, join
 from astrozoo.survey.crowded.consensus import consensus, given_sources
@@ -170,7 +170,7 @@ def fit_crowded(
     for number, (core, box) in enumerate(boxes):
         part = crop(images, *box)
         paths = [_path(checkpoint, f"block-{number}-{name}") for name in ("mode", "pilot", "samples")]
-        saved = Checkpoint(paths[0], {"field, seed and settings": key})
+        saved = Checkpoint(paths[0], {"field, seed and settings": key, "PSFs": "tables and Gaussians"})
         mode = _mode(part, given, refit_psf, star_fraction != 1, progress, saved, settings)
         clock["mode"] += mode.seconds
         started = time.perf_counter()
@@ -237,6 +237,10 @@ def _mode(
         arrays["psf_error"] = fit.scene.psf_error
         for k, (sky, psf) in enumerate(zip(fit.scene.sky, fit.scene.psf, strict=True)):
             arrays[f"sky{k}"], arrays[f"psf{k}"] = sky, psf
+        # Fitted anew they would differ by rounding, which Markov chains enlarge.
+        for k, gaussians in enumerate(fit.scene.mixture):
+            arrays[f"weights{k}"], arrays[f"means{k}"] = gaussians.weights, gaussians.means
+            arrays[f"covariances{k}"] = gaussians.covariances
         if given is not None:
             found = fit.sources
             stars = Stars(np.log(found.flux), found.xy, np.zeros((len(scene.band), 3)), found.shape)
@@ -253,6 +257,10 @@ def _mode(
         sky=tuple(arrays[f"sky{k}"] for k in images),
         psf=tuple(arrays[f"psf{k}"] for k in images),
         psf_error=arrays["psf_error"],
+        gaussians=tuple(
+            GaussianMixture(arrays[f"weights{k}"], arrays[f"means{k}"], arrays[f"covariances{k}"])
+            for k in images
+        ),
     )
     return Mode(
         sources=Sources(arrays["xy"], arrays["flux"], arrays["shape"]),

@@ -108,6 +108,7 @@ class Scene:
         shape: (rows, columns) of the reference image.
         oversampling: cells of a table per pixel.
         pixel_scale: side of a pixel of the reference image [arcsec]; by default SDSS's.
+        gaussians: of each PSF, with which galaxies are convolved; by default they are fitted to its table.
     """
 
     band: tuple[str, ...]
@@ -121,6 +122,7 @@ class Scene:
     shape: tuple[int, int]
     oversampling: int = OVERSAMPLING
     pixel_scale: float = 0.396
+    gaussians: tuple[GaussianMixture, ...] | None = None
 
     @classmethod
     def of(cls, field: Field, psf: Sequence[Psf] | None = None, *, psf_error: float = 0.0) -> Scene:
@@ -174,7 +176,9 @@ class Scene:
 
     @cached_property
     def mixture(self) -> tuple[GaussianMixture, ...]:
-        """Gaussians fitted to each table, with which galaxies are convolved."""
+        """Gaussians of each PSF: the given ones, or those fitted to its table."""
+        if self.gaussians is not None:
+            return self.gaussians
         return tuple(fit_mixture(stamp_of_table(table, self.oversampling), _COMPONENTS) for table in self.psf)
 
     def image_xy(self, k: int, xy: Float[np.ndarray, "s 2"]) -> Float[np.ndarray, "s 2"]:
