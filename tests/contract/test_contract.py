@@ -118,9 +118,7 @@ def _by_pyro(problem, layout, truth, z):
     for site in layout.sites:
         x = z[site.start : site.stop].reshape(site.transform.inv(values[site.name]).shape)
         jacobian = jacobian + site.transform.log_abs_det_jacobian(x, values[site.name]).sum()
-    discrete = {  # the others are derived
-        name: value for name, value in truth.items() if name not in values and not value.is_floating_point()
-    }
+    discrete = {name: value for name, value in truth.items() if name not in values}
     given = poutine.condition(problem.model, {**values, **discrete})
     traced = poutine.trace(given).get_trace(*problem.args)
     choices = []
