@@ -16,6 +16,10 @@ MODELS = [
 """The flat cosmologies of the benchmark tables."""
 
 
+def double(x):
+    return torch.tensor(x, dtype=torch.float64)
+
+
 def cosmology(**parameters):
     return make_cosmology(**{"omega_b": 0.05, "h": 0.7, "n_s": 0.96, "sigma8": 0.8, **parameters})
 
@@ -82,10 +86,8 @@ def test_growth_and_distances_are_those_of_the_benchmark_tables(tables):
 def test_distances_are_the_integral_of_the_hubble_rate():
     model = cosmology(omega_m=0.25, w0=-0.8, wa=0.2)
     for a in (0.1, 0.5, 0.99):
-        integral = quad(lambda x: 1 / (x**2 * float(hubble(torch.tensor(x).double(), model))), a, 1)[0]
-        assert float(comoving_distance(torch.tensor([a]).double(), model)) == pytest.approx(
-            2997.92458 * integral, rel=1e-10
-        )
+        integral = quad(lambda x: 1 / (x**2 * float(hubble(double(x), model))), a, 1)[0]
+        assert float(comoving_distance(double([a]), model)) == pytest.approx(2997.92458 * integral, rel=1e-10)
 
 
 def test_growth_is_differentiable_in_the_parameters_and_maps_over_a_batch():
