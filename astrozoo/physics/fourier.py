@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 __all__ = ["binned_power", "filter_bank", "filtered", "frequencies", "summed"]
@@ -18,22 +18,27 @@ def frequencies(shape: tuple[int, int], like: Tensor) -> tuple[Float[Tensor, "y 
     return torch.fft.fftfreq(shape[0], **options)[:, None], torch.fft.rfftfreq(shape[1], **options)
 
 
-def filtered(field: Float[Tensor, "*b y x"], kernel: Float[Tensor, "y h"]) -> Float[Tensor, "*b y x"]:
-    """The field times a filter in Fourier space. The operator is symmetric.
+def filtered(field: Float[Tensor, "*b *grid"], kernel: Shaped[Tensor, "*modes"]) -> Float[Tensor, "*b *grid"]:
+    """The field times a filter in Fourier space. The operator is symmetric if the kernel is real.
 
     Args:
-        kernel: of the modes of ``rfft2``; real and even in k. It has no gradient.
+        kernel: of the modes of ``rfft2`` (of a map) or ``rfftn`` (of a volume): real and even in k, or
+            imaginary and odd (then 0 at the highest frequency of an even side). It has no gradient.
     """
-    return _Filter.apply(field[..., None, :, :], kernel[None], True)
+    return _Filter.apply(field.unsqueeze(-kernel.dim() - 1), kernel.conj()[None], True)
 
 
-def filter_bank(field: Float[Tensor, "*b y x"], kernels: Float[Tensor, "m y h"]) -> Float[Tensor, "*b m y x"]:
+def filter_bank(
+    field: Float[Tensor, "*b *grid"], kernels: Shaped[Tensor, "m *modes"]
+) -> Float[Tensor, "*b m *grid"]:
     """The field under each of several filters (:func:`filtered`)."""
     return _Filter.apply(field, kernels, False)
 
 
-def summed(fields: Float[Tensor, "*b m y x"], kernels: Float[Tensor, "m y h"]) -> Float[Tensor, "*b y x"]:
-    """The sum of fields, each under its filter: the adjoint of :func:`filter_bank`."""
+def summed(
+    fields: Float[Tensor, "*b m *grid"], kernels: Shaped[Tensor, "m *modes"]
+) -> Float[Tensor, "*b *grid"]:
+    """The sum of fields, each under the conjugate of its filter: the adjoint of :func:`filter_bank`."""
     return _Filter.apply(fields, kernels, True)
 
 
@@ -80,9 +85,12 @@ class _Filter(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, kernels: Tensor, adjoint: bool) -> Tensor:
-        waves = torch.fft.rfft2(x)
-        product = (waves * kernels).sum(-3) if adjoint else waves[..., None, :, :] * kernels
-        return torch.fft.irfft2(product, s=x.shape[-2:])
+        axes = kernels.dim() - 1
+        shape, dim = x.shape[-axes:], tuple(range(-axes, 0))
+        waves = torch.fft.rfftn(x, dim=dim)
+        under = -axes - 1
+        product = (waves * kernels.conj()).sum(under) if adjoint else waves.unsqueeze(under) * kernels
+        return torch.fft.irfftn(product, s=shape, dim=dim)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
