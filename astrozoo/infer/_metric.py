@@ -80,7 +80,7 @@ class Structure:
 
 DEFAULT = Structure()
 """The structure of a mass matrix where neither the user nor the problem states one."""
-KINDS = ("dense", "low_rank", "diagonal", "fourier")
+KINDS = ("dense", "low_rank", "diagonal", "fourier", "fourier_3d")
 """Names that the option ``metric`` takes for the mass matrix of a site."""
 
 

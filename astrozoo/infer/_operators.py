@@ -155,7 +155,7 @@ class Fourier:
 
     Args:
         scale: SD of each mode.
-        grid: lengths of the one or two last axes of the field, which are transformed.
+        grid: lengths of the last axes of the field (one to three), which are transformed.
     """
 
     centre: Float[Tensor, "B d"]

@@ -30,8 +30,8 @@ def structure_of(metric: Any, layout: Layout, option: str = "metric") -> Structu
 
     Args:
         metric: None; the kind of a metric over all latents ("dense", "low_rank", "diagonal"); kinds by site,
-            "fourier" among them; or a :class:`~astrozoo.infer._operators.Preconditioner`. Sites that are not
-            named have metrics of the default kind.
+            "fourier" and "fourier_3d" among them; or a :class:`~astrozoo.infer._operators.Preconditioner`.
+            Sites that are not named have metrics of the default kind.
         layout: of the latent sites.
         option: what an error calls ``metric``.
 
@@ -85,9 +85,15 @@ def _block(size: int, kind: str, site: Site | None, option: str) -> Block:
         raise InputError(where, repr(kind), ", ".join(map(repr, KINDS)))
     if kind == "dense" and size > DENSE_COVARIANCE:
         raise InputError(where, f"'dense' of {size} latents", f"it for at most {DENSE_COVARIANCE}")
-    if kind != "fourier":
+    if not kind.startswith("fourier"):
         return Block(size, kind)
     shape = () if site is None else site.unconstrained_shape
+    if kind == "fourier_3d":
+        if len(shape) < 3:
+            raise InputError(
+                where, "'fourier_3d'", "it for a site with three grid axes: {site: 'fourier_3d'}"
+            )
+        return Block(size, "fourier", tuple(shape[-3:]))
     if not shape:
         raise InputError(where, "'fourier'", "it for a site with one or two grid axes: {site: 'fourier'}")
     return Block(size, kind, tuple(shape[-2:]))

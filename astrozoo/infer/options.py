@@ -210,9 +210,10 @@ class HMCSettings(RecordSettings):
             Chains then start from its normal unless ``start`` is given.
         metric: which mass matrices are estimated: "dense", "low_rank" or "diagonal" for all latents, or one
             of these or "fourier" by site. "fourier" is diagonal in Fourier space, over the last two axes of a
-            site (or its only one), and suits a field on a grid. It may also be an operator with ``velocity``,
-            ``force``, ``whiten`` and ``log_det``, such as the preconditioner of a model
-            (:class:`astrozoo.infer._operators.Preconditioner`). The rest is estimated in its coordinates.
+            site (or its only one), and suits a field on a grid; "fourier_3d" is over the last three. It may
+            also be an operator with ``velocity``, ``force``, ``whiten`` and ``log_det``, such as the
+            preconditioner of a model (:class:`astrozoo.infer._operators.Preconditioner`). The rest is
+            estimated in its coordinates.
             None: ``Problem.preconditioner``, or where that is None too, dense up to 200 latents and low rank
             above.
     """

@@ -33,9 +33,10 @@ __all__ = [
 
 CMB_TEMPERATURE = 2.7255
 """[K] of the cosmic microwave background (Fixsen 2009)."""
-_K_MIN, _K_MAX, _K_COUNT = 1e-4, 30.0, 400
-"""[h / Mpc] The wave numbers of the integral of sigma8, and how many of them, equally spaced in ln k.
-Its error is then below 1e-4."""
+_SIGMA8_RANGE = (1e-4, 30.0)
+"""[h / Mpc] Wave numbers between which the integral of sigma8 runs. What lies outside adds less than 1e-5."""
+_SIGMA8_NODES = 400
+"""Wave numbers of that integral, equally spaced in ln k. Its error is then below 1e-4."""
 
 
 class Modes(NamedTuple):
@@ -106,9 +107,8 @@ def transfer(k: Float[Tensor, "n"], cosmology: Cosmology) -> Float[Tensor, "n"]:
 
 def linear_power(k: Float[Tensor, "n"], cosmology: Cosmology) -> Float[Tensor, "n"]:
     """P(k) today [(Mpc / h)^3] at wave numbers above 0 [h / Mpc], with the cosmology's sigma8."""
-    table = torch.logspace(
-        math.log10(_K_MIN), math.log10(_K_MAX), _K_COUNT, dtype=torch.float64, device=k.device
-    )
+    low, high = (math.log10(limit) for limit in _SIGMA8_RANGE)
+    table = torch.logspace(low, high, _SIGMA8_NODES, dtype=torch.float64, device=k.device)
     variance = _variance(table, table**cosmology.n_s * transfer(table, cosmology) ** 2)
     return cosmology.sigma8**2 / variance * k**cosmology.n_s * transfer(k, cosmology) ** 2
 

@@ -28,7 +28,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from astrozoo.errors import InputError
@@ -41,6 +41,7 @@ __all__ = [
     "Particles",
     "Schedule",
     "checked_mesh",
+    "checked_times",
     "evolve",
     "finite",
     "force_kernels",
@@ -116,20 +117,20 @@ def _inverse_square(waves: tuple[Tensor, Tensor, Tensor]) -> Float[Tensor, "x y 
     return torch.where(square > 0, 1 / square.clamp_min(1e-30), 0.0)
 
 
-def force_kernels(shape: tuple[int, int, int], like: Tensor) -> Complex[Tensor, "3 x y h"]:
-    """From density to the three components of the force, by differences of fourth order of the potential."""
+def force_kernels(shape: tuple[int, int, int], like: Tensor) -> Float[Tensor, "3 x y h"]:
+    """Imaginary part of the filters from density to force: differences of fourth order of the potential."""
     waves = wave_numbers(checked_mesh(shape), like)
     inverse = _inverse_square(waves)
     slopes = [(8 * torch.sin(k) - torch.sin(2 * k)) / 6 for k in waves]
-    return torch.stack([1j * slope * inverse for slope in slopes])
+    return torch.stack([slope * inverse for slope in slopes])
 
 
 def mesh_force(
-    displacement: Float[Tensor, "3 x y z"], kernels: Complex[Tensor, "3 x y h"]
+    displacement: Float[Tensor, "3 x y z"], kernels: Float[Tensor, "3 x y h"]
 ) -> Float[Tensor, "3 x y z"]:
     """The force on each particle, on one device."""
     particles = cloud(displacement)
-    return read(fourier.filter_bank(paint(particles), kernels), particles)
+    return read(fourier.filter_bank(paint(particles), 1j * kernels), particles)
 
 
 def lpt(delta: Float[Tensor, "x y z"], order: int = 2) -> list[Float[Tensor, "3 x y z"]]:
@@ -158,14 +159,22 @@ def lpt(delta: Float[Tensor, "x y z"], order: int = 2) -> list[Float[Tensor, "3 
     return [first, fourier.filter_bank(source, -gradient)]
 
 
-def schedule(a: Float[Tensor, "steps_1"], cosmology: Cosmology) -> Schedule:
-    """The factors of steps between the scale factors ``a``; the middle of a step is the geometric mean.
+def checked_times(a: Float[Tensor, "steps_1"]) -> Float[Tensor, "steps_1"]:
+    """The scale factors of a simulation.
 
     Raises:
-        InputError: scale factors that do not increase from above 0 to at most 1.
+        InputError: unless they increase from above 0 to at most 1.
     """
     if len(a) == 0 or not bool(((a > 0) & (a <= 1)).all()) or not bool((a.diff() > 0).all()):
         raise InputError("scale factors", a.tolist(), "increasing ones above 0, up to 1")
+    return a
+
+
+def schedule(a: Float[Tensor, "steps_1"], cosmology: Cosmology) -> Schedule:
+    """The factors of steps between scale factors (:func:`checked_times`).
+
+    The middle of a step is the geometric mean.
+    """
     a = a.to(torch.float64)
     middle = (a[:-1] * a[1:]).sqrt()
     times = torch.cat((a, middle))
@@ -208,7 +217,7 @@ def evolve(particles: Particles, factors: Schedule, force: Force, *, last_kick: 
 
 
 def positions(
-    delta: Float[Tensor, "x y z"], factors: Schedule, kernels: Complex[Tensor, "3 x y h"], order: int = 2
+    delta: Float[Tensor, "x y z"], factors: Schedule, kernels: Float[Tensor, "3 x y h"], order: int = 2
 ) -> Float[Tensor, "3 x y z"]:
     """Displacements at the last scale factor of the particles of a linear density. No steps: those of LPT."""
     start = particles_at_start(delta, factors, order)

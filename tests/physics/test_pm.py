@@ -22,6 +22,7 @@ from astrozoo.physics.painting import cloud, paint, read
 from astrozoo.physics.pm import (
     Particles,
     checked_mesh,
+    checked_times,
     evolve,
     finite,
     force_kernels,
@@ -232,7 +233,7 @@ def test_meshes_with_odd_sides_are_refused(shape):
 @pytest.mark.parametrize("a", [[0.5, 0.4], [0.0, 1.0], [0.5, 1.5], []])
 def test_scale_factors_have_to_increase(a):
     with pytest.raises(InputError, match=r"scale factors: .* increasing ones above 0, up to 1"):
-        schedule(torch.tensor(a), COSMOLOGY)
+        checked_times(torch.tensor(a))
 
 
 def test_particles_that_left_are_reported():
