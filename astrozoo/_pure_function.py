@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from astrozoo._graph import Graph, batched, graph_size, trace_graph
 from astrozoo._scope import computing
+from astrozoo._sharing import Sharing
 from astrozoo.errors import InputError
 
 __all__ = ["COMPILE_AFTER", "PureFunction", "rows_of"]
@@ -62,6 +63,11 @@ class PureFunction:
         self.notes: list[str] = []
         self._graphs: dict[tuple[str, int | None], dict[int, Graph]] = {}  # (entry, draws) -> rows -> graph
         self._runs: dict[Any, Callable[..., Any]] = {}
+        self._subsets: dict[tuple[int, int], Any] = {}
+        self.sharing: Sharing | None = None
+        """How processes divide the evaluations; None: there is one process."""
+        self.idle = False
+        """True if this process has no data: it has no part in a sum."""
 
     @property
     def compile_seconds(self) -> float:
@@ -99,30 +105,76 @@ class PureFunction:
         if self.batch is None:
             return self
         subset = object.__new__(type(self))
-        changed = {"args": rows_of(self.args, rows), "batch": len(rows), "_runs": {}}
+        changed = {"args": rows_of(self.args, rows), "batch": len(rows), "_runs": {}, "_subsets": {}}
         subset.__dict__ = {**self.__dict__, **changed}
         return subset
 
     def _call(self, entry: str, w: Tensor, noise: Tensor | None, *more: Tensor) -> Any:
+        self.counts[entry] += w.shape[0] * (1 if noise is None else noise.shape[0])
+        inputs = (w, *more) if noise is None else (w, *more, noise)
+        # compiled code assumes contiguous inputs
+        inputs = tuple(x.detach().contiguous() for x in inputs)
+        if self.sharing is None:
+            return self.reduced(self._evaluate(entry, noise, *inputs), entry, *inputs)
+        self._check_inputs(w, noise)
+        vectors, rows = 1 + len(more), self.rows(len(w))
+        if rows.start == rows.stop:
+            return self.reduced(self._no_rows(entry, noise), entry, *inputs)
+        here = (*(x[rows] for x in inputs[:vectors]), *inputs[vectors:])
+        part = self.subset(rows)._evaluate(entry, noise, *here)
+        return self.reduced(part, entry, *inputs)
+
+    def _evaluate(self, entry: str, noise: Tensor | None, w: Tensor, *rest: Tensor) -> Any:
+        """The result of this process alone."""
         key = (entry, w.shape, w.dtype, None if noise is None else noise.shape)
         run = self._runs.get(key)
         if run is None:
             run = self._runs[key] = self._prepare(entry, w, noise)
-        self.counts[entry] += w.shape[0] * (1 if noise is None else noise.shape[0])
-        inputs = (w, *more) if noise is None else (w, *more, noise)
-        # compiled code assumes contiguous inputs
-        return self.reduced(run(*[x.detach().contiguous() for x in inputs]))
+        return run(w, *rest)
 
-    def reduced(self, part: Part) -> Part:
-        """The sum, over all processes that share the data, of a result of this process.
+    def rows(self, count: int) -> slice:
+        """The rows of a batch that this process evaluates: all, unless processes divide them."""
+        return slice(0, count) if self.sharing is None else self.sharing.rows(count)
 
-        It is the one place where a communicator enters; methods never see it. Every result (values of each
-        draw, gradients, Hessians, Hessian-vector products, density ratios) is linear in the log density. If
-        the function of each process is the log likelihood of its data, and the prior (or the density ratio
-        of prior and guide) is in that of one process only, the sums over processes of the results are the
-        results of the whole. Here one process has all data, and the result is returned as it is.
+    def subset(self, rows: slice) -> Self:
+        """The function of adjacent independent problems. Without a batch, the function itself."""
+        if self.batch is None or (rows.start == 0 and rows.stop == self.batch):
+            return self
+        key = rows.start, rows.stop
+        if key not in self._subsets:
+            self._subsets[key] = self.take(torch.arange(*key, device=self.device))
+        return self._subsets[key]
+
+    def _no_rows(self, entry: str, noise: Tensor | None) -> Any:
+        """The result of a process that has none of the rows."""
+        value = torch.zeros(0, dtype=self.dtype, device=self.device)
+        vector = value.new_zeros(0, self.dim)
+        if entry in ("value", "hvp"):
+            return vector if entry == "hvp" else value.new_zeros(0, 1 if noise is None else len(noise))
+        return (value, vector, value.new_zeros(0, self.dim, self.dim))[: 2 if entry == "gradient" else 3]
+
+    def reduced(self, part: Part, entry: str, *state: Tensor) -> Part:
+        """The result of all processes that share the run, from that of this process.
+
+        It is the one place where a communicator enters; methods never see it. If processes divide the data,
+        it is the sum. Every result (values of each draw, gradients, Hessians, Hessian-vector products,
+        density ratios) is linear in the log density. The function of each process is the log likelihood of
+        its data and an equal share of the prior (or of the density ratio of prior and guide), so that the
+        sums over processes of the results are the results of the whole. If processes divide the rows, it is
+        all rows. One process returns the result as it is.
+
+        Args:
+            part: the result of this process.
+            entry: what was evaluated.
+            state: the point of evaluation and its noise, which must be the same on all processes.
         """
-        return part
+        if self.sharing is None:
+            return part
+        parts: tuple[Tensor, ...] = tuple(part) if isinstance(part, tuple | list) else (part,)
+        if self.idle:
+            parts = tuple(torch.zeros_like(x) for x in parts)
+        whole = self.sharing.joined(parts, entry, state)
+        return whole if isinstance(part, tuple | list) else whole[0]  # type: ignore[return-value]
 
     def _prepare(self, entry: str, w: Tensor, noise: Tensor | None) -> Callable[..., Any]:
         """Check the shapes, and find or make the graph that serves them."""

@@ -23,7 +23,7 @@ from torch.distributions import lowrank_multivariate_normal, multivariate_normal
 
 from astrozoo._parameters import empty_store
 
-__all__ = ["Scope", "Tape", "computing"]
+__all__ = ["Scope", "Tape", "Weight", "computing"]
 
 _STATE = threading.RLock()
 """Locked while the state of the process is changed. It is re-entrant, so that fits can be nested."""
@@ -49,16 +49,21 @@ def computing(dtype: torch.dtype, seed: int | None = None) -> Iterator[None]:
             torch.set_default_dtype(before)
 
 
-class _Weight(Messenger):
-    """Multiplies the log probabilities of all sites in plates, by a factor for each plate."""
+class Weight(Messenger):
+    """Multiplies the log probabilities of all sites in plates, by a factor for each plate.
 
-    def __init__(self, factors: Mapping[str, float]) -> None:
+    Args:
+        factors: by plate.
+        outside: factor of the sites that are in none of these plates.
+    """
+
+    def __init__(self, factors: Mapping[str, float], outside: float = 1.0) -> None:
         super().__init__()
-        self.factors = factors
+        self.factors, self.outside = factors, outside
 
     def _pyro_sample(self, msg: Any) -> None:
-        for frame in msg["cond_indep_stack"]:
-            msg["scale"] = msg["scale"] * self.factors.get(frame.name, 1.0)
+        found = [self.factors[f.name] for f in msg["cond_indep_stack"] if f.name in self.factors]
+        msg["scale"] = msg["scale"] * (math.prod(found) if found else self.outside)
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class Scope:
             empty_store(),
             warnings.catch_warnings(),
             torch.device(self.device) if self.device.type != "cpu" else nullcontext(),
-            _Weight(self.weights) if self.weights else nullcontext(),
+            Weight(self.weights) if self.weights else nullcontext(),
         ):
             # A warning of pyro.module: a weight that requires no gradients is a constant here too.
             warnings.filterwarnings("ignore", ".*not registered in the param store", UserWarning)

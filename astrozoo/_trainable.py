@@ -16,8 +16,9 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from astrozoo._capture import is_discrete, latent_sites
+from astrozoo._checked_cut import checked_cut
 from astrozoo._enumerate import total
-from astrozoo._minibatch import check_amortised, checked_cut, sizes_of
+from astrozoo._minibatch import check_amortised, sizes_of
 from astrozoo._parameters import Parameters, Watch, module_parameters, sharing
 from astrozoo._reachable import module_buffers
 from astrozoo._scope import Scope

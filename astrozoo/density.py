@@ -29,6 +29,8 @@ from astrozoo._parameters import Fixed, Parameters, Watch, module_parameters, sh
 from astrozoo._plates import first_item
 from astrozoo._pure_function import PureFunction, rows_of
 from astrozoo._scope import Scope, Tape
+from astrozoo._shard import Shard, shard_of, unread
+from astrozoo._sharing import sharing_of
 from astrozoo.errors import CaptureError, InputError
 from astrozoo.types import Problem
 
@@ -177,17 +179,25 @@ class _OfProblem(PureFunction):
     model: Model
     layout: Layout
     start: dict[str, Tensor]
+    whole: tuple[Any, ...]
+    """Arguments of the whole problem. Those of the graph, ``args``, may be a part."""
 
     def take(self, rows: Tensor) -> Self:
         """The function of some of the independent problems; of one problem, itself."""
         taken = super().take(rows)
         if self.batch is not None:
             taken.start = rows_of(self.start, rows)
+            taken.whole = taken.args if self.whole is self.args else rows_of(self.whole, rows)
         return taken
+
+    def _share(self, problem: Problem, shard: Shard | None) -> None:
+        """Divide the evaluations as the problem says, if it does."""
+        self.whole, self.sharing = problem.args, sharing_of(problem)
+        self.idle = shard is not None and shard.idle
 
     def derived(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Sites that follow from all the latent ones, ``{site: [b, m, *shape]}``."""
-        return derived_sites(self.model, values, self.args, self.batch)
+        return derived_sites(self.model, values, self.whole, self.batch)
 
     def _check_labels(self, problem: Problem, *, part: bool = False) -> None:
         """Refuse starts and names of axes that do not fit the model's sites, before any work.
@@ -245,21 +255,26 @@ class LogDensity(_OfProblem):
         if not model.has_latents:
             raise CaptureError(NO_LATENTS)
 
+        shard = shard_of(problem, model, scope)
+
         def f(z: Tensor, *args: Any) -> Tensor:
             with scope():
                 values, log_jacobian = model.layout.constrain_with_jacobian(z[: model.layout.dim])
+                if shard is not None:
+                    return shard.log_prob(values, args) + shard.weight * log_jacobian
                 given = model.plan.given_values(z[model.layout.dim :])
                 return model.log_prob(values | given, args) + log_jacobian
 
         super().__init__(
             f,
             model.layout.dim + len(self.choices),
-            args=problem.args,
+            args=problem.args if shard is None else shard.args,
             batch=problem.batch,
             dtype=problem.dtype,
             device=problem.device,
             compile=compile,
         )
+        self._share(problem, shard)
         self.check()
 
     @property
@@ -311,11 +326,11 @@ class LogDensity(_OfProblem):
         Returns:
             ``{site: [b, m, *shape]}``; nothing for a model without discrete sites.
         """
-        return draw_discrete(self.model, z, self.args, self.batch, generator)
+        return draw_discrete(self.model, z, self.whole, self.batch, generator)
 
     def undefined_at(self, z: Float[Tensor, "b dim"], row: int) -> InputError:
         """The error for a start whose density or gradient is not finite; it names the site."""
-        args = self.args if self.batch is None else rows_of(self.args, row)
+        args = self.whole if self.batch is None else rows_of(self.whole, row)
         with self.model.scope():
             values = self.layout.constrain(z[row, : self.layout.dim])
             for d in self.model.discrete:
@@ -372,20 +387,25 @@ class Elbo(_OfProblem):
             noise = torch.linspace(-1, 1, self.draw_dim, dtype=scope.dtype, device=scope.device)
             with scope.drawing(), torch.no_grad(), self.every_parameter.given(w):
                 self.plan = make_plan(self.model.discrete, lambda given: self._pair(noise, row, given))
-        f, noise_dim = self._elbo, self.draw_dim
+        self._shard = shard_of(problem, self.model, scope)
+        f, noise_dim, args = self._elbo, self.draw_dim, problem.args
+        if self._shard is not None:
+            read = problem.args if self._reads_data(row) else ()
+            f, args = self._partial_elbo(self._shard, row, objective), (self._shard.args, read)
         if objective != "monte_carlo":
             f, noise_dim = self._of_guide(problem.factory("objectives", objective)(problem, self.module)), 0
         self.derivatives = getattr(f, "derivatives", None)
         super().__init__(
             f,
             self.every_parameter.dim,
-            args=problem.args,
+            args=args,
             noise_dim=noise_dim,
             batch=problem.batch,
             dtype=problem.dtype,
             device=problem.device,
             compile=compile,
         )
+        self._share(problem, self._shard)
         self.check()
 
     @property
@@ -416,11 +436,13 @@ class Elbo(_OfProblem):
             return super().value_grad_hessian(w, noise)
         self._check_inputs(w, noise)
         self.counts["hessian"] += len(w)
-        rows = [
-            self.derivatives(x.detach(), *(self.args if self.batch is None else rows_of(self.args, i)))
-            for i, x in enumerate(w)
-        ]
-        value, gradient, hessian = self.reduced(tuple(torch.stack(x) for x in zip(*rows, strict=True)))
+        rows = self.rows(len(w))
+        args, each = self.subset(rows).args, []
+        for i, x in enumerate(w[rows]):
+            each.append(self.derivatives(x.detach(), *(args if self.batch is None else rows_of(args, i))))
+        part: Any = tuple(torch.stack(x) for x in zip(*each, strict=True))
+        part = part or self._no_rows("hessian", noise)
+        value, gradient, hessian = self.reduced(part, "hessian", w)
         return value, gradient, hessian
 
     def initial(
@@ -472,13 +494,13 @@ class Elbo(_OfProblem):
             return like
         if parameters is not None:
             return model.unconstrain(parameters, like).expand(b, model.dim)
-        rows = [self.args if self.batch is None else rows_of(self.args, i) for i in range(self.batch or 1)]
+        rows = [self.whole if self.batch is None else rows_of(self.whole, i) for i in range(self.batch or 1)]
         return torch.stack([self.model.initial_parameters(row) for row in rows]).expand(b, model.dim)
 
     def derived(self, values: Mapping[str, Tensor], w: Tensor | None = None) -> dict[str, Tensor]:
         """Sites that follow from all the latent ones, and from the parameters in ``w``."""
         q = None if w is None else w[:, self.guide_dim :]
-        return derived_sites(self.model, values, self.args, self.batch, q)
+        return derived_sites(self.model, values, self.whole, self.batch, q)
 
     def normal(self, mean: Float[Tensor, "b dim"], sd: Float[Tensor, "b dim"]) -> Float[Tensor, "b p"]:
         """Flat parameters of independent normals with these moments: for a guide with a method ``normal``."""
@@ -498,7 +520,7 @@ class Elbo(_OfProblem):
 
     def sample(self, w: Float[Tensor, "b p"], noise: Float[Tensor, "m e"] | None) -> dict[str, Tensor]:
         """Draws of the guide, constrained: ``{site: [b, m, *shape]}``, from ``noise [m, draw_dim]``."""
-        return self._each(w, noise, lambda guide, args: self._values(guide))
+        return self._each(w, noise, lambda guide, args: self._values(guide), (self.whole, ()))
 
     def unconstrained(
         self, w: Float[Tensor, "b p"], noise: Float[Tensor, "m e"] | None
@@ -520,28 +542,83 @@ class Elbo(_OfProblem):
         if self._discrete:
             return {}
         q = None if w is None else w[:, self.guide_dim :]
-        return draw_discrete(self.model, z, self.args, self.batch, generator, q)
+        return draw_discrete(self.model, z, self.whole, self.batch, generator, q)
 
     def log_ratio(self, w: Float[Tensor, "b p"], noise: Float[Tensor, "m e"] | None) -> Float[Tensor, "b m"]:
         """log p - log q of each draw."""
 
         def ratio(guide: poutine.Trace, args: tuple[Any, ...]) -> Tensor:
-            return self.model.log_prob(self._values(guide), args) - total(guide)
+            values = self._values(guide)
+            if self._shard is None:
+                return self.model.log_prob(values, args) - total(guide)
+            return self._shard.log_prob(values, args) - self._shard.weight * total(guide)
 
-        return self.reduced(self._each(w, noise, ratio))
+        rows = self.rows(len(w))
+        if rows.start == rows.stop:
+            return self.reduced(self._no_rows("value", noise), "log_ratio", w)
+        here = self.subset(rows)
+        args = here.whole if self._shard is None else here.args[0]
+        part = here._each(w[rows], noise, ratio, (here.whole, args))
+        return self.reduced(part, "log_ratio", w)
 
     def _each(
-        self, w: Tensor, noise: Tensor | None, of: Callable[[poutine.Trace, tuple[Any, ...]], Any]
+        self,
+        w: Tensor,
+        noise: Tensor | None,
+        of: Callable[[poutine.Trace, tuple[Any, ...]], Any],
+        args: tuple[tuple[Any, ...], tuple[Any, ...]],
     ) -> Any:
-        def one(w: Tensor, args: tuple[Any, ...], e: Tensor) -> Any:
+        """``of(trace of the guide, arguments of the model)`` for each draw of each row.
+
+        Args:
+            args: of the guide and of the model.
+        """
+
+        def one(w: Tensor, args: tuple[tuple[Any, ...], tuple[Any, ...]], e: Tensor) -> Any:
             with self.scope(), self.every_parameter.given(w):
-                return of(self._guide(e, args), args)
+                return of(self._guide(e, args[0]), args[1])
 
         if noise is None:
             noise = w.new_zeros(1, self.draw_dim)
         draws = vmap(one, in_dims=(None, None, 0))
         with torch.no_grad():
-            return vmap(draws, in_dims=(0, _in_dims(self.args, self.batch), None))(w, self.args, noise)
+            return vmap(draws, in_dims=(0, _in_dims(args, self.batch), None))(w, args, noise)
+
+    def _reads_data(self, row: tuple[Any, ...]) -> bool:
+        """Whether the guide reads values of the data, and not only shapes."""
+        try:
+            with self.scope.drawing(), torch.no_grad():
+                nodes: Any = run_guide(self.module, unread(row), Tape()).nodes
+        except (RuntimeError, NotImplementedError):  # torch refuses an operation on tensors without values
+            return True
+        return any(nodes[name]["value"].is_meta for name in self._latents)
+
+    def _partial_elbo(self, shard: Shard, row: tuple[Any, ...], objective: str) -> Callable[..., Tensor]:
+        """The part of the ELBO of one process: a function of its part of the data.
+
+        The guide runs for all data on every process. If it reads them, they are an argument too.
+
+        Raises:
+            InputError: for an objective in place of the ELBO, whose parts are not known.
+            CaptureError: for discrete sites of the guide.
+        """
+        if objective != "monte_carlo":
+            raise InputError("shard", f"'data' with objective={objective!r}", "the Monte-Carlo objective")
+        if self._discrete:
+            raise CaptureError(
+                f"discrete sites {sorted(self._discrete)} of the guide cannot be divided among processes: "
+                "leave them to the model, which sums them out"
+            )
+
+        shapes = unread(row)
+
+        def part(w: Tensor, *rest: Any) -> Tensor:
+            noise, (args, whole) = (rest[0], rest[1:]) if self.draw_dim else (w.new_zeros(0), rest)
+            with self.scope(), self.every_parameter.given(w):
+                guide = self._guide(noise, whole or shapes)
+                return shard.log_prob(self._values(guide), args) - shard.weight * total(guide)
+
+        return part
 
     def _elbo(self, w: Tensor, *rest: Any) -> Tensor:
         noise, args = (rest[0], rest[1:]) if self.draw_dim else (w.new_zeros(0), rest)

@@ -5,6 +5,7 @@
 * A name that the zoo does not know is an :class:`UnknownNameError`, which suggests the nearest one.
 * A model or guide that cannot be turned into pure functions is a :class:`CaptureError`.
 * Results that cannot be written are an :class:`OutputError`.
+* Processes that share a run and cannot continue it together are a :class:`RankError`.
 * A *statistical* failure (divergence, no convergence, a spent budget) is never an exception: it is a
   :class:`astrozoo.types.Status` in the result, unless the caller asks for ``throw=True``, which raises
   :class:`InferenceError`.
@@ -24,6 +25,7 @@ __all__ = [
     "InferenceError",
     "InputError",
     "OutputError",
+    "RankError",
     "UnknownNameError",
 ]
 
@@ -64,3 +66,7 @@ class InferenceError(AstrozooError):
 
 class OutputError(AstrozooError, OSError):
     """A result cannot be written (no permission, disk full)."""
+
+
+class RankError(AstrozooError, RuntimeError):
+    """A process of a shared run has ended, cannot be reached, or no longer agrees with the others."""

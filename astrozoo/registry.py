@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from astrozoo.entries import ENTRIES
 from astrozoo.entry import Entry, Job, Option, resolve
@@ -35,6 +35,8 @@ class Method:
         settings_address: of the dataclass of the method's own settings (:mod:`astrozoo.infer.options`).
         defaults: of the options of every method that differ between methods: draws, chains, budget.
         takes_guide: whether it fits a guide.
+        chains: what its chains are: "together" (Markov chains that advance together), "apart" (Markov chains
+            one after another), or "" (only a shape of independent draws).
     """
 
     summary: str
@@ -42,6 +44,7 @@ class Method:
     settings_address: str
     defaults: Mapping[str, int]
     takes_guide: bool = False
+    chains: Literal["together", "apart", ""] = ""
 
     @property
     def backend(self) -> Any:
@@ -103,30 +106,35 @@ METHODS: Mapping[str, Method] = {
         backend_address="astrozoo.infer.hmc:hmc",
         settings_address="astrozoo.infer.options:HMCSettings",
         defaults={"draws": 250, "chains": 32},
+        chains="together",
     ),
     "mclmc": Method(
         "many chains of microcanonical Langevin dynamics, adjusted or with a limited energy error",
         backend_address="astrozoo.infer.mclmc:mclmc",
         settings_address="astrozoo.infer.options:MCLMCSettings",
         defaults={"draws": 250, "chains": 32},
+        chains="together",
     ),
     "nuts": Method(
         "the No-U-Turn sampler",
         backend_address="astrozoo.infer.nuts:nuts",
         settings_address="astrozoo.infer.options:NutsSettings",
         defaults={"draws": 500, "chains": 4},
+        chains="apart",
     ),
     "nutpie": Method(
         "the No-U-Turn sampler of nutpie (an optional extra)",
         backend_address="astrozoo.infer.nutpie:nutpie",
         settings_address="astrozoo.infer.options:NutpieSettings",
         defaults={"draws": 500, "chains": 4},
+        chains="apart",
     ),
     "auto": Method(
         "many starts, the curvature of the best mode, many chains of HMC preconditioned by it",
         backend_address="astrozoo.infer.auto:auto",
         settings_address="astrozoo.infer.options:AutoSettings",
         defaults={"draws": 500, "chains": 48},
+        chains="together",
     ),
 }
 """The inference methods by name. All else that depends on the method is derived from this table."""

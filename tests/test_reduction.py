@@ -18,7 +18,7 @@ def _doubled(part):
 class HalfOfTheData(PureFunction):
     """One of two processes whose data are equal: the sum over both is twice its own."""
 
-    def reduced(self, part):
+    def reduced(self, part, entry, *state):
         return _doubled(part)
 
 
@@ -49,7 +49,7 @@ def test_densities_and_elbos_reduce_there_too(monkeypatch):
     z, w = torch.full((1, 1), 0.3, dtype=torch.float64), elbo.initial(None)
     noise = torch.ones(2, 1, dtype=torch.float64)
     before = density.value_and_grad(z)[1], elbo.log_ratio(w, noise), elbo.values(w, noise)
-    monkeypatch.setattr(PureFunction, "reduced", lambda self, part: _doubled(part))
+    monkeypatch.setattr(PureFunction, "reduced", lambda self, part, *state: _doubled(part))
     after = density.value_and_grad(z)[1], elbo.log_ratio(w, noise), elbo.values(w, noise)
     for x, y in zip(before, after, strict=True):
         torch.testing.assert_close(2 * x, y)
@@ -67,6 +67,6 @@ def test_derivatives_that_an_objective_brings_reduce_there_too(monkeypatch):
     elbo = Elbo(problem, mean_field, "own", compile="never")
     w = elbo.initial(None)
     before = elbo.value_grad_hessian(w)
-    monkeypatch.setattr(PureFunction, "reduced", lambda self, part: _doubled(part))
+    monkeypatch.setattr(PureFunction, "reduced", lambda self, part, *state: _doubled(part))
     for x, y in zip(before, elbo.value_grad_hessian(w), strict=True):
         torch.testing.assert_close(2 * x, y)

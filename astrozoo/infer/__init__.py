@@ -14,9 +14,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from astrozoo import registry
-from astrozoo.errors import UnknownNameError
+from astrozoo.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
+    from astrozoo.infer.options import RunOptions
     from astrozoo.types import Problem, Result
 
 __all__ = ["infer"]
@@ -37,13 +38,15 @@ def infer(
             The other methods use none.
         options: those of :class:`astrozoo.infer.options.RunOptions`, which every method takes (``seed``,
             ``draws``, ``chains``, ``budget``, ``start``, ``compile``, ``progress``, ``checkpoint``,
-            ``throw``, ``keep``), and those of the method's own settings (:mod:`astrozoo.infer.options`).
+            ``throw``, ``keep``, ``comm``, ``shard``), and those of the method's own settings
+            (:mod:`astrozoo.infer.options`).
 
     Raises:
         UnknownNameError: for an unknown method, guide, option or site to keep.
         InputError: for an option of another method, or a value of the wrong type or out of its range. Both
             are raised before any work.
         CaptureError: for a model that cannot be captured; it names the site or the cause.
+        RankError: if a process that shares the run ends or computes something else than the others.
     """
     from astrozoo.infer.options import parse
 
@@ -51,12 +54,47 @@ def infer(
         raise UnknownNameError("method", method, registry.METHODS)
     run, settings = parse(method, options)
     _check_keep(problem, run.keep)
+    problem, run = _divided(problem, method, run, settings)
     result = _run(problem, method, guide, run, settings)
+    if run.comm is not None:
+        shared = {"ranks": run.comm.size, "shard": run.shard, **run.comm.counts}
+        result = replace(result, stats={**result.stats, "shared": shared})
     if not problem.images:
         return result
     from astrozoo._goodness import goodness_of
 
     return replace(result, goodness=goodness_of(problem, result))
+
+
+def _divided(problem: Problem, method: str, run: RunOptions, settings: Any) -> tuple[Problem, RunOptions]:
+    """The problem with its evaluations divided among the processes that share the run, if there are any.
+
+    Samplers of chains one after another divide these themselves (:mod:`astrozoo.infer._chains`).
+
+    Raises:
+        InputError: if the run cannot be shared in this way.
+    """
+    from astrozoo._sharing import SharedProblem, ambient, share
+
+    around = ambient()
+    if run.comm is None and around is not None:
+        run = replace(run, comm=around[0], shard=around[1])
+    if run.comm is None or isinstance(problem, SharedProblem):
+        return problem, run
+    chains, comm, size = registry.METHODS[method].chains, run.comm, run.comm.size
+    if run.shard == "chains" and not chains:
+        names = [name for name, row in registry.METHODS.items() if row.chains]
+        expected = f"one with Markov chains ({', '.join(names)}), or another shard"
+        raise InputError("shard", f"'chains' with method {method!r}", expected)
+    if run.shard == "chains" and run.chains * (problem.batch or 1) < size:
+        raise InputError("chains", run.chains, f"at least {size}, one for each rank")
+    for name in ("stream", "minibatch"):
+        if getattr(settings, name, None) is not None and (name == "stream" or run.shard == "data"):
+            raise InputError(name, getattr(settings, name), f"none in a run with shard={run.shard!r}")
+    if comm.rank > 0:
+        run = replace(run, progress=False)
+    shared = share(problem, comm, run.shard)
+    return (problem if chains == "apart" and run.shard != "data" else shared), run
 
 
 def _run(problem: Problem, method: str, guide: Any, run: Any, settings: Any) -> Result:

@@ -11,10 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from astrozoo.checkpoint import Checkpoint
 from astrozoo.density import log_density
 from astrozoo.infer._metric import of_result
 from astrozoo.infer._moments import Moments
 from astrozoo.infer._operators import Metric
+from astrozoo.infer._spread import Spread
 from astrozoo.infer.convergence import ensemble_status
 from astrozoo.infer.identity import run_checkpoint
 from astrozoo.infer.options import RunOptions
@@ -65,34 +67,35 @@ def one_by_one(
         start = precondition if run.start is None else run.start
         z0 = start_points(start, target, problems * chains, target.dim).view(problems, chains, -1)
     content = {"precondition": precondition}
-    checkpoint = run_checkpoint(
-        run, problem, method, content=content, warmup=warmup, draws=run.draws, **sampler
-    )
-    done: dict[str, Any] = checkpoint.load() or {}
+
+    def checkpoint(run: RunOptions) -> Checkpoint:
+        return run_checkpoint(
+            run, problem, method, content=content, warmup=warmup, draws=run.draws, **sampler
+        )
+
+    spread = Spread(run, checkpoint)
+    pairs = spread.mine([(chain, row) for chain in range(chains) for row in range(problems)])
     early_end: Status | None = None
     iterations = warmup + run.draws
-    with progress_bar(method, problems * chains * iterations, run.progress) as report:
+    with progress_bar(method, len(pairs) * iterations, run.progress) as report:
         try:
-            for chain in range(chains):
-                for row in range(problems):
-                    if f"z_{chain}_{row}" in done:
-                        continue
-                    density = target.take(torch.tensor([row], device=target.device))
-                    before = (chain * problems + row) * iterations
-                    whitened = _Whitened(
-                        density, z0[row, chain], metric and metric.take([row]), run.budget, target
-                    )
-                    seed = int(generator_for(run.seed, 2, chain).initial_seed() % 2**31)
-                    u, stats = sample(whitened, target.dim, seed, _step_counter(report, before))
-                    z = z0[row, chain] + whitened.velocity(torch.as_tensor(u).to(z0))
-                    done |= {f"{name}_{chain}_{row}": column for name, column in stats.items()}
-                    done[f"z_{chain}_{row}"] = z.cpu().numpy()
-                    checkpoint.save(done)
+            for number, (chain, row) in enumerate(pairs):
+                if f"z_{chain}_{row}" in spread.done:
+                    continue
+                density = target.take(torch.tensor([row], device=target.device))
+                begin = z0[row, chain]
+                whitened = _Whitened(density, begin, metric and metric.take([row]), spread.budget, target)
+                seed = int(generator_for(run.seed, 2, chain).initial_seed() % 2**31)
+                u, stats = sample(whitened, target.dim, seed, _step_counter(report, number * iterations))
+                z = begin + whitened.velocity(torch.as_tensor(u).to(z0))
+                columns = {**stats, "z": z.cpu().numpy()}
+                spread.add({f"{name}_{chain}_{row}": column for name, column in columns.items()})
         except KeyboardInterrupt:
             early_end = Status.INTERRUPTED
         except BudgetSpent:
             early_end = Status.BUDGET_SPENT
-    return _result(problem, target, done, z0, method, run, early_end, began)
+    early_end = spread.gather(early_end)
+    return _result(problem, target, spread.done, z0, method, run, early_end, began)
 
 
 class _Whitened:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from astrozoo._comm import Comm, from_first, pack, unpack
 from astrozoo._content_hash import content_hash
+from astrozoo._sharing import sharing_of
 from astrozoo.checkpoint import Checkpoint
 from astrozoo.errors import InputError
 from astrozoo.infer.options import RunOptions
@@ -66,6 +72,7 @@ def run_checkpoint(
         DataError: if it cannot be read.
         OutputError: if it cannot be written.
     """
+    sharing = sharing_of(problem)
     if run.checkpoint is None:
         return Checkpoint(None, {})
     header = {"digest": problem.digest, "method": method, "seed": str(run.seed)}
@@ -73,7 +80,30 @@ def run_checkpoint(
     determined = run.determined if isinstance(run, StagedRun) else ()
     for name, value in {"start": (run.start, dict(problem.start)), **(content or {})}.items():
         header[f"content of {name}"] = _DETERMINED if name in determined else content_of(name, value)
-    return Checkpoint(run.checkpoint, header)
+    if sharing is None:
+        return Checkpoint(run.checkpoint, header)
+    return _SharedCheckpoint(run.checkpoint, header, sharing.comm)
+
+
+class _SharedCheckpoint(Checkpoint):
+    """A checkpoint of processes that share a run: the first reads and writes the file for all of them.
+
+    A run may continue it with another number of processes.
+    """
+
+    def __init__(self, path: str | Path, header: Mapping[str, str], comm: Comm) -> None:
+        def make() -> bytes:
+            Checkpoint(path, header)
+            return b""
+
+        from_first(comm, make)
+        self.comm, self.header, self._saved_at = comm, dict(header), time.monotonic()
+        self.path = Path(path) if comm.rank == 0 else None
+
+    def load(self, part: str = "") -> dict[str, np.ndarray] | None:
+        """What the first process has read."""
+        arrays = unpack(from_first(self.comm, lambda: pack(super(_SharedCheckpoint, self).load(part) or {})))
+        return arrays or None
 
 
 def content_of(what: str, value: Any) -> str:

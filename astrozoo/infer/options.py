@@ -12,10 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from astrozoo import registry
 from astrozoo.errors import InputError, UnknownNameError
+
+if TYPE_CHECKING:
+    from astrozoo._comm import Comm
 
 __all__ = [
     "AutoSettings",
@@ -111,6 +114,11 @@ def _site_names(name: str, value: Any) -> None:
         raise InputError(name, repr(value), "a sequence of names of sites")
 
 
+def _comm(name: str, value: Any) -> None:
+    if not all(hasattr(value, part) for part in ("rank", "size", "all_reduce", "all_gather")):
+        raise InputError(name, type(value).__name__, "a Comm, such as astrozoo.dist.from_launcher()")
+
+
 def _by(check: Check, *, required: bool = True) -> dict[str, Any]:
     """Metadata of a field: its check. None passes too, unless a value is ``required``."""
     return {"check": check, "required": required}
@@ -154,6 +162,10 @@ class RunOptions(Settings):
             to the same draws to the bit; "auto" compiles after some time, which shows in the rounding.
         throw: raise an InferenceError in place of returning a result that has not converged.
         keep: names of the sites whose draws are kept in ``Result.draws``. None: all.
+        comm: the processes that share the run, each of which makes the same call (:mod:`astrozoo.dist`).
+            All return the same result. None: those of :func:`astrozoo.dist.together`, or this
+            process alone.
+        shard: what they divide: the "data", the "chains", or the "problems" of a batch.
     """
 
     seed: int = field(default=0, metadata=_by(_whole(0)))
@@ -168,6 +180,10 @@ class RunOptions(Settings):
     checkpoint: str | Path | None = field(default=None, metadata=_by(_path, required=False))
     throw: bool = field(default=False, metadata=_by(_flag))
     keep: Sequence[str] | None = field(default=None, metadata=_by(_site_names, required=False))
+    comm: Comm | None = field(default=None, metadata=_by(_comm, required=False))
+    shard: Literal["data", "chains", "problems"] = field(
+        default="data", metadata=_by(_one_of("data", "chains", "problems"))
+    )
 
     @property
     def iterations(self) -> int:

@@ -243,7 +243,7 @@ def _check_checkpoint(path: Path | None, header: Mapping[str, str]) -> None:
 
 def _held_out_batches(held_out: Problem, sizes: Mapping[str, int]) -> list[tuple[Any, Mapping[str, int]]]:
     """Arguments of minibatches that make up the held-out data, and their numbers of elements."""
-    from astrozoo._minibatch import checked_cut
+    from astrozoo._checked_cut import checked_cut
 
     _check_finite(held_out.tensors, "the held-out data")
     cut = checked_cut(held_out, tuple(sizes)).cut

@@ -11,7 +11,8 @@ from backends import svi
 
 import astrozoo
 from astrozoo import registry
-from astrozoo._minibatch import Minibatches, checked_cut
+from astrozoo._checked_cut import checked_cut
+from astrozoo._minibatch import Minibatches
 from astrozoo.density import elbo
 from astrozoo.errors import CaptureError, InputError
 from astrozoo.guides.auto import mean_field
