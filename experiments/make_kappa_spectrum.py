@@ -15,10 +15,11 @@ from pathlib import Path
 import camb
 import numpy as np
 
+from astrozoo.physics.cosmology import make_cosmology
+from astrozoo.physics.matter_power import convergence_power, lensing_weights
+
 COSMOLOGY = {"H0": 67.74, "ombh2": 0.0223, "omch2": 0.1188, "As": 2.142e-9, "ns": 0.9667}
 SOURCES = {"z0": 0.66, "alpha": 2.0, "beta": 1.2}
-LIGHT = 299792.458
-"""Speed of light [km/s]."""
 OUT = Path(__file__).parents[1] / "models" / "mass_map_spectrum.json"
 
 
@@ -29,25 +30,16 @@ def spectrum(ell: np.ndarray) -> np.ndarray:
         H0=COSMOLOGY["H0"], ombh2=COSMOLOGY["ombh2"], omch2=COSMOLOGY["omch2"], mnu=0.0, omk=0.0
     )
     settings.InitPower.set_params(As=COSMOLOGY["As"], ns=COSMOLOGY["ns"])
-    results = camb.get_background(settings)
     power = camb.get_matter_power_interpolator(
-        settings, nonlinear=True, hubble_units=False, k_hunit=False, kmax=200.0, zmax=6.0
+        settings, nonlinear=True, hubble_units=True, k_hunit=True, kmax=300.0, zmax=6.0
     )
     z = np.linspace(0.005, 5.0, 600)
-    chi = results.comoving_radial_distance(z)
-    density = z ** SOURCES["alpha"] * np.exp(-((z / SOURCES["z0"]) ** SOURCES["beta"]))
-    density /= np.trapezoid(density, z)
-    efficiency = np.array(
-        [np.trapezoid(np.where(z > z[i], density * (1 - chi[i] / chi), 0.0), z) for i in range(len(z))]
-    )
-    omega = (COSMOLOGY["ombh2"] + COSMOLOGY["omch2"]) / (COSMOLOGY["H0"] / 100) ** 2
-    weight = 1.5 * omega * (COSMOLOGY["H0"] / LIGHT) ** 2 * (1 + z) * efficiency  # times chi, over chi
-    out = []
-    for one in ell:
-        k = (one + 0.5) / chi
-        matter = np.array([float(power.P(a, b)) if b < 2000 else 0.0 for a, b in zip(z, k, strict=True)])
-        out.append(np.trapezoid(weight**2 * matter, chi))
-    return np.asarray(out)
+    h = COSMOLOGY["H0"] / 100
+    baryons, total = COSMOLOGY["ombh2"] / h**2, (COSMOLOGY["ombh2"] + COSMOLOGY["omch2"]) / h**2
+    sources = z ** SOURCES["alpha"] * np.exp(-((z / SOURCES["z0"]) ** SOURCES["beta"]))
+    cosmology = make_cosmology(omega_m=total, omega_b=baryons, h=h, n_s=COSMOLOGY["ns"])
+    lensing = lensing_weights(z, sources, cosmology)
+    return convergence_power(ell, lensing, lambda k, at: np.where(k < 3000, power.P(at, k), 0.0))
 
 
 def main() -> None:

@@ -5,8 +5,8 @@ sigma^2 grad log p(y; sigma)``. A network that removes noise is therefore one of
 :func:`denoising_loss`.
 
 * :class:`Denoiser`: an image to an image. Its score is the gradient of no density.
-* :class:`ScalarEnergy`: an image to a number, minus whose gradient is the score. ``exp(-energy)`` is a density
-  up to a constant, so that samplers with a Metropolis test may have it as a prior.
+* :class:`ScalarEnergy`: an image to a number. The score is minus its gradient. ``exp(-energy)`` is a density up
+  to a constant, so that samplers with a Metropolis test may have it as a prior.
 
 Both are built on :class:`ResidualUNet`, whose activations are smooth.
 
