@@ -2,9 +2,10 @@
 
     python -m experiments.massmap_cosmos --out DIR [--method hmc] [--draws N] [--modes-only]
 
-Reads ``weak_lensing/cosmos/cosmos_full_shear_catalog.npz`` (417,117 galaxies) in ASTROZOO_DATA, and writes what
-``astrozoo run mass_map`` writes, ``summary.json`` and ``cosmos.png``. The table of E and B modes is printed for
-both directions that the x axis of the catalogue's components may have: with the wrong one E and B modes mix.
+Reads ``weak_lensing/cosmos/cosmos_full_shear_catalog.npz`` (417,117 galaxies) in ASTROZOO_DATA, and writes
+what ``astrozoo run mass_map`` writes, ``summary.json`` and ``cosmos.png``. The table of E and B modes is
+printed for both directions that the x axis of the catalogue's components may have: with the wrong one E and B
+modes mix.
 The same command continues a run that was stopped.
 """
 

@@ -5,8 +5,8 @@ sigma^2 grad log p(y; sigma)``. A network that removes noise is therefore one of
 :func:`denoising_loss`.
 
 * :class:`Denoiser`: an image to an image. Its score is the gradient of no density.
-* :class:`ScalarEnergy`: an image to a number. The score is minus its gradient. ``exp(-energy)`` is a density up
-  to a constant, so that samplers with a Metropolis test may have it as a prior.
+* :class:`ScalarEnergy`: an image to a number. The score is minus its gradient. ``exp(-energy)`` is a density
+  up to a constant, so that samplers with a Metropolis test may have it as a prior.
 
 Both are built on :class:`ResidualUNet`, whose activations are smooth.
 
@@ -52,7 +52,7 @@ class _Level(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         waves = torch.arange(1, _WAVES + 1) * math.pi / _RANGE
-        self.register_buffer("waves", waves, persistent=False)
+        self.register_buffer("waves", waves)
         self.network = nn.Sequential(nn.Linear(2 * _WAVES, size), nn.SiLU(), nn.Linear(size, size), nn.SiLU())
 
     def forward(self, sigma: Float[Tensor, "b"]) -> Float[Tensor, "b size"]:
@@ -192,11 +192,7 @@ class ScalarEnergy(nn.Module):
 
     def score(self, noisy: Float[Tensor, "b c y x"], sigma: Float[Tensor, "b"]) -> Float[Tensor, "b c y x"]:
         """Minus the gradient of the energy, differentiable in the weights where gradients are computed."""
-        create = torch.is_grad_enabled()
-        with torch.enable_grad():
-            at = noisy if noisy.requires_grad else noisy.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self(at, sigma).sum(), at, create_graph=create)
-        return -gradient
+        return -torch.func.grad(lambda at: self(at, sigma).sum())(noisy)
 
 
 def _positive(name: str, value: float) -> float:

@@ -5,8 +5,9 @@ Functions are differentiable in the parameters of the cosmology.
 
 References:
     Eisenstein & Hu 1998, ApJ 496, 605 (transfer function); Tinker et al. 2008, ApJ 688, 709 (mass function);
-    Tinker et al. 2010, ApJ 724, 878 (bias); Duffy et al. 2008, MNRAS 390, L64 (concentrations); Cooray & Sheth
-    2002, Phys. Rep. 372, 1 (profiles in Fourier space); LoVerde & Afshordi 2008, PRD 78, 123506 (Limber).
+    Tinker et al. 2010, ApJ 724, 878 (bias); Duffy et al. 2008, MNRAS 390, L64 (concentrations); Cooray &
+    Sheth 2002, Phys. Rep. 372, 1 (profiles in Fourier space); LoVerde & Afshordi 2008, PRD 78, 123506
+    (Limber).
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from astrozoo.density import log_density
 from astrozoo.errors import DataError, InputError
 from astrozoo.massmap.maps import posterior_maps
 from astrozoo.models import mass_map
-from astrozoo.models.mass_map import MassMap, Spectrum, load_spectrum, make_filters
+from astrozoo.models.kappa_spectrum import Spectrum, load_spectrum
+from astrozoo.models.mass_map import MassMap, make_filters
 from astrozoo.physics.fourier import binned_power
 
 
