@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from astrozoo.entries import celeste, galaxy_vae, latent_flow, mass_map, psf_vae, shear, strong_lens
+from astrozoo.entries import celeste, galaxy_vae, latent_flow, mass_map, nbody, psf_vae, shear, strong_lens
 from astrozoo.entry import Entry
 
 __all__ = ["ENTRIES"]
@@ -12,6 +12,7 @@ ENTRIES: tuple[Entry, ...] = (
     galaxy_vae.ENTRY,
     latent_flow.ENTRY,
     mass_map.ENTRY,
+    nbody.ENTRY,
     psf_vae.ENTRY,
     shear.ENTRY,
     strong_lens.ENTRY,

@@ -1,0 +1,1 @@
+"""What the commands do for N-body initial conditions."""
