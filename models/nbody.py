@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -44,7 +45,14 @@ from astrozoo.physics.linear_power import (
     tabulated_power,
 )
 from astrozoo.physics.painting import cloud, paint
-from astrozoo.physics.pm import checked_mesh, checked_times, finite, force_kernels, positions, schedule
+from astrozoo.physics.pm import (
+    checked_displacement,
+    checked_mesh,
+    checked_times,
+    force_kernels,
+    positions,
+    schedule,
+)
 from astrozoo.types import Problem
 
 __all__ = [
@@ -143,7 +151,13 @@ class NBody:
         self, linear: Float[Tensor, "x y z"], box: Box, cosmology: Cosmology
     ) -> Float[Tensor, "x y z"]:
         """The density at the last time, in units of the mean."""
-        return paint(cloud(positions(linear, schedule(box.times, cosmology), box.kernels)))
+        return paint(cloud(self.displacement(linear, box, cosmology)))
+
+    def displacement(
+        self, linear: Float[Tensor, "x y z"], box: Box, cosmology: Cosmology
+    ) -> Float[Tensor, "3 x y z"]:
+        """Displacements of the particles at the last time [cells]."""
+        return positions(linear, schedule(box.times, cosmology), box.kernels)
 
     def expected(
         self, density: Float[Tensor, "x y z"], cells: Cells, box: Box, cosmology: Cosmology
@@ -166,7 +180,8 @@ def lensing_weights(count: int, box: Box, cosmology: Cosmology) -> Float[Tensor,
     a = box.times[-1].double()
     middle, source = comoving_distance(torch.stack((a, box.source.double())), cosmology)
     cell = box.modes.cell.double()
-    layers = middle + (torch.arange(count, device=cell.device) - (count - 1) / 2) * cell
+    index = torch.arange(count, dtype=torch.float64, device=cell.device)
+    layers = middle + (index - (count - 1) / 2) * cell
     return 1.5 * cosmology.omega_m / HUBBLE_DISTANCE**2 * layers * (1 - layers / source) / a * cell
 
 
@@ -200,9 +215,11 @@ def make_box(
     if not _CELL[0] <= box / shape[0] <= _CELL[1]:
         got = f"{box:g}, so cells of {box / shape[0]:.3g} Mpc/h"
         raise InputError("box", got, f"its length in Mpc/h, with cells of {_CELL[0]:g} to {_CELL[1]:g} Mpc/h")
-    if not (steps >= 0 and redshift >= 0 and source_redshift > redshift):
-        got = f"steps {steps}, redshift {redshift:g}, source_redshift {source_redshift:g}"
-        raise InputError("box", got, "steps and redshift of 0 or more, and sources behind the box")
+    for name, value in (("steps", steps), ("redshift", redshift)):
+        if not value >= 0:
+            raise InputError(name, value, "0 or more")
+    if not source_redshift > 0:
+        raise InputError("source_redshift", source_redshift, "a number above 0")
     last = 1 / (1 + redshift)
     if steps and last <= _START:
         raise InputError("redshift", redshift, f"less than {1 / _START - 1:g}, or steps = 0")
@@ -350,9 +367,8 @@ def simulate(
             truth[name] = low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64)
         cosmology = cosmology._replace(omega_m=truth["omega_m"], sigma8=truth["sigma8"])
     truth["linear"] = model.linear(white, operators, cosmology)
-    truth["density"] = finite(
-        model.density(truth["linear"], operators, cosmology), "density of the simulation"
-    )
+    displacement = checked_displacement(model.displacement(truth["linear"], operators, cosmology))
+    truth["density"] = paint(cloud(displacement))
     expected = model.expected(truth["density"], cells, operators, cosmology)
     if kind == "counts":
         drawn = torch.poisson(expected, generator=generator)

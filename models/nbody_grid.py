@@ -95,18 +95,16 @@ def read(
         raise InputError("mask", got, f"shape {values.shape} with data in some cells")
     seen = values[mask]
     if not np.isfinite(seen).all():
-        raise InputError(
-            str(path), f"{int((~np.isfinite(seen)).sum())} values NaN or infinite", "finite ones"
-        )
+        bad = int((~np.isfinite(seen)).sum())
+        raise InputError(str(path), f"{bad} values NaN or infinite where there are data", "finite ones")
     sd: Any = grid.noise if noise is None else noise
     if grid.kind == "counts":
         if (seen < 0).any() or (seen != np.round(seen)).any():
             raise InputError(f"{path}, counts", "values below 0 or between integers", "numbers of galaxies")
         sd = 1.0
     elif sd is None or not np.all(np.asarray(sd)[mask if np.ndim(sd) else ...] > 0):
-        raise InputError(
-            "noise", sd if np.ndim(sd) == 0 else "values that are not positive", "the SD of a cell"
-        )
+        got = sd if np.ndim(sd) == 0 else "values that are not positive"
+        raise InputError("noise", got, "the SD of a cell, above 0")
     of_mean = float(seen.mean()) if grid.mean is None and mean is None else float(mean or grid.mean or 0)
     if grid.kind == "counts" and not of_mean > 0:
         raise InputError("mean", of_mean, "a number of galaxies above 0")
@@ -116,7 +114,6 @@ def read(
         torch.as_tensor(np.where(mask, x, y).astype(float)) for x, y in ((values, 0.0), (sd, 1.0))
     )
     cells = Cells(filled, of_noise, torch.as_tensor(mask), torch.tensor(of_mean).double())
-    origin = (
-        f"{path}: {grid.kind} in {int(mask.sum()):,} of {mask.size:,} cells of {length / shape[0]:.3g} Mpc/h"
-    )
+    extent = f"{int(mask.sum()):,} of {mask.size:,} cells of {length / shape[0]:.3g} Mpc/h"
+    origin = f"{path}: {grid.kind} in {extent}"
     return DensityGrid(cells, grid.kind, float(length), shape, origin)

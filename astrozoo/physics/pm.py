@@ -40,10 +40,10 @@ __all__ = [
     "Force",
     "Particles",
     "Schedule",
+    "checked_displacement",
     "checked_mesh",
     "checked_times",
     "evolve",
-    "finite",
     "force_kernels",
     "lpt",
     "mesh_force",
@@ -89,16 +89,20 @@ def checked_mesh(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return shape[0], shape[1], shape[2]
 
 
-def finite(field: Float[Tensor, "*n"], what: str) -> Float[Tensor, "*n"]:
-    """The field itself.
+def checked_displacement(displacement: Float[Tensor, "3 x y z"]) -> Float[Tensor, "3 x y z"]:
+    """The displacements of particles.
 
     Raises:
-        InputError: if it has NaN or infinite values.
+        InputError: if some are NaN, or longer than the box.
     """
-    bad = int((~field.isfinite()).sum())
+    sides = displacement.new_tensor(displacement.shape[1:]).view(3, 1, 1, 1)
+    bad = int((~(displacement.abs() < sides)).any(0).sum())
     if bad:
-        raise InputError(what, f"{bad:,} of {field.numel():,} values NaN or infinite", "finite values")
-    return field
+        got = f"{bad:,} of {displacement[0].numel():,} particles that are NaN or left the box"
+        raise InputError(
+            "simulation", got, "displacements shorter than the box: check the units of the spectrum"
+        )
+    return displacement
 
 
 def wave_numbers(

@@ -18,7 +18,18 @@ def test_a_grid_becomes_initial_conditions_and_a_report(tmp_path):
     counts = np.random.default_rng(0).poisson(2.0, (4, 4, 4))
     np.savez(tmp_path / "galaxies.npz", counts=counts, box=40.0)
     out = tmp_path / "out"
-    arguments = ["--data", tmp_path / "galaxies.npz", "--steps", 0, "--chains", 2, "--draws", 6, "--warmup", 6]
+    arguments = [
+        "--data",
+        tmp_path / "galaxies.npz",
+        "--steps",
+        0,
+        "--chains",
+        2,
+        "--draws",
+        6,
+        "--warmup",
+        6,
+    ]
     ran = CliRunner().invoke(app, ["run", "nbody", *map(str, arguments), "--out", str(out)])
     assert ran.exit_code == 0, ran.output
     with np.load(out / "initial_conditions.npz", allow_pickle=False) as found:

@@ -21,10 +21,10 @@ from astrozoo.physics.linear_power import (
 from astrozoo.physics.painting import cloud, paint, read
 from astrozoo.physics.pm import (
     Particles,
+    checked_displacement,
     checked_mesh,
     checked_times,
     evolve,
-    finite,
     force_kernels,
     lpt,
     mesh_force,
@@ -236,6 +236,9 @@ def test_scale_factors_have_to_increase(a):
         checked_times(torch.tensor(a))
 
 
-def test_particles_that_left_are_reported():
-    with pytest.raises(InputError, match="displacements: got 1 of 8 values NaN or infinite"):
-        finite(torch.tensor([math.nan] + [0.0] * 7), "displacements")
+@pytest.mark.parametrize("value", [math.nan, 1e30, -9.0])
+def test_particles_that_left_are_reported(value):
+    displacement = torch.zeros(3, 8, 8, 8)
+    displacement[1, 2, 3, 4] = value
+    with pytest.raises(InputError, match="got 1 of 512 particles that are NaN or left the box"):
+        checked_displacement(displacement)
