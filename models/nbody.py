@@ -231,11 +231,7 @@ def make_box(
         if spectrum is None
         else tabulated_power(k, density_files.read_spectrum(Path(spectrum)))
     )
-    a = (
-        torch.linspace(_START, last, steps + 1, dtype=torch.float64)
-        if steps
-        else torch.tensor([last]).double()
-    )
+    a = torch.as_tensor(np.linspace(_START if steps else last, last, steps + 1))
     source = torch.tensor(1 / (1 + source_redshift), dtype=torch.float64)
     kernels = force_kernels(shape, modes.cell)
     return Box(modes, mesh_power(power, modes), checked_times(a), kernels, cosmology, source)
