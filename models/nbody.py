@@ -36,11 +36,11 @@ from astrozoo.data import density_files
 from astrozoo.errors import InputError
 from astrozoo.models.nbody_grid import Cells, DensityGrid, Kind
 from astrozoo.physics.cosmology import HUBBLE_DISTANCE, Cosmology, comoving_distance, make_cosmology
-from astrozoo.physics.linear_power import (
+from astrozoo.physics.matter_power import linear_power
+from astrozoo.physics.modes import (
     Modes,
     box_modes,
     field_of,
-    linear_power,
     mesh_power,
     tabulated_power,
 )

@@ -113,7 +113,7 @@ def read(
     filled, of_noise = (
         torch.as_tensor(np.where(mask, x, y).astype(float)) for x, y in ((values, 0.0), (sd, 1.0))
     )
-    cells = Cells(filled, of_noise, torch.as_tensor(mask), torch.tensor(of_mean).double())
+    cells = Cells(filled, of_noise, torch.as_tensor(mask), torch.tensor(of_mean, dtype=torch.float64))
     extent = f"{int(mask.sum()):,} of {mask.size:,} cells of {length / shape[0]:.3g} Mpc/h"
     origin = f"{path}: {grid.kind} in {extent}"
     return DensityGrid(cells, grid.kind, float(length), shape, origin)

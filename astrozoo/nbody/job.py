@@ -16,7 +16,7 @@ from astrozoo.errors import InputError
 from astrozoo.infer import infer
 from astrozoo.nbody.pictures import SLICES, SPECTRA, cosmology_figure, slice_figure, spectra_figure
 from astrozoo.nbody.spectra import Scales, by_scale, rows
-from astrozoo.physics.linear_power import make_shells
+from astrozoo.physics.modes import make_shells
 from astrozoo.types import Outcome, Page, Problem, Result
 
 __all__ = ["DEMO_SIZE", "run"]

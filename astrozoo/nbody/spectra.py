@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from astrozoo.physics.linear_power import Shells, cross_power
+from astrozoo.physics.modes import Shells, cross_power
 
 __all__ = ["Scales", "by_scale", "rows"]
 

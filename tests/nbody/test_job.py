@@ -11,7 +11,7 @@ from astrozoo.cli import app
 from astrozoo.errors import InputError
 from astrozoo.nbody.job import run
 from astrozoo.nbody.spectra import by_scale, rows
-from astrozoo.physics.linear_power import box_modes, make_shells
+from astrozoo.physics.modes import box_modes, make_shells
 
 
 def test_a_grid_becomes_initial_conditions_and_a_report(tmp_path):

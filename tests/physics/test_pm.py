@@ -10,11 +10,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from astrozoo.errors import InputError
 from astrozoo.physics.cosmology import growth, make_cosmology
-from astrozoo.physics.linear_power import (
+from astrozoo.physics.matter_power import linear_power
+from astrozoo.physics.modes import (
     box_modes,
     cross_power,
     field_of,
-    linear_power,
     make_shells,
     mesh_power,
 )

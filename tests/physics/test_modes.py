@@ -6,11 +6,11 @@ import torch
 
 from astrozoo.errors import InputError
 from astrozoo.physics.cosmology import make_cosmology
-from astrozoo.physics.linear_power import (
+from astrozoo.physics.matter_power import linear_power
+from astrozoo.physics.modes import (
     box_modes,
     cross_power,
     field_of,
-    linear_power,
     make_shells,
     mesh_power,
     tabulated_power,
@@ -19,44 +19,8 @@ from astrozoo.physics.linear_power import (
 F64 = torch.float64
 
 
-@pytest.fixture
-def tables(data_root):
-    folder = data_root / "cosmology"
-    if not folder.is_dir():
-        pytest.skip("no tables of cosmology among the survey data")
-    return folder
-
-
 def noise(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
-
-
-def test_the_power_is_that_of_the_benchmark_tables(tables):
-    k, power = np.loadtxt(tables / "ccl_benchmarks" / "model1_pk_eh.txt", unpack=True)
-    model = make_cosmology(omega_m=0.3, omega_b=0.05, h=0.7, n_s=0.96, sigma8=0.8)
-    ours = linear_power(torch.as_tensor(k), model).numpy()
-    np.testing.assert_allclose(ours, power, rtol=2e-3)  # of another CMB temperature
-    k, power = np.loadtxt(tables / "flowpm_Planck15_a1p00.txt", unpack=True)
-    chosen = (k > 1e-3) & (k < 3)
-    planck = make_cosmology(omega_m=0.3089, omega_b=0.0486, h=0.6774, n_s=0.9667, sigma8=0.8158)
-    ours = linear_power(torch.as_tensor(k[chosen]), planck).numpy()
-    np.testing.assert_allclose(
-        ours, power[chosen], rtol=8e-3
-    )  # the table does not give its density of matter
-
-
-def test_the_power_is_differentiable_in_the_parameters():
-    k = torch.logspace(-2, 0, 5, dtype=F64)
-    base = make_cosmology()
-
-    def total(omega_m, sigma8):
-        return linear_power(k, base._replace(omega_m=omega_m, sigma8=sigma8)).log().sum()
-
-    at = (base.omega_m, base.sigma8)
-    slope, of_sigma8 = torch.func.grad(total, argnums=(0, 1))(*at)
-    difference = (total(at[0] + 1e-5, at[1]) - total(at[0] - 1e-5, at[1])) / 2e-5
-    assert float(slope) == pytest.approx(float(difference), rel=1e-6)
-    assert float(of_sigma8) == pytest.approx(5 * 2 / float(base.sigma8))
 
 
 def test_fields_have_the_power_of_the_spectrum():
