@@ -24,6 +24,7 @@ from astrozoo.data.images import Field, Image, pixel_map, reference_image
 from astrozoo.errors import InputError
 from astrozoo.survey.cores import fill_cores
 from astrozoo.survey.fields import with_finite_noise
+from astrozoo.survey.fragments import join_fragments
 
 __all__ = ["detect"]
 
@@ -114,6 +115,9 @@ def detect(field: Field, *, threshold: float = 4.0, minimum_area: int = 4, contr
             deblend_cont=contrast,
             segmentation_map=True,
         )
+        light = np.where(total.empty, 0.0, total.flux / np.sqrt(total.filled))
+        photons = 1 / (total.gain * np.sqrt(total.filled))
+        objects, segments = join_fragments(light, photons, objects, segments, psf)
         table = _measure(objects, segments, total, bands, psf)
     _add_sky(table, reference)
     saturated = _saturated_map(field, maps, reference)
