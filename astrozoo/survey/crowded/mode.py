@@ -255,7 +255,7 @@ class _Fit:
         if psf:
             corrected = refit(self._with_planes(), self.stars.sources())
             error = np.minimum(self.scene.psf_error, corrected.psf_error)
-            self.scene = replace(self.scene, psf=corrected.psf, psf_error=error)
+            self.scene = replace(self.scene, psf=corrected.psf, gaussians=None, psf_error=error)
             self.settle(_STEPS)
 
     def result(self) -> ModeFit:

@@ -58,7 +58,7 @@ def refit(scene: Scene, sources: Sources) -> Scene:
     for k in range(len(tables)):
         if bright[k].sum() >= _FEWEST:
             tables[k] = _corrected(scene, sources, k, bright[k], before[k])
-    corrected = replace(scene, psf=tuple(tables))
+    corrected = replace(scene, psf=tuple(tables), gaussians=None)
     after = expected(corrected, sources)
     for k in range(len(tables)):
         if bright[k].sum() >= _FEWEST:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -43,6 +43,8 @@ _BEYOND = 1.0
 further out would have to be explained by the stars inside."""
 _COMPONENTS = 4
 """Gaussians of the mixture fitted to each PSF, with which galaxies are convolved."""
+_CACHED = 32
+"""PSFs whose Gaussians are kept, of the last ones: those of a field and of their corrections."""
 _GALAXY_REACH = 4.5
 """[sigma] Distance, in standard deviations of the widest Gaussian, to which a galaxy is rendered."""
 
@@ -179,11 +181,18 @@ class Scene:
         """Gaussians of each PSF: the given ones, or those fitted to its table."""
         if self.gaussians is not None:
             return self.gaussians
-        return tuple(fit_mixture(stamp_of_table(table, self.oversampling), _COMPONENTS) for table in self.psf)
+        return tuple(_gaussians(table.tobytes(), len(table), self.oversampling) for table in self.psf)
 
     def image_xy(self, k: int, xy: Float[np.ndarray, "s 2"]) -> Float[np.ndarray, "s 2"]:
         """Positions in pixels of image k."""
         return xy @ self.affine[k, :, :2].T + self.affine[k, :, 2]
+
+
+@lru_cache(maxsize=_CACHED)
+def _gaussians(table: bytes, side: int, oversampling: int) -> GaussianMixture:
+    """Gaussians fitted to a table, once: scenes of one field share most of their PSFs."""
+    cells = np.frombuffer(table).reshape(side, side)
+    return fit_mixture(stamp_of_table(cells, oversampling), _COMPONENTS)
 
 
 def psf_table(stamp: Float[np.ndarray, "n n"], oversampling: int = OVERSAMPLING) -> Float[np.ndarray, "t t"]:

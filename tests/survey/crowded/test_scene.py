@@ -147,3 +147,11 @@ def test_pixel_map_is_linear_in_the_reference_position(field_of, truth):
     there = pixel_map(reference, image) @ [12.0, 30.0, 1.0]
     sky = reference.wcs.all_pix2world(12.0, 30.0, 0)
     np.testing.assert_allclose(there, image.wcs.all_world2pix(*sky, 0), atol=1e-6)
+
+
+def test_gaussians_of_a_psf_are_fitted_once_and_follow_its_correction(scene):
+    other = replace(scene, psf_error=scene.psf_error + 0.01)
+    assert all(a is b for a, b in zip(scene.mixture, other.mixture, strict=True))
+    wide = replace(scene, psf=(scene.psf[0], scene.psf[0]))
+    assert wide.mixture[0] is scene.mixture[0]
+    assert wide.mixture[1] is not scene.mixture[1]
