@@ -211,6 +211,8 @@ def sample_type(job: Modes, row: int, star: bool, drawn: TypedDraws) -> ChainDra
     for warmup, draws in _LENGTHS:
         run = RunOptions(seed=job.seed, draws=draws, chains=_CHAINS, start=start, progress=False)
         result = hmc(problem, run, HMCSettings(warmup=warmup, precondition=metric), density=blend)
+        if result.status is Status.INTERRUPTED:
+            raise KeyboardInterrupt  # the checkpoint has the sources that were drawn before
         mixing = mixing_of({"source": result.draws["source"]}, batched=False)
         converged = bool(mixing.converged) and result.status is not Status.DIVERGED
         if converged:

@@ -161,3 +161,19 @@ def test_draws_that_fail_and_stay_are_not_all_of_one_value(job):
     _, _, u = mix_types(typed["star"], typed["galaxy"], 512, torch.Generator().manual_seed(0))
     measured = torch.isfinite(u[0]).all(0)
     assert (u[0][:, measured].std(0) > 0).all()
+
+
+def test_an_interrupt_in_the_warm_up_of_chains_stops_the_fit(job, monkeypatch):
+    """HMC returns what it has, which are no draws."""
+    calls = []
+    original = Blend.value_and_grad
+
+    def stop(self, w):
+        calls.append(1)
+        if len(calls) > 4:
+            raise KeyboardInterrupt
+        return original(self, w)
+
+    monkeypatch.setattr(Blend, "value_and_grad", stop)
+    with pytest.raises(KeyboardInterrupt):
+        sample_type(job, 2, True, importance(job, 2, True))
