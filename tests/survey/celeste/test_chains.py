@@ -170,7 +170,7 @@ def test_an_interrupt_in_the_warm_up_of_chains_stops_the_fit(job, monkeypatch):
 
     def stop(self, w):
         calls.append(1)
-        if len(calls) > 4:
+        if len(calls) > 40:
             raise KeyboardInterrupt
         return original(self, w)
 
