@@ -29,7 +29,6 @@ from torch import Tensor
 from astrozoo._trained import Trained
 from astrozoo.data.weights import load_weights
 from astrozoo.nets.score import ResidualUNet, ScalarEnergy
-from astrozoo.physics import fourier
 from astrozoo.types import Problem
 
 __all__ = ["LEVELS", "PIXEL", "SHIFT", "KappaResidual", "load", "make_energy", "problem"]

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from astrozoo.entries import celeste, galaxy_vae, latent_flow, mass_map, nbody, psf_vae, shear, strong_lens
+from astrozoo.entries import (
+    celeste,
+    deblend,
+    galaxy_vae,
+    latent_flow,
+    mass_map,
+    nbody,
+    psf_vae,
+    shear,
+    strong_lens,
+)
 from astrozoo.entry import Entry
 
 __all__ = ["ENTRIES"]
 
 ENTRIES: tuple[Entry, ...] = (
     celeste.ENTRY,
+    deblend.ENTRY,
     galaxy_vae.ENTRY,
     latent_flow.ENTRY,
     mass_map.ENTRY,

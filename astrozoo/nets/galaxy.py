@@ -28,6 +28,7 @@ __all__ = [
     "flux_latent",
     "in_units",
     "log_flux",
+    "size_latent",
 ]
 
 LATENT = 16
@@ -131,6 +132,11 @@ class GalaxyDecoder(nn.Module):
     def half_light_radius(z: Float[Tensor, "*b z"]) -> Float[Tensor, "*b"]:
         """The size of the frame, which is the half-light radius of an exponential disc [unit of length]."""
         return (_LOG_SIZE[0] + _LOG_SIZE[1] * z[..., 3]).exp()
+
+
+def size_latent(log_radius: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """The fourth latent of a log half-light radius [unit of length]."""
+    return (log_radius - _LOG_SIZE[0]) / _LOG_SIZE[1]
 
 
 def log_flux(z: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:

@@ -19,7 +19,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["GaussianSum", "convolved_image", "frame_of", "surface_brightness", "transfer_function"]
+__all__ = [
+    "GaussianSum",
+    "convolved_image",
+    "frame_frequencies",
+    "frame_of",
+    "image_of",
+    "light_transform",
+    "point_transform",
+    "product",
+    "surface_brightness",
+    "transfer_function",
+]
 
 _MARGIN = 1.5
 """Side of the periodic frame, divided by that of the stamp: copies of a galaxy in the centre of the stamp are
@@ -96,8 +107,13 @@ def convolved_image(
         transfer: from :func:`transfer_function`, for the same stamp.
         stamp: rows and columns.
     """
-    frame = transfer.shape[-2], 2 * (transfer.shape[-1] - 1)
-    ky, kx = _frequencies(frame, transfer)
+    return image_of(product(light_transform(light, transfer), transfer), stamp)
+
+
+def light_transform(light: GaussianSum, transfer: Float[Tensor, "*b 2 ky kx"]) -> Float[Tensor, "*b 2 ky kx"]:
+    """Real and imaginary part of the transform of a light distribution, at the frequencies of a transfer
+    function."""
+    ky, kx = frame_frequencies(transfer)
     xx, xy, yy = (c[..., None, :] for c in light.covariance.unbind(-1))
     squares = (-0.5 * xx).expand(*xx.shape[:-2], len(ky), -1), -xy * ky[:, None], -0.5 * yy * ky[:, None] ** 2
     exponent = torch.stack(squares, -1) @ torch.stack((kx**2, kx, torch.ones_like(kx)))  # [*b ky c kx]
@@ -108,11 +124,35 @@ def convolved_image(
     rows = torch.stack((flux * phase_y.cos(), flux * phase_y.sin()), -2)  # [*b ky 2 c]
     cos_cos, sin_cos = (rows @ (size * phase_x.cos())).unbind(-2)
     cos_sin, sin_sin = (rows @ (size * phase_x.sin())).unbind(-2)
-    real, imaginary = cos_cos - sin_sin, -(cos_sin + sin_cos)
-    of_psf_real, of_psf_imaginary = transfer.unbind(-3)
-    product = real * of_psf_real - imaginary * of_psf_imaginary
-    product_imaginary = real * of_psf_imaginary + imaginary * of_psf_real
-    return _inverse(product, product_imaginary, ky, kx, stamp)
+    return torch.stack((cos_cos - sin_sin, -(sin_cos + cos_sin)), -3)
+
+
+def point_transform(
+    mean: Float[Tensor, "*b 2"], transfer: Float[Tensor, "*b 2 ky kx"]
+) -> Float[Tensor, "*b 2 ky kx"]:
+    """The transform of points of unit flux at (x, y) [px], as :func:`light_transform` has that of light."""
+    ky, kx = frame_frequencies(transfer)
+    phase = mean[..., 1, None, None] * ky[:, None] + mean[..., 0, None, None] * kx
+    return torch.stack((phase.cos(), -phase.sin()), -3)
+
+
+def product(a: Float[Tensor, "*b 2 ky kx"], b: Float[Tensor, "*b 2 ky kx"]) -> Float[Tensor, "*b 2 ky kx"]:
+    """The complex product of two transforms."""
+    (a_real, a_imaginary), (b_real, b_imaginary) = a.unbind(-3), b.unbind(-3)
+    real = a_real * b_real - a_imaginary * b_imaginary
+    return torch.stack((real, a_real * b_imaginary + a_imaginary * b_real), -3)
+
+
+def image_of(transform: Float[Tensor, "*b 2 ky kx"], stamp: tuple[int, int]) -> Float[Tensor, "*b y x"]:
+    """The image of a transform: the inverse Fourier transform at the pixels of the stamp."""
+    ky, kx = frame_frequencies(transform)
+    real, imaginary = transform.unbind(-3)
+    return _inverse(real, imaginary, ky, kx, stamp)
+
+
+def frame_frequencies(transfer: Float[Tensor, "*b 2 ky kx"]) -> tuple[Tensor, Tensor]:
+    """Angular frequencies [1/px] of the rows and the columns of a transform."""
+    return _frequencies((transfer.shape[-2], 2 * (transfer.shape[-1] - 1)), transfer)
 
 
 def _inverse(real: Tensor, imaginary: Tensor, ky: Tensor, kx: Tensor, stamp: tuple[int, int]) -> Tensor:
