@@ -10,7 +10,7 @@ __all__ = ["ENTRY"]
 
 _READING = (
     Option("catalog", "Table of sources: columns x, y [px], is_star.", type=Path, metavar="FILE"),
-    Option("detect", "Detect sources although the file has a catalogue.", type=bool, default=False),
+    Option("detect", "Detect sources although the file has a catalogue.", type=bool),
     Option(
         "noise",
         "SD of a pixel, in place of the file's or the measured one.",
