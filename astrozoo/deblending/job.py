@@ -39,7 +39,6 @@ def run(
     guide: str = "full_rank",
     seed: int = 0,
     device: str = "cpu",
-    prior: str = "sersic",
     **options: Any,
 ) -> Outcome:
     """Read a scene, fit it, and write ``scene.fits``, ``catalog.parquet`` and the report.
@@ -48,15 +47,14 @@ def run(
         out: folder, which exists.
         path: see :func:`astrozoo.data.scene_files.read_scene`. Without it, the demonstration.
         demo: the demonstration.
-        prior: of the shape of a galaxy.
-        options: those of the entry's ``reading``.
+        options: those of the entry's ``reading`` and ``settings``.
 
     Raises:
         InputError: options that do not fit together or do not fit the data.
         DataError: files that are missing or unreadable.
     """
     entry = registry.get("deblend")
-    reading, _ = entry.split(options)
+    reading, settings = entry.split(options)
     truth = None
     if path is not None:
         scene = entry.read(path, **reading)
@@ -68,7 +66,7 @@ def run(
             raise InputError(flag, reading[given[0]], f"{flag} with --data only")
         scene, truth, origin = demonstration(seed)
     print(f"{origin}: {len(scene.sources)} sources, bands {', '.join(scene.bands)}")
-    problem = entry.problem(scene, prior=prior or "sersic").to(device=device)
+    problem = entry.problem(scene, **settings).to(device=device)
     result = _inferred(entry, problem, method, guide, seed, out)
     parts = deblended(scene, problem, result)
     table = catalogue(scene, problem, result, parts)
@@ -80,7 +78,7 @@ def run(
         "scene.fits": "data, model, each source with its SD, covariance of the fluxes, catalogue",
         "catalog.parquet": "one row per source",
     }
-    summary = {"data": origin, "prior": prior or "sersic", "sources": len(table), **summary}
+    summary = {"data": origin, "prior": settings.get("prior", "sersic"), "sources": len(table), **summary}
     return Outcome(with_data(problem, result), pages, summary, files)
 
 
