@@ -118,7 +118,10 @@ def fit(
     The report of simulated data has the distance of the posterior from the truth.
     """
     case = case_of(entry, path, seed, device, options)
-    settings = entry.options.get(method, {})
+    settings = dict(entry.options.get(method, {}))
+    if method != "wiener":  # it is exact, and has no state to continue from
+        (out / CHECKPOINT).mkdir(exist_ok=True)
+        settings["checkpoint"] = out / CHECKPOINT / f"{method}.npz"
     result = with_data(case.problem, infer(case.problem, method, guide, seed=seed, **settings))
     pages = [truth_page(result, case)] if case.truth else []
     return Outcome(result, pages, {"data": case.origin})

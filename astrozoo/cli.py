@@ -21,6 +21,7 @@ import typer
 import astrozoo
 from astrozoo import registry
 from astrozoo._console import print_rows, print_table, say
+from astrozoo._launcher import check_alone, rank_of_launcher
 from astrozoo._model_command import ModelCommand, own_options
 from astrozoo.errors import (
     AstrozooError,
@@ -62,6 +63,8 @@ _Guide = Annotated[str | None, typer.Option("--guide", help="Guide of the variat
 _Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the simulation and the inference.")]
 _PRECISION = "32-true, 64-true, 16-mixed or bf16-mixed."
 _Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 ...")]
+_SHARD = "What processes of torchrun or mpiexec divide: data, chains, or problems of a batch."
+_Shard = Annotated[str | None, typer.Option("--shard", metavar="data|chains|problems", help=_SHARD)]
 _Strict = Annotated[
     bool, typer.Option("--strict", help="Exit with 5 if the run does not converge or the model does not fit.")
 ]
@@ -148,7 +151,8 @@ def data_fetch(name: Annotated[str, typer.Argument(help="A name that `astrozoo d
 @app.command(
     cls=ModelCommand,
     epilog="Examples: [bold]astrozoo run celeste --demo --out demo[/]; "
-    "[bold]astrozoo run strong_lens --data FOLDER --out results[/]",
+    "[bold]astrozoo run strong_lens --data FOLDER --out results[/]; "
+    "[bold]torchrun --nproc-per-node 4 -m astrozoo run mass_map --demo --shard chains --out map[/]",
 )
 def run(
     context: typer.Context,
@@ -160,6 +164,7 @@ def run(
     seed: _Seed = 0,
     device: _Device = "cpu",
     demo: Annotated[bool, typer.Option("--demo", help="Fit the model's small demonstration.")] = False,
+    shard: _Shard = None,
     strict: _Strict = False,
 ) -> None:
     """Fit a model, and write posterior.nc, report.html and summary.json."""
@@ -169,22 +174,44 @@ def run(
     if demo and data is not None:
         raise InputError("--demo", "--data too", "one of them")
     _check_data(data)
-    _check_out(out)
-    if "device" in job.takes:
-        _check_device(device)
-    from astrozoo import _jobs
+    with _processes(entry, shard, device, out) as (first, folder, own_device):
+        _check_out(folder)
+        if "device" in job.takes:
+            _check_device(own_device)
+        from astrozoo import _jobs
 
-    settings = {name: common[name] for name in job.takes} | own_options(context)
-    try:
-        with _alone(out):
-            outcome = _jobs.run(entry, out=out, path=data, demo=demo, seed=seed, **settings)
-            _jobs.write(outcome, out)
-    except KeyboardInterrupt:
-        if any((out / _jobs.CHECKPOINT).glob("*")):
-            say(f"the work so far is kept in {out / _jobs.CHECKPOINT}: the same command continues it")
-        raise
+        common["device"] = own_device
+        settings = {name: common[name] for name in job.takes} | own_options(context)
+        try:
+            with _alone(folder):
+                outcome = _jobs.run(entry, out=folder, path=data, demo=demo, seed=seed, **settings)
+                if first:
+                    _jobs.write(outcome, folder)
+        except KeyboardInterrupt:
+            if first and any((folder / _jobs.CHECKPOINT).glob("*")):
+                say(f"the work so far is kept in {folder / _jobs.CHECKPOINT}: the same command continues it")
+            raise
     if strict and not outcome.result.ok:
         raise typer.Exit(5)
+
+
+@contextlib.contextmanager
+def _processes(
+    entry: registry.Entry, shard: str | None, device: str, out: Path
+) -> Iterator[tuple[bool, Path, str]]:
+    """The processes that share a run: whether this one is the first, its folder, and its device."""
+    if shard is None:
+        check_alone()
+        yield True, out, device
+        return
+    if shard not in ("data", "chains", "problems"):
+        raise InputError("--shard", repr(shard), "data, chains or problems")
+    if not entry.job("run").shared:
+        raise InputError("--shard", shard, f"none: the work of `astrozoo run {entry.name}` is not divided so")
+    from astrozoo.dist.command import shared_command
+
+    with shared_command(shard, device, out) as (comm, folder):  # type: ignore[arg-type]
+        yield comm.rank == 0, folder, str(comm.device)
 
 
 @app.command(
@@ -397,6 +424,16 @@ def _exit_code(error: BaseException) -> int:
     return 1
 
 
+def _report(error: BaseException, code: int, message: str) -> None:
+    """Print the message, once if several processes of a launcher share the command."""
+    if rank_of_launcher() is not None and "astrozoo.dist.command" in sys.modules:
+        from astrozoo.dist.command import end_together
+
+        end_together(error, code, say, message)
+    if not rank_of_launcher():  # before processes share a command, all of them have the same error
+        say(message)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command, and exit with its code; errors are one line on standard error."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -420,5 +457,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
         message = "interrupted" if code == 130 else str(error)
         if code == 1 and not isinstance(error, AstrozooError):
             message = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
-        say(message)
+        _report(error, code, message)
     sys.exit(code)

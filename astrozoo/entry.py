@@ -121,6 +121,8 @@ class Job:
         takes: which of :data:`COMMON_OPTIONS` the job takes.
         method: the name of its method in results, for a job that fits in one way only.
         summary: one line on that method.
+        shared: whether ``--shard`` divides its work among processes. It does if the work is done by
+            :func:`astrozoo.infer`.
     """
 
     function: str = ""
@@ -128,6 +130,7 @@ class Job:
     takes: tuple[str, ...] = COMMON_OPTIONS
     method: str = ""
     summary: str = ""
+    shared: bool = False
 
     def option(self, name: str) -> Option | None:
         """The option of that name, if there is one."""
@@ -209,7 +212,7 @@ class Entry:
         if command in self.jobs:
             return self.jobs[command]
         reading = self.reading if _GENERAL[command] else ()
-        return Job(options=(*reading, *self.settings))
+        return Job(options=(*reading, *self.settings), shared=True)
 
     def has(self, command: str) -> bool:
         """Whether a command exists for this entry."""

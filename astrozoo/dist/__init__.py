@@ -6,8 +6,8 @@
 * :class:`TorchComm`: processes of ``torchrun``; gloo on CPUs, NCCL on CUDA devices.
 * :class:`MpiComm`: processes of ``mpiexec``, by mpi4py.
 
-:func:`from_launcher` makes the one that fits the launcher of this process. Inside :func:`together` all runs are
-shared.
+:func:`from_launcher` makes the one that fits the launcher of this process. Inside :func:`together` all runs
+are shared.
 """
 
 from __future__ import annotations

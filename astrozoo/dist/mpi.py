@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,6 +33,7 @@ class MpiComm(Counting):
     def abort(self, code: int) -> None:
         """End all processes of MPI with an exit code."""
         self.comm.Abort(code)
+        os._exit(code)  # Abort may return before this process is ended
 
     def _all_reduce(self, x: Tensor) -> Tensor:
         total = torch.empty_like(x, device="cpu")

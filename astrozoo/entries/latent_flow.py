@@ -63,6 +63,7 @@ ENTRY = Entry(
     jobs={
         "run": Job(
             "astrozoo.galaxies.latent_flow_job:run",
+            shared=True,
             options=(
                 _CONDITIONS,
                 _FLOW,

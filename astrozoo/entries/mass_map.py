@@ -97,6 +97,7 @@ ENTRY = Entry(
     jobs={
         "run": Job(
             "astrozoo.massmap.job:run",
+            shared=True,
             options=(
                 *_READING,
                 *_SETTINGS,

@@ -80,6 +80,7 @@ ENTRY = Entry(
     jobs={
         "run": Job(
             "astrozoo.nbody.job:run",
+            shared=True,
             options=(
                 *_READING,
                 *_SETTINGS,

@@ -52,6 +52,7 @@ ENTRY = Entry(
     jobs={
         "run": Job(
             function="astrozoo.shear.job:run",
+            shared=True,
             options=(
                 *_READING,
                 Option(

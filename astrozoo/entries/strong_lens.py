@@ -113,6 +113,7 @@ ENTRY = Entry(
     jobs={
         "run": Job(
             "astrozoo.lens.job:run",
+            shared=True,
             options=(
                 *_READING,
                 *_SETTINGS,

@@ -13,6 +13,8 @@ LAUNCHERS = ("torch", "mpi")
 def command(launcher, ranks, *program):
     """The command that starts ``python program`` in several processes."""
     folder = Path(sys.executable).parent
+    if launcher == "alone":
+        return [sys.executable, *program]
     if launcher == "torch":
         return [folder / "torchrun", "--nproc-per-node", str(ranks), *program]
     return [folder / "mpiexec", "-n", str(ranks), sys.executable, *program]

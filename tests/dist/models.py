@@ -50,3 +50,14 @@ def stars(n=6):
     flux = centre + 0.5 * _normal((n, 2), 1)
     return Problem(Stars(), (flux,), name="stars", data_plates={"star": {"flux": 0}})
 
+
+def simulate(seed=0):
+    return line(40, seed).args, {}
+
+
+def read(path):
+    return line(40).args
+
+
+def problem(data):
+    return Problem(Line(), data, name="line", data_plates={"data": {"x": 0, "y": 0}})

@@ -1,4 +1,6 @@
-"""What each process of the tests runs: ``worker.py torch|mpi FILE SIZE ...``; the first process writes FILE.
+"""What the tests run: ``worker.py torch|mpi FILE SIZE ...``; the first process writes FILE.
+
+``mpiexec`` starts the processes of MPI. Those of torch are forked once everything is imported.
 
 Everything is computed by one process and by groups of each size; what is written is how they differ.
 """
@@ -6,16 +8,18 @@ Everything is computed by one process and by groups of each size; what is writte
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as torch_dist
 
 sys.path.insert(0, str(Path(__file__).parent))
 import models
-
 from astrozoo._sharing import share
 from astrozoo.density import elbo, log_density
+from astrozoo.dist import MpiComm, TorchComm
 from astrozoo.guides.auto import mean_field
 
 
@@ -48,7 +52,10 @@ def _evaluations(target, rows, seed=3):
 
 def _cases():
     """By name: a problem, what is divided, rows, and a capture."""
-    density, guided = (lambda p: log_density(p, compile="never")), (lambda p: elbo(p, mean_field, compile="never"))
+    density, guided = (
+        (lambda p: log_density(p, compile="never")),
+        (lambda p: elbo(p, mean_field, compile="never")),
+    )
     line, lines, stars = models.line(), models.lines(), models.stars()
     return {
         "line, data, density": (line, "data", 2, density),
@@ -95,31 +102,41 @@ def operations(comm):
 def groups(kind, sizes):
     """By size, the communicators of the first processes that this process is in."""
     if kind == "torch":
-        import torch.distributed as torch_dist
-
-        from astrozoo.dist import TorchComm
-
-        rank = TorchComm.initialise().rank
+        rank = torch_dist.get_rank()
         made = {n: torch_dist.new_group(list(range(n))) for n in sizes}
         return {n: TorchComm(group) for n, group in made.items() if rank < n}
     from mpi4py import MPI
-
-    from astrozoo.dist import MpiComm
 
     rank = MPI.COMM_WORLD.Get_rank()
     made = {n: MPI.COMM_WORLD.Split(0 if rank < n else 1, rank) for n in sizes}
     return {n: MpiComm(group) for n, group in made.items() if rank < n}
 
 
-def main(kind, file, *sizes):
-    cases = _cases()
-    expected = {name: _evaluations(capture(p), rows) for name, (p, _, rows, capture) in cases.items()}
+def compare(kind, file, sizes, cases, expected):
     found = {}
-    for n, comm in groups(kind, [int(n) for n in sizes]).items():
+    for n, comm in groups(kind, sizes).items():
         found[n] = {"operations": operations(comm), "evaluations": evaluations(comm, cases, expected)}
-        found[n]["counts"] = comm.counts
     if comm.rank == 0:
         Path(file).write_text(json.dumps(found))
+
+
+def main(kind, file, *sizes):
+    sizes, cases = [int(n) for n in sizes], _cases()
+    expected = {name: _evaluations(capture(p), rows) for name, (p, _, rows, capture) in cases.items()}
+    if kind == "mpi":
+        compare(kind, file, sizes, cases, expected)
+        return
+    processes = []
+    for rank in range(max(sizes)):
+        process = os.fork()
+        if process == 0:
+            torch_dist.init_process_group("gloo", f"file://{file}.store", rank=rank, world_size=max(sizes))
+            compare(kind, file, sizes, cases, expected)
+            torch_dist.barrier()
+            os._exit(0)
+        processes.append(process)
+    if any(os.waitpid(process, 0)[1] for process in processes):
+        sys.exit("a process failed")
 
 
 if __name__ == "__main__":
