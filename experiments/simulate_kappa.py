@@ -17,6 +17,7 @@ Maps are periodic. None of the maps that a method is tested with enters. The fil
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import time
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def planes(size: int, pixel: float, cosmology: Cosmology) -> list[Plane]:
     table = np.geomspace(ell.min() / 2, 1.01 * ell.max(), 200)
     mass = np.sqrt(MASSES[1:] * MASSES[:-1])
     made = []
-    for near, far in zip(edges[:-1], edges[1:], strict=True):
+    for near, far in itertools.pairwise(edges):
         distance = (near + far) / 2
         redshift = float(np.interp(distance, lensing.distance, z))
         d1 = float(growth(torch.tensor([1 / (1 + redshift)]), cosmology).d1)

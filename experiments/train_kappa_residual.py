@@ -5,8 +5,8 @@
 
 Every map is used in the eight orientations of a square. A tenth of the maps is held out. The same command
 continues a run that was stopped. ``DIR`` gets ``weights.safetensors``, for
-``mass_map --prior hybrid`` and :func:`astrozoo.models.kappa_residual.load`, and ``scores.json``: the mean
-squared error of the score at the least noise level on the maps held out, times that level squared, with the
+:func:`astrozoo.models.kappa_residual.load`, and ``scores.json``: the mean squared
+error of the score at the least noise level on the maps held out, times that level squared, with the
 network and without it.
 """
 

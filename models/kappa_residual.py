@@ -1,13 +1,14 @@
 """The learned part of the hybrid prior of mass maps.
 
-The hybrid prior multiplies the log-normal prior by ``exp(-E(g))``. ``g = log(1 + kappa / k0)`` plus a constant
-is the Gaussian field of the log-normal, and E is a network from maps to numbers. The log-normal has the power
-of the theory, and the network what simulated halos have beyond it.
+The hybrid prior multiplies the log-normal prior by ``exp(-E(g))``. The Gaussian field of the log-normal,
+``g``, is ``log(1 + kappa / k0)`` plus a constant, and E is a network from maps to numbers. The log-normal has
+the power of the theory, and the network what simulated halos have beyond it.
 
 :class:`KappaResidual` is the model that the network is fitted with: denoising score matching at noise levels
-:data:`LEVELS`. A map ``g`` gets noise, and is normal around what the score of noisy maps predicts. That of the
-Gaussian field with noise is known, ``-(P + sigma^2)^-1 y`` in Fourier space, and the network adds minus the
-gradient of its energy. ``experiments/train_kappa_residual.py`` fits the weights that ship.
+:data:`LEVELS`. A map ``g`` gets noise, and is normal around what the score of noisy maps predicts. Of the
+Gaussian field with noise the score is known: ``-(P + sigma^2)^-1 y`` in Fourier space. The network adds minus
+the gradient of its energy. ``experiments/train_kappa_residual.py`` fits it. No weights ship yet, and
+the entry ``mass_map`` does not take this prior yet.
 
 References:
     Vincent 2011, Neural Comput. 23, 1661; Remy et al. 2022, A&A 672, A51 (Gaussian score plus a residual).
@@ -101,17 +102,14 @@ def problem(fields: Any, power: Float[Tensor, "y h"], *, seed: int = 0) -> Probl
     return Problem(model, (fields, power), name="kappa_residual", data_plates=plates, guides=guides)
 
 
-def load(
-    *, weights: str | Path | Trained = "kappa_residual", dtype: torch.dtype = torch.float64
-) -> ScalarEnergy:
+def load(weights: Path | Trained, *, dtype: torch.dtype = torch.float64) -> ScalarEnergy:
     """The trained energy.
 
     Args:
-        weights: the name of the package's weights, a file written by training, or the result of training.
+        weights: a file written by training, or the result of training.
         dtype: of the network; the weights are stored in float32.
 
     Raises:
-        UnknownNameError: there are no weights of that name.
         DataError: the file is missing or corrupt, or its weights are of another model.
     """
     trained = weights if isinstance(weights, Trained) else load_weights(weights)

@@ -161,7 +161,7 @@ def test_options_of_a_job_are_checked_before_any_work(line, tmp_path, monkeypatc
     ("words", "message"),
     [
         (
-            ("strong_lens", "--box", "0:3,0:3"),
+            ("strong_lens", "--crowded"),
             r"expected nothing: it is an option of celeste. strong_lens has (--[\w-]+, )*--setting\b",
         ),
         (
