@@ -133,7 +133,8 @@ def _seed(rng: galsim.BaseDeviate | None) -> int:
 def _check_inputs(trained: Mapping[str, tuple[float, float]], given: Mapping[str, float]) -> None:
     """Refuse missing and unknown inputs; warn of those outside the range that the model was trained in."""
     if set(trained) != set(given):
-        expected = f"exactly {', '.join(trained)}" if trained else "none"
+        ranges = ", ".join(f"{name} ({low:.4g} to {high:.4g})" for name, (low, high) in trained.items())
+        expected = f"exactly {ranges}" if trained else "none"
         raise InputError("conditional inputs", ", ".join(given) or "none", expected)
     for name, (low, high) in trained.items():
         if not low <= given[name] <= high:

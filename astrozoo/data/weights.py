@@ -42,10 +42,16 @@ _WEIGHTS = {
         name="psf_vae.safetensors",
     ),
     "latent_flow": _Weights(
-        "prior of the 16 latents of a galaxy given its half-light radius, magnitude and redshift",
-        "aab835eb349cba69bedc63b3b9299eb4a01e8f515d88ebe96d71f57663f67fce",
+        "prior of the 16 latents of psf_vae given a galaxy's half-light radius, magnitude and redshift",
+        "75b4abd75afcae868e1fe559c05030ad09daef307ceb0ba05b31df609c82585e",
         package="astrozoo.models",
         name="latent_flow.safetensors",
+    ),
+    "latent_flow_unconditional": _Weights(
+        "prior of the 16 latents of psf_vae",
+        "b3483d5bac4fea1e3d72f7e1fa9b50b1fb7c218421ef19e39647a95604345632",
+        package="astrozoo.models",
+        name="latent_flow_unconditional.safetensors",
     ),
     "galaxy_vae": _Weights(
         "decoder and encoder of galaxies (69 x 69 pixels, 8 latents), each pixel with a mean and a variance",
