@@ -81,8 +81,8 @@ def test_the_table_has_the_units_of_the_galaxies():
         assert abs(error.median().item()) < 0.05
         z = table.draw(torch.Generator().manual_seed(0))
         images = decoded.images(z, stamps.psf, scale, 48)
-        residual = (images - stamps.noiseless).square().sum() / stamps.noiseless.square().sum()
-        assert residual.item() < 0.02
+        error = (images - stamps.noiseless).square().sum((1, 2)) / stamps.noiseless.square().sum((1, 2))
+        assert error.median().item() < LATENT / 50**2  # what 16 free parameters leave at the lowest S/N
 
 
 def test_galsim_draws_them():
