@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from astrozoo.data.stamps import Pixels
 from astrozoo.density import Layout, lower_triangle
+from astrozoo.guides.refined import RefinedIaf
 from astrozoo.nets.galaxy_vae import Encoder
 from astrozoo.types import Problem
 
-__all__ = ["amortised", "per_image"]
+__all__ = ["amortised", "per_image", "per_image_iaf"]
 
 
 class _Amortised(nn.Module):
@@ -63,6 +64,25 @@ class _PerImage(nn.Module):
         return {"shift": (z0 - self.mean) / self.sd}
 
 
+class _PerImageIaf(RefinedIaf):
+    """An inverse autoregressive flow in coordinates in which the encoder's posterior is N(0, I)."""
+
+    def __init__(self, encoder: Encoder, problem: Problem) -> None:
+        (stamp,) = problem.args
+        one = problem.batch is None
+        with torch.no_grad():
+            mean, sd = encoder(*(x[None] if one else x for x in (stamp.image, stamp.noise)))
+        super().__init__(mean, torch.diag_embed(sd))
+        self.encoder = encoder
+
+    def approximation(self, stamp: Pixels) -> tuple[Tensor, Tensor]:
+        (mean,), (sd,) = self.encoder(stamp.image[None], stamp.noise[None])
+        return mean, torch.diag(sd)
+
+    def sites(self, z: Tensor) -> dict[str, Tensor]:
+        return {"z": z}
+
+
 def amortised(problem: Problem) -> _Amortised:
     """The guide for :func:`astrozoo.models.galaxy_vae.training_problem`: the encoder of its model."""
     model: Any = problem.model
@@ -73,3 +93,10 @@ def per_image(problem: Problem) -> _PerImage:
     """A full-rank normal of each galaxy, which starts as the encoder's."""
     model: Any = problem.model
     return _PerImage(model.nets.encoder, problem)
+
+
+def per_image_iaf(problem: Problem) -> _PerImageIaf:
+    """An inverse autoregressive flow of each galaxy, for curved posteriors. It starts as the encoder's
+    normal."""
+    model: Any = problem.model
+    return _PerImageIaf(model.nets.encoder, problem)

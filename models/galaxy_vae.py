@@ -32,7 +32,7 @@ from astrozoo._trained import Trained
 from astrozoo.data.stamps import Pixels, Stamps, read_images, standardise
 from astrozoo.data.weights import load_weights
 from astrozoo.errors import DataError, InputError
-from astrozoo.nets.galaxy_vae import LATENT, SIZE, Decoder, Encoder, Nets
+from astrozoo.nets.galaxy_vae import LATENT, SIZE, Decoder, Encoder, Kind, Nets
 from astrozoo.types import Problem
 
 __all__ = [
@@ -113,9 +113,11 @@ def _untrained(trained: Trained) -> Nets:
     if "log_mean" not in decoder or not encoder:
         raise DataError(f"weights of {trained.model!r}", "no decoder and encoder", "weights of galaxy_vae")
     size = len(decoder["log_mean"])
-    if "mean.dense.0.weight" in decoder:
-        latent = decoder["mean.dense.0.weight"].shape[1]
-        return Nets(Decoder(size, latent, kind="convolutional"), Encoder(size, latent, kind="convolutional"))
+    first_layers: dict[str, Kind] = {"mean.dense.0.weight": "convolutional", "mean.linear.weight": "residual"}
+    for name, kind in first_layers.items():
+        if name in decoder:
+            latent = decoder[name].shape[1]
+            return Nets(Decoder(size, latent, kind=kind), Encoder(size, latent, kind=kind))
     layers = sorted(
         (int(name.split(".")[2]), tuple(w.shape))
         for name, w in decoder.items()
@@ -147,7 +149,10 @@ def problem(data: Stamps, *, weights: str | Path | Trained | Nets = "galaxy_vae"
         start={"z": mean if several else mean[0]},
         dims={"z": ("latent",)},
         images=("image",),
-        guides={"encoder": "astrozoo.guides.galaxy_vae:per_image"},
+        guides={
+            "encoder": "astrozoo.guides.galaxy_vae:per_image",
+            "encoder_iaf": "astrozoo.guides.galaxy_vae:per_image_iaf",
+        },
     )
 
 

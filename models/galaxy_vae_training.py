@@ -45,7 +45,7 @@ def training(
         device: device to train on.
         galaxies: number of simulated galaxies.
         size: side of the stamps [px].
-        nets: "dense" (Regier et al. 2015) or "convolutional".
+        nets: "dense" (Regier et al. 2015), "convolutional" or "residual" (as Lanusse et al. 2021, smaller).
 
     Raises:
         DataError: if the file has no stamps.

@@ -1,4 +1,4 @@
-"""Encoders and decoders of images: convolutional and dense."""
+"""Encoders and decoders of images: convolutional, residual and dense."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from astrozoo.errors import InputError
 
-__all__ = ["ConvolutionalDecoder", "ConvolutionalEncoder", "DenseDecoder", "DenseEncoder"]
+__all__ = [
+    "ConvolutionalDecoder",
+    "ConvolutionalEncoder",
+    "DenseDecoder",
+    "DenseEncoder",
+    "ResidualDecoder",
+    "ResidualEncoder",
+]
 
 _LOG_VARIANCE = (-12.0, 4.0)
 """Range of the log variances of an encoder: outside it a draw is either exact or noise alone, and gradients
@@ -41,12 +48,10 @@ class ConvolutionalEncoder(_Gaussian):
 
     def __init__(self, size: int, latent: int, channels: Sequence[int] = (16, 32, 64, 64)) -> None:
         super().__init__()
-        if size % 2 ** len(channels):
-            raise InputError("size", size, f"a multiple of {2 ** len(channels)}")
+        side = _halved(size, len(channels))
         layers: list[nn.Module] = []
         for before, after in zip((1, *channels), channels, strict=False):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.SiLU()]
-        side = size // 2 ** len(channels)
         self.network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * side**2, 2 * latent))
 
     def forward(self, image: Float[Tensor, "b y x"]) -> tuple[Float[Tensor, "b z"], Float[Tensor, "b z"]]:
@@ -94,6 +99,100 @@ class ConvolutionalDecoder(nn.Module):
         """One channel, without a last activation."""
         image = self.convolutions(self.dense(z.reshape(-1, self.latent)).reshape(-1, *self.start))
         return image.reshape(*z.shape[:-1], *image.shape[-2:])
+
+
+class _Residual(nn.Module):
+    """``x`` plus two convolutions of it, with as many channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.change = nn.Sequential(
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+        nn.init.zeros_(self.change[-1].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.change[-1].bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Float[Tensor, "b c y x"]) -> Float[Tensor, "b c y x"]:
+        """Same shape. An untrained block is the identity."""
+        return x + self.change(x)
+
+
+class ResidualEncoder(_Gaussian):
+    """Images to the means and SDs of their latents, by levels of a strided convolution and residual blocks.
+
+    Args:
+        size: side of the image [px], a multiple of ``2 ** len(channels)``.
+        latent: length of the latent vector.
+        channels: of each level. Each level has half the side of the one before.
+        blocks: residual blocks in a level.
+
+    Raises:
+        InputError: if the side cannot be halved so often.
+
+    References:
+        Lanusse et al. 2021, MNRAS 504, 5543, section 4.1 (seven levels of two blocks, 32 to 512 channels).
+    """
+
+    def __init__(
+        self, size: int, latent: int, channels: Sequence[int] = (8, 16, 32, 32), blocks: int = 2
+    ) -> None:
+        super().__init__()
+        side = _halved(size, len(channels))
+        layers: list[nn.Module] = []
+        for before, after in zip((1, *channels), channels, strict=False):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1)]
+            layers += [_Residual(after) for _ in range(blocks)]
+        flat = (nn.SiLU(), nn.Flatten(), nn.Linear(channels[-1] * side**2, 2 * latent))
+        self.network = nn.Sequential(*layers, *flat)
+
+    def forward(self, image: Float[Tensor, "b y x"]) -> tuple[Float[Tensor, "b z"], Float[Tensor, "b z"]]:
+        """Means and SDs."""
+        return self._moments(image[:, None])
+
+
+class ResidualDecoder(nn.Module):
+    """Latents to images, by a linear layer and levels of residual blocks that each double the side.
+
+    Args:
+        size: side of the image [px], a multiple of ``2 ** len(channels)``.
+        latent: length of the latent vector.
+        channels: of each level, the coarsest first.
+        blocks: residual blocks in a level.
+
+    Raises:
+        InputError: if the side cannot be halved so often.
+
+    References:
+        Lanusse et al. 2021, MNRAS 504, 5543, section 4.1.
+    """
+
+    def __init__(
+        self, size: int, latent: int, channels: Sequence[int] = (32, 32, 16, 8), blocks: int = 2
+    ) -> None:
+        super().__init__()
+        side = _halved(size, len(channels))
+        self.latent, self.start = latent, (channels[0], side, side)
+        self.linear = nn.Linear(latent, channels[0] * side**2)
+        layers: list[nn.Module] = []
+        for before, after in zip(channels, (*channels[1:], channels[-1]), strict=True):
+            layers += [_Residual(before) for _ in range(blocks)]
+            layers += [nn.SiLU(), nn.Conv2d(before, 4 * after, 3, padding=1), nn.PixelShuffle(2)]
+        self.levels = nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(channels[-1], 1, 3, padding=1))
+
+    def forward(self, z: Float[Tensor, "*b z"]) -> Float[Tensor, "*b y x"]:
+        """One channel, without a last activation."""
+        image = self.levels(self.linear(z.reshape(-1, self.latent)).reshape(-1, *self.start))
+        return image.reshape(*z.shape[:-1], *image.shape[-2:])
+
+
+def _halved(size: int, times: int) -> int:
+    """Side after it is halved some times."""
+    if size % 2**times:
+        raise InputError("size", size, f"a multiple of {2**times}")
+    return size // 2**times
 
 
 class DenseEncoder(_Gaussian):

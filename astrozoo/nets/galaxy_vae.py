@@ -16,6 +16,8 @@ from astrozoo.nets.autoencoder import (
     ConvolutionalEncoder,
     DenseDecoder,
     DenseEncoder,
+    ResidualDecoder,
+    ResidualEncoder,
 )
 
 __all__ = ["HIDDEN", "LATENT", "SIZE", "Decoder", "Encoder", "Kind", "Nets"]
@@ -36,11 +38,11 @@ _LOG_RANGE = (-12.0, 6.0)
 """Range of the logarithms of the decoder's outputs. It keeps their exponentials finite in single precision.
 The brightest pixel of a galaxy is about e^4 in units of its rms."""
 
-Kind = Literal["dense", "convolutional"]
+Kind = Literal["dense", "convolutional", "residual"]
 
 
 def _padded(size: int) -> int:
-    """Side of the image that a convolutional network has for a stamp: a multiple of 16."""
+    """Side of the image that a convolutional or residual network has for a stamp: a multiple of 16."""
     return -(-size // 16) * 16
 
 
@@ -73,9 +75,10 @@ class Decoder(nn.Module):
             self.whole_variance.network[-1].bias.fill_(2 * math.log(_FIRST_SD))  # type: ignore[operator,union-attr]
 
     def _network(self, hidden: Sequence[int]) -> nn.Module:
-        if self.kind == "convolutional":
-            return ConvolutionalDecoder(_padded(self.size), self.latent)
-        return DenseDecoder(self.size**2, self.latent, hidden)
+        if self.kind == "dense":
+            return DenseDecoder(self.size**2, self.latent, hidden)
+        network = ConvolutionalDecoder if self.kind == "convolutional" else ResidualDecoder
+        return network(_padded(self.size), self.latent)
 
     def _image(self, network: nn.Module, z: Tensor) -> Tensor:
         if self.kind == "dense":
@@ -119,13 +122,14 @@ class Encoder(nn.Module):
             inputs = (size - 2 * self.edge) ** 2 + (-(-size // _BLOCK)) ** 2 + 1
             self.network: nn.Module = DenseEncoder(inputs, latent, hidden)
         else:
-            self.network = ConvolutionalEncoder(_padded(size), latent)
+            network = ConvolutionalEncoder if kind == "convolutional" else ResidualEncoder
+            self.network = network(_padded(size), latent)
 
     def forward(
         self, image: Float[Tensor, "b y x"], noise: Float[Tensor, "b"]
     ) -> tuple[Float[Tensor, "b latent"], Float[Tensor, "b latent"]]:
         """Means and SDs."""
-        if self.kind == "convolutional":
+        if self.kind != "dense":
             before = (_padded(self.size) - self.size) // 2
             after = _padded(self.size) - self.size - before
             return self.network(nn.functional.pad(_compressed(image), (before, after, before, after)))

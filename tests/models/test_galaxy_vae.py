@@ -68,9 +68,20 @@ def test_the_second_stage_leaves_the_mean_alone(tmp_path):
         second(None)
 
 
+def test_residual_networks_are_trained_and_loaded_from_their_weights(tmp_path):
+    data = galaxies(40), galaxies(20, 1)
+    stages = galaxy_vae_training.stages(*data, kind="residual", steps=(60, 2), latent=3)
+    trained = train_stages(stages, tmp_path, seed=0, batch=16, progress=False)
+    nets = galaxy_vae.load(trained.save(tmp_path / "weights.safetensors"), dtype=torch.float32)
+    assert nets.decoder.kind == nets.encoder.kind == "residual"
+    mean = nets.decoder(galaxy_vae.encode(nets, data[1])[0])[0]
+    start = galaxy_vae_training.untrained(data[0].pixels, latent=3).decoder.log_mean.exp()
+    assert ((mean - data[1].pixels.image) ** 2).mean() < ((start - data[1].pixels.image) ** 2).mean()
+
+
 def test_an_untrained_kind_is_refused():
-    with pytest.raises(InputError, match="one of dense, convolutional"):
-        galaxy_vae_training.untrained(galaxies(4).pixels, kind="residual")
+    with pytest.raises(InputError, match="one of dense, convolutional, residual"):
+        galaxy_vae_training.untrained(galaxies(4).pixels, kind="recurrent")
 
 
 def test_the_density_is_that_of_normals_over_the_pixels_that_are_used(nets):
@@ -99,10 +110,11 @@ def test_a_batch_is_its_galaxies(nets):
     torch.testing.assert_close(log_density(batch, compile="never").values(z), torch.cat(alone))
 
 
-def test_the_guide_starts_as_the_encoder_and_moves_where_it_is_told(nets):
+@pytest.mark.parametrize("guide", ["encoder", "encoder_iaf"])
+def test_the_guide_starts_as_the_encoder_and_moves_where_it_is_told(nets, guide):
     stamps, _ = galaxy_vae.simulate(1, galaxies=2, weights=nets)
     problem = galaxy_vae.problem(stamps, weights=nets)
-    target = elbo(problem, problem.factory("guides", "encoder"), compile="never")
+    target = elbo(problem, problem.factory("guides", guide), compile="never")
     mean, sd = galaxy_vae.encode(nets, stamps)
     noise = torch.cat((torch.zeros(1, target.noise_dim), torch.eye(target.noise_dim)[:1])).to(mean)
     z = target.sample(target.initial(None), noise)["z"]

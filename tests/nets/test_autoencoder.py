@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from astrozoo.errors import InputError
-from astrozoo.nets.autoencoder import ConvolutionalDecoder, ConvolutionalEncoder, DenseDecoder, DenseEncoder
+from astrozoo.nets.autoencoder import (
+    ConvolutionalDecoder,
+    ConvolutionalEncoder,
+    DenseDecoder,
+    DenseEncoder,
+    ResidualDecoder,
+    ResidualEncoder,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +27,7 @@ def _seeded():
     ("encoder", "decoder", "shape"),
     [
         (lambda: ConvolutionalEncoder(32, 5, (4, 8)), lambda: ConvolutionalDecoder(32, 5, (4, 2)), (32, 32)),
+        (lambda: ResidualEncoder(32, 5, (4, 8), 1), lambda: ResidualDecoder(32, 5, (8, 4), 1), (32, 32)),
         (lambda: DenseEncoder(20, 5, (16,)), lambda: DenseDecoder(20, 5, (16,)), (20,)),
     ],
 )  # fmt: skip
@@ -47,5 +55,7 @@ def test_sd_is_bounded():
 def test_sides_that_do_not_divide_are_refused():
     with pytest.raises(InputError, match="a multiple of 16"):
         ConvolutionalEncoder(40, 2)
+    with pytest.raises(InputError, match="a multiple of 16"):
+        ResidualDecoder(40, 2)
     with pytest.raises(InputError, match="a multiple of 4"):
         ConvolutionalDecoder(30, 2)
