@@ -169,16 +169,16 @@ def fit_crowded(
     boxes = blocks_of(shape) if given is None else [(whole, whole)]
     for number, (core, box) in enumerate(boxes):
         part = crop(images, *box)
-        paths = [_path(checkpoint, f"block-{number}-{name}") for name in ("mode", "pilot", "samples")]
+        paths = [_path(checkpoint, f"block-{number}-{name}") for name in ("mode", "rounds", "pilot", "samples")]
         saved = Checkpoint(paths[0], {"field, seed and settings": key, "PSFs": "tables and Gaussians"})
-        mode = _mode(part, given, refit_psf, star_fraction != 1, progress, saved, settings)
+        mode = _mode(part, given, refit_psf, star_fraction != 1, progress, saved, paths[1], settings)
         clock["mode"] += mode.seconds
         started = time.perf_counter()
         prior = _first_prior(mode, part, star_fraction)
         if mode.draws is not None:
             drawn = mode.draws
         else:
-            prior, drawn = _sampled(mode, part, prior, settings, star_fraction, progress, paths[1:])
+            prior, drawn = _sampled(mode, part, prior, settings, star_fraction, progress, paths[2:])
         clock["sample"] += time.perf_counter() - started
         blocks.append(Block(core, box, mode, prior, drawn))
     joined = join(blocks) if given is None else _on_image(blocks[0].samples, given[0], shape)
@@ -221,16 +221,26 @@ def _mode(
     galaxies: bool,
     progress: bool,
     saved: Checkpoint,
+    rounds: Path | None,
     settings: dict[str, int],
 ) -> Mode:
-    """The joint mode, or that of the checkpoint; with draws, if the positions are given."""
+    """The joint mode, or that of the checkpoint; with draws, if the positions are given.
+
+    Rounds of a mode that is not finished are saved in ``rounds``.
+    """
     scene = Scene.of(part, psf_error=PSF_ERROR if refit_psf else 0.0)
     arrays = saved.load()
     if arrays is None:
         started = time.perf_counter()
         xy, error = (None, 1.0) if given is None else given
         fit = fit_mode(
-            scene, xy, position_error=error, galaxies=galaxies, refit_psf=refit_psf, progress=progress
+            scene,
+            xy,
+            position_error=error,
+            galaxies=galaxies,
+            refit_psf=refit_psf,
+            progress=progress,
+            checkpoint=rounds,
         )
         arrays = {name: getattr(fit.sources, name) for name in ("xy", "flux", "shape")}
         arrays |= {name: getattr(fit, name) for name in ("log_flux_sd", "xy_sd", "chi2")}

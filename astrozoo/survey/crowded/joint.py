@@ -113,6 +113,7 @@ class Linearised:
 
     Args:
         stamps: of the stars.
+        far: light of the stars beyond their stamps, per image [electrons].
         sky: with the plane and the light beyond the stamps, per image [electrons].
         light: of the stamps [electrons].
         weight: inverse variances, 0 in invalid pixels.
@@ -120,6 +121,7 @@ class Linearised:
     """
 
     stamps: Stamps
+    far: Sequence[Float[np.ndarray, "y x"]]
     sky: list[Float[np.ndarray, "y x"]]
     light: list[Float[np.ndarray, "y x"]]
     weight: list[Float[np.ndarray, "y x"]]
@@ -153,6 +155,7 @@ def linearise(
     variance = variances(scene, sky, light)
     return Linearised(
         stamps,
+        far,
         sky,
         light,
         [valid / v for valid, v in zip(scene.valid, variance, strict=True)],

@@ -12,11 +12,15 @@ fluxes and positions given the list of sources, are too small.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
+from astrozoo._content_hash import content_hash
+from astrozoo.checkpoint import Checkpoint
+from astrozoo.data.images import GaussianMixture
 from astrozoo.errors import InputError
 from astrozoo.infer.progress import progress_bar
 from astrozoo.survey.crowded.births import births, significances, weakest
@@ -108,6 +112,7 @@ def fit_mode(
     fluxes_first: bool = True,
     thresholds: tuple[float, ...] = THRESHOLDS,
     progress: bool = False,
+    checkpoint: str | Path | None = None,
 ) -> ModeFit:
     """Fit all stars of a scene jointly.
 
@@ -123,37 +128,49 @@ def fit_mode(
         fluxes_first: solve for all fluxes before positions move. Off only to show what it is for.
         thresholds: falling changes of chi2 for births.
         progress: show a bar.
+        checkpoint: ``NAME.npz``, from which a killed fit continues exactly as if it had not been killed.
 
     Raises:
-        InputError: positions are not finite pairs, an error is not positive, the thresholds do not fall, or
-            there is neither a catalogue nor growth.
+        InputError: positions are not finite pairs, an error is not positive, the thresholds do not fall,
+            there is neither a catalogue nor growth, or the checkpoint is of another fit.
     """
     grow = positions is None if grow is None else grow
     _check(positions, position_error, thresholds, grow)
     start = np.zeros((0, 2)) if positions is None else np.asarray(positions, dtype=float)
     fit = _Fit(scene, start, position_error, refit_psf, fluxes_first, pinned=positions is not None)
+    settings = f"{grow} {galaxies} {refit_psf} {fluxes_first} {thresholds}"
+    known = content_hash((start, np.asarray(position_error, float)))
+    saved = Checkpoint(checkpoint, {"scene": content_hash(scene), "catalogue": known, "settings": settings})
+    if arrays := saved.load():
+        fit.restore(arrays)
+    elif len(start):
+        fit.settle(_STEPS)
     falling = len(thresholds) - 1
     if refit_psf:
         thresholds = (*thresholds, *thresholds[-1:] * _REPEATS)
     total = len(thresholds) * _ROUNDS if grow else _GIVEN_CORRECTIONS
     with progress_bar("joint mode", total, progress) as report:
-        if len(start):
-            fit.settle(_STEPS)
         if grow:
-            for n, threshold in enumerate(thresholds):
+            for n, threshold in enumerate(thresholds[fit.level :], fit.level):
                 for number in fit.rounds(threshold):
                     report(n * _ROUNDS + number, fit.text())
+                    if saved.due:
+                        saved.save(fit.arrays())
                 if galaxies and n >= falling:
                     fit.find_galaxies(threshold)
                 before = fit.scene.psf_error
                 fit.learn(refit_psf and threshold in _REFIT_AT)
                 if n >= falling and not (fit.scene.psf_error < _FALLING * before).any():
                     break
+                fit.next_level()
         else:
-            for n in range(_GIVEN_CORRECTIONS):
+            for n in range(fit.level, _GIVEN_CORRECTIONS):
                 fit.settle(_LAST_STEPS)
                 fit.learn(refit_psf)
+                fit.next_level()
                 report(n + 1, fit.text())
+                if saved.due:
+                    saved.save(fit.arrays())
         fit.settle(_LAST_STEPS)
     return fit.result()
 
@@ -200,8 +217,54 @@ class _Fit:
             level = self._even_level(len(xy))
             self.stars = replace(self.stars, log_flux=np.tile(level, (len(xy), 1)))
         self.model = linearise(scene, self.stars, far_light(scene, self.stars))
-        self.buried = np.zeros((0, 2))
         self.trace: list[Round] = []
+        self.level = -1
+        self.next_level()
+
+    def next_level(self) -> None:
+        """Go to the next threshold, or to the next correction of the PSFs where all stars are given."""
+        self.level, self.round = self.level + 1, 0
+        self.buried = np.zeros((0, 2))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The state between two rounds, for a checkpoint."""
+        arrays = {name: getattr(self.stars, name) for name in ("log_flux", "xy", "planes", "shape")}
+        arrays |= {name: getattr(self, name) for name in ("member", "buried")}
+        arrays |= {"at": np.array([self.level, self.round]), "psf_error": self.scene.psf_error}
+        arrays |= {"trace": np.array([astuple(r) for r in self.trace]).reshape(-1, 5)}
+        arrays |= {"coefficients": self.locus.coefficients, "scatter": self.locus.scatter}
+        arrays |= {"limits": np.array(self.locus.limits), "reach": self.model.stamps.reach}
+        for k, (psf, mixture) in enumerate(zip(self.scene.psf, self.scene.mixture, strict=True)):
+            arrays |= {f"psf{k}": psf, f"far{k}": self.model.far[k], f"weights{k}": mixture.weights}
+            arrays |= {f"means{k}": mixture.means, f"covariances{k}": mixture.covariances}
+        return arrays
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take the state of a checkpoint."""
+        images = range(len(self.scene.band))
+        parts = ("weights", "means", "covariances")
+        self.scene = replace(
+            self.scene,
+            psf=tuple(arrays[f"psf{k}"] for k in images),
+            psf_error=arrays["psf_error"],
+            gaussians=tuple(GaussianMixture(*(arrays[f"{name}{k}"] for name in parts)) for k in images),
+        )
+        self.stars = Stars(*(arrays[name] for name in ("log_flux", "xy", "planes", "shape")))
+        low, high = arrays["limits"].tolist()
+        self.locus = replace(
+            self.locus,
+            coefficients=arrays["coefficients"],
+            scatter=arrays["scatter"],
+            limits=(low, high),
+        )
+        self.member, self.buried = arrays["member"], arrays["buried"]
+        self.level, self.round = arrays["at"].tolist()
+        self.trace = [
+            Round(threshold, int(stars), int(born), int(died), chi2)
+            for threshold, stars, born, died, chi2 in arrays["trace"].tolist()
+        ]
+        far = [arrays[f"far{k}"] for k in images]
+        self.model = linearise(self.scene, self.stars, far, arrays["reach"])
 
     def text(self) -> str:
         """For the progress bar."""
@@ -209,17 +272,16 @@ class _Fit:
 
     def rounds(self, threshold: float) -> Iterator[int]:
         """Rounds of births and deaths until few are born. The number of each is yielded after it."""
-        self.buried = np.zeros((0, 2))
-        for number in range(_ROUNDS):
+        while self.round < _ROUNDS:
             born = self._bear(threshold)
             self.settle(_STEPS)
             died = self._bury(_HYSTERESIS * threshold)
             if died:
                 self.settle(_STEPS)
             self.trace.append(Round(threshold, len(self.stars), born, died, self._chi2()))
-            yield number + 1
-            if born <= _FEW * len(self.stars):
-                break
+            number = self.round + 1
+            self.round = _ROUNDS if born <= _FEW * len(self.stars) else number
+            yield number
 
     def settle(self, steps: int) -> None:
         """Fluxes by non-negative least squares, then steps of all parameters."""

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from astrozoo.errors import InputError
+from astrozoo.survey.crowded import mode
 from astrozoo.survey.crowded.mode import fit_mode
 from astrozoo.survey.crowded.psf_refit import refit
 from astrozoo.survey.crowded.scene import Scene, Sources, expected, stamp_of_table
@@ -78,6 +79,39 @@ def _crowd(seed=5, count=140):
     red = 1.2 * rng.uniform(size=count) ** -1.2
     red = np.minimum(red, 300)
     return xy, np.column_stack([red * 0.6, red])
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_killed_fit_continues_exactly(field_of, truth, monkeypatch, tmp_path, given):
+    xy, flux = truth
+    scene = Scene.of(field_of(xy, 3 * flux, sharper=1.06))
+    options = {"positions": xy, "position_error": 0.05} if given else {"thresholds": (100.0, 36.0)}
+    whole = fit_mode(scene, **options)
+    assert (whole.scene.psf[1] != scene.psf[1]).any()
+    settle, path, kills = mode._Fit.settle, tmp_path / "mode.npz", 0
+    monkeypatch.setattr("astrozoo.checkpoint.SAVE_INTERVAL", 0.0)
+    for _ in range(20):  # each process lives for four solutions: at most two rounds
+        calls = iter(range(4))
+
+        def killed(self, steps, calls=calls):
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            settle(self, steps)
+
+        monkeypatch.setattr(mode._Fit, "settle", killed)
+        try:
+            continued = fit_mode(scene, checkpoint=path, **options)
+            break
+        except KeyboardInterrupt:
+            kills += 1
+    assert kills >= 2
+    for name in ("xy", "flux", "shape"):
+        np.testing.assert_array_equal(getattr(continued.sources, name), getattr(whole.sources, name))
+    np.testing.assert_array_equal(continued.log_flux_sd, whole.log_flux_sd)
+    np.testing.assert_array_equal(continued.scene.psf, whole.scene.psf)
+    assert continued.trace == whole.trace
+    with pytest.raises(InputError, match="settings"):
+        fit_mode(scene, checkpoint=path, **options | {"refit_psf": False})
 
 
 def test_given_positions_stay_within_their_error_and_fluxes_come_first(field_of):
