@@ -169,7 +169,8 @@ def fit_crowded(
     boxes = blocks_of(shape) if given is None else [(whole, whole)]
     for number, (core, box) in enumerate(boxes):
         part = crop(images, *box)
-        paths = [_path(checkpoint, f"block-{number}-{name}") for name in ("mode", "rounds", "pilot", "samples")]
+        stages = ("mode", "rounds", "pilot", "samples")
+        paths = [_path(checkpoint, f"block-{number}-{stage}") for stage in stages]
         saved = Checkpoint(paths[0], {"field, seed and settings": key, "PSFs": "tables and Gaussians"})
         mode = _mode(part, given, refit_psf, star_fraction != 1, progress, saved, paths[1], settings)
         clock["mode"] += mode.seconds

@@ -242,12 +242,14 @@ class _Fit:
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Take the state of a checkpoint."""
         images = range(len(self.scene.band))
-        parts = ("weights", "means", "covariances")
         self.scene = replace(
             self.scene,
             psf=tuple(arrays[f"psf{k}"] for k in images),
             psf_error=arrays["psf_error"],
-            gaussians=tuple(GaussianMixture(*(arrays[f"{name}{k}"] for name in parts)) for k in images),
+            gaussians=tuple(
+                GaussianMixture(arrays[f"weights{k}"], arrays[f"means{k}"], arrays[f"covariances{k}"])
+                for k in images
+            ),
         )
         self.stars = Stars(*(arrays[name] for name in ("log_flux", "xy", "planes", "shape")))
         low, high = arrays["limits"].tolist()
