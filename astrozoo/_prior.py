@@ -1,20 +1,65 @@
-"""Draws of a model's prior as unconstrained vectors: dispersed starts for searches."""
+"""A model's prior: draws of it as unconstrained vectors, and its log density."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from pyro import distributions as dist
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from astrozoo._pure_function import rows_of
 from astrozoo._scope import Scope
+from astrozoo.density import LogDensity, log_density
 from astrozoo.types import Problem
 
-__all__ = ["prior_draws"]
+__all__ = ["prior_density", "prior_draws"]
+
+
+class _Silence(Messenger):
+    """Observed sites have the log probability 0. Those of ``pyro.factor`` keep theirs."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and not isinstance(msg["fn"], dist.Unit):
+            msg["mask"] = False
+
+
+@dataclass(frozen=True, eq=False)
+class _WithoutData:
+    """A model without its likelihood."""
+
+    model: Callable[..., Any]
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        return self.model
+
+    def __call__(self, *args: Any) -> Any:
+        with _Silence():
+            return self.model(*args)
+
+
+def prior_density(
+    problem: Problem, *, compile: str = "auto", most_assignments: int | None = None
+) -> LogDensity:
+    """The log density of a problem without the log probabilities of its data.
+
+    Factors of ``pyro.factor`` are part of the prior.
+
+    Args:
+        compile, most_assignments: as :func:`astrozoo.density.log_density`.
+
+    Raises:
+        CaptureError: as :func:`astrozoo.density.log_density`.
+    """
+    without = replace(problem, model=_WithoutData(problem.model))
+    return log_density(without, compile=compile, most_assignments=most_assignments)
 
 
 def prior_draws(

@@ -115,6 +115,13 @@ METHODS: Mapping[str, Method] = {
         defaults={"draws": 250, "chains": 32},
         chains="together",
     ),
+    "annealed": Method(
+        "many chains that follow the posterior while noise that was added to the data falls to 0; then hmc",
+        backend_address="astrozoo.infer.annealed:annealed",
+        settings_address="astrozoo.infer.options:AnnealedSettings",
+        defaults={"draws": 250, "chains": 32},
+        chains="together",
+    ),
     "nuts": Method(
         "the No-U-Turn sampler",
         backend_address="astrozoo.infer.nuts:nuts",

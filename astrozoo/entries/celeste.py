@@ -88,6 +88,7 @@ ENTRY = Entry(
     guides=("structured", "mean_field", "point"),
     methods=("trust_region", "svi", "hmc", "mclmc", "nuts", "nutpie"),
     unsuited={
+        "annealed": "the type is summed out, so that hmc and nuts sample both modes",
         "laplace": f"{_TWO_MODES}; a normal covers one of them",
         "el2o": f"{_TWO_MODES}; a normal covers one of them",
         "auto": f"{_TWO_MODES}; it samples the highest only",

@@ -45,7 +45,10 @@ ENTRY = Entry(
     model="astrozoo.models.deblend:Deblend",
     guides=("full_rank", "mean_field"),
     methods=("laplace", "hmc", "trust_region", "svi", "mclmc", "nuts", "nutpie", "el2o", "auto"),
-    unsuited={"wiener": "the image is not linear in shapes and positions"},
+    unsuited={
+        "annealed": "few latents need no levels of noise: hmc and nuts sample them",
+        "wiener": "the image is not linear in shapes and positions",
+    },
     default_guide="full_rank",
     default_method="laplace",
     options={

@@ -74,7 +74,7 @@ ENTRY = Entry(
     keywords=("weak lensing", "shear", "convergence", "dark matter", "Wiener filter", "log-normal"),
     model="astrozoo.models.mass_map:MassMap",
     guides=("fourier", "mean_field"),
-    methods=("hmc", "mclmc", "wiener", "svi", "trust_region", "nuts", "nutpie"),
+    methods=("hmc", "mclmc", "annealed", "wiener", "svi", "trust_region", "nuts", "nutpie"),
     unsuited={
         "laplace": _MODE,
         "auto": _MODE,
@@ -85,6 +85,7 @@ ENTRY = Entry(
     options={
         "hmc": {"chains": 4, "draws": 250, "warmup": 120, "compile": "never"},
         "mclmc": {"chains": 4, "draws": 250, "warmup": 120, "compile": "never"},
+        "annealed": {"chains": 4, "draws": 250, "warmup": 60, "compile": "never"},
         "wiener": {"draws": 400, "compile": "never"},
         "svi": {"draws": 400, "compile": "never"},
         "trust_region": {"draws": 400, "compile": "never"},

@@ -60,6 +60,7 @@ ENTRY = Entry(
     guides=("fourier", "mean_field"),
     methods=("hmc", "mclmc", "svi", "trust_region", "nuts", "nutpie"),
     unsuited={
+        "annealed": "hmc needs no levels of noise, each of which costs hundreds of simulations",
         "laplace": _MODE,
         "auto": _MODE,
         "wiener": "the density is not linear in the white noise",

@@ -35,6 +35,7 @@ ENTRY = Entry(
     guides=("full_rank", "mean_field"),
     methods=("laplace", "trust_region", "svi", "hmc", "mclmc", "nuts", "nutpie", "auto"),
     unsuited={
+        "annealed": "few latents need no levels of noise: hmc and nuts sample them",
         "el2o": "the trust region fits the same normal, by exact second derivatives",
         "wiener": "the likelihood of the shear is not that of a linear model",
     },

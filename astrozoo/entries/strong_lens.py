@@ -79,7 +79,10 @@ ENTRY = Entry(
     model="astrozoo.models.strong_lens:StrongLens",
     guides=("mean_field", "full_rank", "iaf", "structured"),
     methods=("auto", "laplace", "el2o", "hmc", "mclmc", "nuts", "nutpie", "trust_region", "svi"),
-    unsuited={"wiener": "the image is not linear in the mass"},
+    unsuited={
+        "annealed": "auto finds the mode by a search, which is tested on lenses; levels of noise are not",
+        "wiener": "the image is not linear in the mass",
+    },
     default_guide="full_rank",
     default_method="auto",
     options={

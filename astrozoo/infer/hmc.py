@@ -201,8 +201,10 @@ def _first_step(chains: Chains, state: HMCState, plan: _Plan) -> None:
     state.averaging = begin_step(step)
 
 
-def _begin(target: Density, chains: Chains, recorder: Recorder, run: RunOptions, plan: _Plan) -> HMCState:
-    """The state before the first step. The mass matrix is that of ``precondition``, or the identity."""
+def _begin(
+    target: Density, chains: Chains, recorder: Recorder, run: RunOptions, plan: _Plan, first: Metric | None
+) -> HMCState:
+    """The state before the first step. The metric is ``first``, that of ``precondition``, or the identity."""
     problems, count, start = target.batch or 1, run.chains, run.start
     precondition: Result | None = plan.settings.precondition
     d, discrete = target.layout.dim, len(target.choices)
@@ -218,7 +220,9 @@ def _begin(target: Density, chains: Chains, recorder: Recorder, run: RunOptions,
         q = metric.centre[:, None] + metric.velocity(e)
     if defaults is not None:
         q = defaults if fresh else torch.cat((q, defaults[..., d:]), -1)
-    if precondition is None:
+    if first is not None:
+        metric = first
+    elif precondition is None:
         metric = _metric.identity(q[..., :d].mean(1), plan.structure)
     value, gradient = chains(q)
     bad = ~(value.isfinite() & gradient.isfinite().all(-1))
@@ -235,7 +239,12 @@ def _begin(target: Density, chains: Chains, recorder: Recorder, run: RunOptions,
 
 
 def hmc(
-    problem: Problem, run: RunOptions, settings: HMCSettings, *, density: Density | None = None
+    problem: Problem,
+    run: RunOptions,
+    settings: HMCSettings,
+    *,
+    density: Density | None = None,
+    metric: Metric | None = None,
 ) -> Result:
     """Sample the posterior with all chains of all problems moving together.
 
@@ -264,6 +273,7 @@ def hmc(
 
     Args:
         density: of the problem, if it has been captured before. Its graphs are used again.
+        metric: the first mass matrix, of the continuous coordinates, where an earlier stage estimated one.
 
     Returns:
         a Result. It is converged by the rule of :mod:`astrozoo.infer.convergence`, and if fewer than 1 % of
@@ -297,7 +307,7 @@ def hmc(
     chains = Chains(target, problem.batch or 1, run.chains)
     recorder = _recorder(problem, target, run, settings)
     if saved is None:
-        state = _begin(target, chains, recorder, run, plan)
+        state = _begin(target, chains, recorder, run, plan, metric)
     else:
         state = HMCState.restored(saved, target.device, recorder, structure.outer)
     with progress_bar(name, settings.warmup + run.draws, run.progress) as report:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from astrozoo._comm import Comm
 
 __all__ = [
+    "AnnealedSettings",
     "AutoSettings",
     "El2oSettings",
     "HMCSettings",
@@ -255,6 +256,25 @@ class MCLMCSettings(HMCSettings):
     target_acceptance: float = field(default=0.9, metadata=_by(_real(0.0, 1.0)))
     adjusted: bool = field(default=True, metadata=_by(_flag))
     energy_error: float = field(default=5e-4, metadata=_by(_real(0.0)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnealedSettings(HMCSettings):
+    """Settings of :func:`astrozoo.infer.annealed.annealed`: those of ``hmc``, and these.
+
+    Args:
+        warmup: iterations of adaptation at noise level 0, after the annealing.
+        noise: first noise level, in units of the noise of the data. Each level is half of the one before.
+        levels: noise levels above 0.
+        trajectories: of each chain at each of these levels.
+        energy_error: as in :class:`MCLMCSettings`, at these levels.
+    """
+
+    warmup: int = field(default=100, metadata=_by(_whole(0)))
+    noise: float = field(default=8.0, metadata=_by(_real(0.0)))
+    levels: int = field(default=7, metadata=_by(_whole(1)))
+    trajectories: int = field(default=8, metadata=_by(_whole(1)))
+    energy_error: float = field(default=5e-3, metadata=_by(_real(0.0)))
 
 
 @dataclass(frozen=True, kw_only=True)

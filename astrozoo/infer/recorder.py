@@ -306,7 +306,12 @@ class Recorder:
         return {"draws": draws, "summaries": summaries} | self.moments.fields()
 
     def split_r_hat(self) -> Float[Tensor, "B d"]:
-        """Split R-hat of every latent over all draws, also of those that were not kept; of a complete run."""
+        """Split R-hat of every latent over all draws, also of those that were not kept; of a complete run.
+
+        Of one draw of each chain, which has no halves, it is infinite.
+        """
+        if self.draws < 2:
+            return torch.full((self.problems, self.dim), torch.inf)
         halves = [(h.mean, h.variance) for h in self.halves]
         mean, variance = (torch.stack([h[i] for h in halves]) for i in range(2))
         shape = (2, self.problems, self.chains, self.dim)

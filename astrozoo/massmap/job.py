@@ -104,7 +104,7 @@ def _inferred(
 ) -> Result:
     settings = dict(entry.options.get(method, {}))
     settings |= {name: n for name, n in (("draws", draws), ("chains", chains)) if n is not None}
-    if method in ("hmc", "mclmc"):
+    if method in ("hmc", "mclmc", "annealed"):
         total = settings["draws"] * settings["chains"]
         settings |= {"thin": max(1, math.ceil(total / _KEPT)), "summaries": True}
     (out / CHECKPOINT).mkdir(exist_ok=True)

@@ -27,6 +27,7 @@ OPTIONS = {
     "el2o": {"draws": 4000},
     "hmc": {"chains": 32, "draws": 40, "warmup": 40},
     "mclmc": {"chains": 32, "draws": 40, "warmup": 40},
+    "annealed": {"chains": 32, "draws": 40, "warmup": 40, "levels": 3, "trajectories": 4},
     "nuts": {"chains": 1, "draws": 250, "warmup": 100},
     "nutpie": {"chains": 1, "draws": 250, "warmup": 150},
     "auto": {"chains": 32, "draws": 40, "warmup": 30, "starts": 32, "steps": 40},

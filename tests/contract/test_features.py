@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import test_features_annealed
 import test_features_hmc
 import test_features_nutpie
 import test_features_nuts
@@ -22,6 +23,7 @@ def test_every_method_runs_the_table():
     run = (
         *test_features_vi.VI,
         *test_features_hmc.HMC,
+        *test_features_annealed.ANNEALED,
         *test_features_nuts.NUTS,
         *test_features_nutpie.NUTPIE,
         *test_features_wiener.WIENER,

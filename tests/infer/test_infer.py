@@ -58,7 +58,7 @@ def test_every_method_runs_by_name_and_saves(method, tmp_path):
         (
             {"method": "laplace", "warmup": 3},
             InputError,
-            "methods that take it: hmc, mclmc, nuts, nutpie, auto",
+            "methods that take it: hmc, mclmc, annealed, nuts, nutpie, auto",
         ),
         ({"budget": None}, InputError, "budget: got None"),
         ({"tolerance": "small"}, InputError, "tolerance: got 'small', expected a number above 0"),

@@ -294,7 +294,7 @@ def test_every_method_keeps_the_sites_that_are_named(method):
 )
 def test_what_only_hmc_mclmc_and_auto_record_is_refused_elsewhere(method, option):
     problem = Problem(two_sites, (torch.tensor(1.0, dtype=F64),))
-    with pytest.raises(InputError, match="methods that take it: hmc, mclmc, auto"):
+    with pytest.raises(InputError, match="methods that take it: hmc, mclmc, annealed, auto"):
         astrozoo.infer(problem, method, **{option: 2}, **QUIET)
 
 
