@@ -132,7 +132,7 @@ def test_a_run_resumes(tmp_path):
     resumed = run(problem, draws=20, checkpoint=path)
     np.testing.assert_array_equal(resumed.draws["rate"], whole.draws["rate"])
     assert resumed.stats["levels"] == whole.stats["levels"]
-    with pytest.raises(InputError, match="got noise 8.0, expected noise 2.0"):
+    with pytest.raises(InputError, match=r"got noise 8.0, expected noise 2.0"):
         run(problem, draws=20, checkpoint=path, noise=2.0)
 
 
