@@ -85,5 +85,5 @@ def _connection() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1]
+        reason = str(error).strip().splitlines()[-1].partition(". ")[0]
         raise RankError(f"another rank has ended or cannot be reached ({reason})") from error

@@ -95,6 +95,8 @@ def one_by_one(
         except BudgetSpent:
             early_end = Status.BUDGET_SPENT
     early_end = spread.gather(early_end)
+    if early_end is Status.INTERRUPTED and not spread.done:
+        raise KeyboardInterrupt  # no chain is finished
     return _result(problem, target, spread.done, z0, method, run, early_end, began)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from astrozoo import _sharing, checkpoint, cli, registry
+from astrozoo.infer import _spread
 
 ENTRY = registry.Entry(
     name="line",
@@ -22,8 +23,8 @@ ENTRY = registry.Entry(
     default_guide="mean_field",
     default_method="hmc",
     options={
-        "hmc": {"chains": 4, "draws": 60, "warmup": 60, "compile": "never"},
-        "nuts": {"chains": 2, "draws": 30, "warmup": 30, "compile": "never"},
+        "hmc": {"chains": 4, "draws": 30, "warmup": 30, "compile": "never"},
+        "nuts": {"chains": 4, "draws": 5, "warmup": 5, "compile": "never"},
         "svi": {"compile": "never"},
     },
 )
@@ -43,7 +44,8 @@ def _fault(kind, comm, state):
         time.sleep(0.05)
 
 
-def _with_fault(kind, rank, evaluation):
+def with_fault(kind, rank, evaluation):
+    """Let a rank have a fault at an evaluation that all share, or when it has finished so many chains."""
     joined = _sharing.Sharing.joined
     count = 0
 
@@ -54,13 +56,26 @@ def _with_fault(kind, rank, evaluation):
             _fault(kind, self.comm, state)
         return joined(self, part, entry, state)
 
-    _sharing.Sharing.joined = faulty
+    added = _spread.Spread.add
 
+    def faulty_chain(self, arrays):
+        nonlocal count
+        added(self, arrays)
+        count += 1
+        if self.comm is not None and self.comm.rank == rank and count == evaluation:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if kind == "kill chains":
+        _spread.Spread.add = faulty_chain
+    else:
+        _sharing.Sharing.joined = faulty
+
+
+registry._ENTRIES = (*registry._ENTRIES, ENTRY)
+checkpoint.SAVE_INTERVAL = 0.0
 
 if __name__ == "__main__":
-    registry._ENTRIES = (*registry._ENTRIES, ENTRY)
-    checkpoint.SAVE_INTERVAL = 0.2
     if "FAULT" in os.environ:
         kind, rank, evaluation = os.environ["FAULT"].split(":")
-        _with_fault(kind, int(rank), int(evaluation))
+        with_fault(kind, int(rank), int(evaluation))
     cli.main()
