@@ -6,6 +6,9 @@ Latents ``z ~ N(0, I)`` describe a galaxy ``g(z)``: positive light, without PSF,
 given per pixel, or correlated. Each exposure after the first has its own total flux, as in another band, and
 the same shape.
 
+With ``discrepancy``, pixels without noise scatter about ``P_k(PSF_k * g(z))`` by a fraction of its light,
+which is one more latent (:mod:`astrozoo.models.galaxy_discrepancy`).
+
 The units of the latents come from the first exposure: the noise of a pixel and its side, after the binning
 that brings the stamp to the size that the encoder was trained on. So the prior of size and flux is that of
 the training set in pixels and signal-to-noise ratios, and the same networks serve any pixel scale, depth and
@@ -31,16 +34,17 @@ import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Bool, Float
-from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from astrozoo._trained import Trained
 from astrozoo.data.psf_stamps import Galaxy, PsfStamp, read_galaxies
 from astrozoo.errors import InputError
-from astrozoo.models import galaxy_population
+from astrozoo.models import galaxy_discrepancy, galaxy_population
+from astrozoo.models.galaxy_discrepancy import LOG_FRACTION, total_sd
 from astrozoo.models.galaxy_encoder import binning, encode, typical_noise
 from astrozoo.models.galaxy_start import gauss_newton
+from astrozoo.models.stamp_noise import StampNoise
 from astrozoo.nets.galaxy import LATENT, Networks, flux_latent, log_flux
 from astrozoo.physics.convolved_gaussians import (
     GaussianSum,
@@ -48,7 +52,7 @@ from astrozoo.physics.convolved_gaussians import (
     surface_brightness,
     transfer_function,
 )
-from astrozoo.physics.correlated_noise import Whitening, log_density, whitening
+from astrozoo.physics.correlated_noise import Whitening, whitening
 from astrozoo.types import Problem
 
 __all__ = [
@@ -56,7 +60,6 @@ __all__ = [
     "Galaxy",
     "PsfStamp",
     "PsfVae",
-    "StampNoise",
     "Start",
     "problem",
     "read",
@@ -92,7 +95,8 @@ class Start(NamedTuple):
     """A normal approximation of the posterior, from the encoder and Gauss-Newton steps. The model ignores it.
 
     Attributes:
-        mean: of all latents, the log flux ratios last.
+        mean: of all latents in the order of the model's sites: ``latent``, ``log_flux_ratio``,
+            ``log_discrepancy``.
         root: lower triangular root of the covariance.
     """
 
@@ -100,58 +104,22 @@ class Start(NamedTuple):
     root: Float[Tensor, "*b d d"]
 
 
-class StampNoise(TorchDistribution):
-    """A stamp with noise. Each pixel has its own log density, given the pixels before it; their sum is exact.
-
-    Args:
-        loc: image without noise.
-        sd: standard deviation of each pixel.
-        white: whitening of correlated noise. None: independent pixels.
-    """
-
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - as torch declares it
-    support = constraints.real
-    has_rsample = True
-
-    def __init__(self, loc: Float[Tensor, "*b y x"], sd: Tensor, white: Whitening | None = None) -> None:
-        self.loc, self.sd, self.white = loc, sd, white
-        super().__init__(loc.shape, validate_args=False)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> StampNoise:
-        """The same distribution with a larger batch shape."""
-        return StampNoise(self.loc.expand(batch_shape), self.sd.expand(batch_shape), self.white)
-
-    @property
-    def mean(self) -> Tensor:
-        return self.loc
-
-    @property
-    def variance(self) -> Tensor:
-        return self.sd.square()
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Images with noise."""
-        white = dist.Normal(torch.zeros_like(self.loc), 1.0).rsample(torch.Size(sample_shape))
-        return self.loc + self.sd * (white if self.white is None else self.white.inverse(white))
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of each pixel."""
-        return log_density(value - self.loc, self.sd, self.white)
-
-
 @dataclass(frozen=True, eq=False)
 class PsfVae:
     """The generative model of one galaxy under fixed networks.
 
-    Latent sites: ``latent``, 16 numbers; ``log_flux_ratio``, one per exposure after the first.
+    Latent sites: ``latent``, 16 numbers; ``log_flux_ratio``, one per exposure after the first; with
+    ``discrepancy``, ``log_discrepancy``, one number.
 
     Args:
         weights: of the networks, from :func:`astrozoo.load_weights`. None: those of the package.
         correlations: correlation function of the noise of each exposure; None where it is white.
+        discrepancy: whether pixels scatter about the decoder's light.
     """
 
     weights: Trained | None = None
     correlations: tuple[Tensor | None, ...] = (None,)
+    discrepancy: bool = False
 
     def __call__(self, exposures: tuple[Exposure, ...], start: Start | None = None) -> None:
         like = exposures[0].image
@@ -160,12 +128,17 @@ class PsfVae:
         if len(exposures) > 1:
             prior = dist.Normal(like.new_zeros(len(exposures) - 1), FLUX_RATIO).to_event(1)
             ratios = pyro.sample("log_flux_ratio", prior)
+        fraction = None
+        if self.discrepancy:
+            mean, sd = (like.new_full((1,), value) for value in LOG_FRACTION)
+            fraction = pyro.sample(galaxy_discrepancy.SITE, dist.Normal(mean, sd).to_event(1))[0]
         images = self.images(exposures, z, ratios)
         for k, (exposure, image) in enumerate(zip(exposures, images, strict=True)):
             site = image_site(k)
             ny, nx = image.shape
+            sd = exposure.sd if fraction is None else total_sd(exposure.sd, image, fraction)
             with pyro.plate(f"{site}_y", ny, dim=-2), pyro.plate(f"{site}_x", nx, dim=-1):
-                noise = StampNoise(image, exposure.sd, self.white(k, exposure)).mask(exposure.mask)
+                noise = StampNoise(image, sd, self.white(k, exposure)).mask(exposure.mask)
                 pyro.sample(site, noise, obs=exposure.image)
 
     def white(self, number: int, exposure: Exposure) -> Whitening | None:
@@ -235,6 +208,7 @@ def problem(
     weights: str | Path | Trained | None = None,
     flux_unit: float | None = None,
     length_unit: float | None = None,
+    discrepancy: bool = False,
 ) -> Problem:
     """The problem of one galaxy, or of a batch of galaxies.
 
@@ -244,10 +218,11 @@ def problem(
         weights: name or file of other weights than the package's, or the result of training.
         flux_unit: unit of the latents' flux, in the unit of the first image. None: see :mod:`~.psf_vae`.
         length_unit: unit of the latents' lengths [arcsec]. None: see :mod:`~.psf_vae`.
+        discrepancy: whether pixels scatter about the decoder's light (:mod:`.galaxy_discrepancy`).
 
     Raises:
-        InputError: there is no galaxy; the galaxies of a batch differ in shape or noise; or a unit is
-            not positive.
+        InputError: there is no galaxy; the galaxies of a batch differ in shape or noise; a unit is not
+            positive; or there is a discrepancy beside correlated noise.
         DataError: the weights are missing, corrupt, of another version or of another model.
         UnknownNameError: there are no weights of that name.
     """
@@ -263,15 +238,17 @@ def problem(
     rows = [_tensors(galaxy, flux_unit, length_unit) for galaxy in galaxies]
     given = [stamp.correlation for stamp in galaxies[0].exposures]
     correlations = tuple(None if c is None else torch.as_tensor(c, dtype=torch.float64) for c in given)
-    model = PsfVae(trained, correlations)
+    if discrepancy and any(c is not None for c in correlations):
+        raise InputError("discrepancy", "exposures with correlated noise", "independent noise in each pixel")
+    model = PsfVae(trained, correlations, discrepancy)
     starts = [_start(model, galaxy, row) for galaxy, row in zip(galaxies, rows, strict=True)]
     args = [(row, start) for row, start in zip(rows, starts, strict=True)]
     joined = args[0] if one else tree_map(lambda *leaves: torch.stack(leaves), *args)
     mean = joined[1].mean
     count = len(galaxies[0].exposures)
-    start = {"latent": mean[..., :LATENT]}
-    if count > 1:
-        start["log_flux_ratio"] = mean[..., LATENT:]
+    sizes = {"latent": LATENT, "log_flux_ratio": count - 1, galaxy_discrepancy.SITE: int(discrepancy)}
+    parts = dict(zip(sizes, mean.split(list(sizes.values()), -1), strict=True))
+    start = {name: part for name, part in parts.items() if sizes[name]}
     dims = {"latent": ("component",), "log_flux_ratio": ("exposure",)}
     return Problem(
         model,
@@ -347,6 +324,13 @@ def _start(model: PsfVae, galaxy: Galaxy, exposures: tuple[Exposure, ...]) -> St
     nets = networks(model.weights, torch.float64, torch.device("cpu"))
     units = [float(e.flux) for e in exposures], [float(e.length) for e in exposures]
     mean, _ = encode(nets, galaxy.exposures, *units)
+    with torch.no_grad():
+        start = _mode(model, exposures, mean)
+        return _with_discrepancy(model, exposures, start) if model.discrepancy else start
+
+
+def _mode(model: PsfVae, exposures: tuple[Exposure, ...], mean: Float[Tensor, "d"]) -> Start:
+    """The normal at a mode near some latents, without a discrepancy."""
     whites = [model.white(k, exposure) for k, exposure in enumerate(exposures)]
 
     def residuals(z: Tensor) -> Tensor:
@@ -358,8 +342,20 @@ def _start(model: PsfVae, galaxy: Galaxy, exposures: tuple[Exposure, ...]) -> St
             parts.append((scaled if white is None else white(scaled)).flatten(1))
         return torch.cat(parts, 1)
 
-    with torch.no_grad():
-        return Start(*gauss_newton(residuals, mean))
+    return Start(*gauss_newton(residuals, mean))
+
+
+def _with_discrepancy(model: PsfVae, exposures: tuple[Exposure, ...], start: Start) -> Start:
+    """The same with the discrepancy, and at the mode under it."""
+    ratios = start.mean[LATENT:] if len(start.mean) > LATENT else None
+    images = model.images(exposures, start.mean[:LATENT], ratios)
+    fraction, spread = galaxy_discrepancy.start(exposures, images)
+    wider = tuple(
+        exposure._replace(sd=total_sd(exposure.sd, image, fraction))
+        for exposure, image in zip(exposures, images, strict=True)
+    )
+    mean, root = _mode(model, wider, start.mean)
+    return Start(torch.cat((mean, fraction[None])), torch.block_diag(root, spread[None, None]))
 
 
 def read(
@@ -394,6 +390,7 @@ def simulate(
     snr: float = 60.0,
     fwhm: float = 0.3,
     weights: str | Path | Trained | None = None,
+    discrepancy: bool = False,
 ) -> tuple[PsfStamp, dict[str, Tensor]]:
     """A galaxy of the model itself: latents from the prior, a Gaussian PSF, white noise.
 
@@ -405,7 +402,7 @@ def simulate(
         pixel_scale: side of a pixel [arcsec].
         snr: root of the sum of the squares of the noiseless pixels, divided by the noise of a pixel.
         fwhm: full width at half maximum of the PSF [arcsec].
-        weights: see :func:`problem`.
+        weights, discrepancy: see :func:`problem`.
 
     Returns:
         The stamp, and the latents by site name.
@@ -430,5 +427,10 @@ def simulate(
         z[0] = flux_latent(log_flux(z[0]) + math.log(snr) - image.square().sum().sqrt().log())
         (image,) = model.images((blank,), z)
     noise = torch.randn(size, size, generator=g, dtype=torch.float64)
+    truth = {"latent": z}
+    if discrepancy:
+        mean, sd = LOG_FRACTION
+        truth[galaxy_discrepancy.SITE] = mean + sd * torch.randn(1, generator=g, dtype=torch.float64)
+        noise = noise * total_sd(noise.new_ones(()), image, truth[galaxy_discrepancy.SITE][0])
     stamp = PsfStamp((image + noise).numpy(), psf.numpy(), 1.0, pixel_scale, name=f"simulated {seed}")
-    return stamp, {"latent": z}
+    return stamp, truth

@@ -33,6 +33,11 @@ _WEIGHTS = Option(
     type=Path,
     metavar="FILE",
 )
+_DISCREPANCY = Option(
+    "discrepancy",
+    "Pixels scatter about the decoder's light by a fraction that is inferred; needs independent noise.",
+    type=bool,
+)
 
 ENTRY = Entry(
     name="psf_vae",
@@ -50,11 +55,15 @@ ENTRY = Entry(
     default_method="laplace",
     options={"trust_region": {"mode": "fixed"}, "svi": {"tolerance": 0.05, "particles": 4}},
     dimensions="16 latents per galaxy, and one flux ratio per exposure after the first",
-    units={"latent": "1", "log_flux_ratio": "ln ratio to the first exposure"},
+    units={
+        "latent": "1",
+        "log_flux_ratio": "ln ratio to the first exposure",
+        "log_discrepancy": "ln fraction of the light",
+    },
     reading=_READING,
-    settings=(_WEIGHTS,),
+    settings=(_WEIGHTS, _DISCREPANCY),
     jobs={
-        "run": Job("astrozoo.galaxies.psf_job:run", options=(*_READING, _WEIGHTS)),
+        "run": Job("astrozoo.galaxies.psf_job:run", options=(*_READING, _WEIGHTS, _DISCREPANCY)),
         "train": Job(
             "astrozoo.models.galaxy_population:training",
             options=(

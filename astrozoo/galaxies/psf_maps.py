@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from astrozoo.models.galaxy_discrepancy import SITE, noiseless
 from astrozoo.types import Problem, Result
 
 __all__ = ["Maps", "maps_of", "shapes_of"]
@@ -34,7 +35,7 @@ class Maps:
         data: NaN in pixels that are not used [unit of the image].
         model: posterior mean of the noiseless image [unit of the image].
         model_sd: its posterior SD.
-        residual: data minus model, in SDs of the noise. Correlated noise is whitened.
+        residual: data minus the decoder's image, in SDs of the noise. Correlated noise is whitened.
         deconvolved: posterior mean of the surface brightness without PSF, on a finer grid, in the unit of the
             first image per square pixel.
         deconvolved_sd: its posterior SD.
@@ -57,15 +58,15 @@ def maps_of(problem: Problem, result: Result, most: int | None = None) -> list[M
     for i in range(problem.batch or 1):
         if i == most:
             break
-        exposures, latent, ratios = _one(problem, result, i, _DRAWS)
-        galaxies.append(_maps(problem.model, exposures, latent, ratios))
+        exposures, latent, ratios, discrepancy = _one(problem, result, i, _DRAWS)
+        galaxies.append(_maps(problem.model, exposures, latent, ratios, discrepancy))
     return galaxies
 
 
 @torch.no_grad()
 def shapes_of(problem: Problem, result: Result, number: int = 0) -> dict[str, Float[np.ndarray, "draw"]]:
     """Flux, half-light radius [px] and ellipticity of the deconvolved galaxy, for draws of the posterior."""
-    exposures, latent, _ = _one(problem, result, number, _SHAPE_DRAWS)
+    exposures, latent, *_ = _one(problem, result, number, _SHAPE_DRAWS)
     model: Any = problem.model
     units = (unit.expand(len(latent)) for unit in (exposures[0].flux, exposures[0].length))
     light = model.light(latent).scaled(*units)
@@ -112,8 +113,8 @@ def _half_light(share: Tensor, offset: Tensor, covariance: Tensor) -> Tensor:
 
 def _one(
     problem: Problem, result: Result, number: int, count: int
-) -> tuple[tuple[Any, ...], Float[Tensor, "n z"], Tensor | None]:
-    """Exposures of one galaxy, and evenly spaced draws of its latents and flux ratios."""
+) -> tuple[tuple[Any, ...], Float[Tensor, "n z"], Tensor | None, Tensor | None]:
+    """Exposures of one galaxy, and evenly spaced draws of its latents, flux ratios and discrepancy."""
     exposures = problem.args[0]
     if problem.batch is not None:
         exposures = tree_map(lambda leaf: leaf[number], exposures)
@@ -128,24 +129,36 @@ def _one(
 
     latent = draws("latent")
     assert latent is not None
-    return exposures, latent, draws("log_flux_ratio")
+    return exposures, latent, draws("log_flux_ratio"), draws(SITE)
 
 
-def _maps(model: Any, exposures: tuple[Any, ...], latent: Tensor, ratios: Tensor | None) -> Maps:
+def _maps(
+    model: Any,
+    exposures: tuple[Any, ...],
+    latent: Tensor,
+    ratios: Tensor | None,
+    discrepancy: Float[Tensor, "n 1"] | None,
+) -> Maps:
     images = model.images(exposures, latent, ratios)
     first = exposures[0]
     side = round(_POINTS * max(first.image.shape))
     maps = model.deconvolved(first, latent, side, 1 / _POINTS)
-    residuals = []
+    residuals, moments = [], []
     for k, (exposure, image) in enumerate(zip(exposures, images, strict=True)):
         scaled = (exposure.image - image.mean(0)) / exposure.sd
         white = model.white(k, exposure)
         whitened = scaled if white is None else white(scaled)
         residuals.append(torch.where(exposure.mask, whitened, torch.nan).numpy())
+        mean, sd = image.mean(0), image.std(0)
+        if discrepancy is not None:
+            args = (exposure.image, exposure.sd, exposure.mask, image, discrepancy[:, 0])
+            means, sds = noiseless(*args)
+            mean, sd = means.mean(0), (means.var(0) + sds.square().mean(0)).sqrt()
+        moments.append((mean.numpy(), sd.numpy()))
     return Maps(
         data=[torch.where(e.mask, e.image, torch.nan).numpy() for e in exposures],
-        model=[image.mean(0).numpy() for image in images],
-        model_sd=[image.std(0).numpy() for image in images],
+        model=[mean for mean, _ in moments],
+        model_sd=[sd for _, sd in moments],
         residual=residuals,
         deconvolved=maps.mean(0).numpy(),
         deconvolved_sd=maps.std(0).numpy(),

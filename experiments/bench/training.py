@@ -3,8 +3,9 @@
     python -m experiments.bench.training [--nets convolutional,galaxy_vae] [--steps 300] [--batches 64,128]
         [--threads 1,0]
 
-The networks are a convolutional variational autoencoder of 64 x 64 images, and those of ``galaxy_vae`` in
-their two stages, in single precision, on the CPU. The two loops alternate step by step in one process:
+The networks are a convolutional variational autoencoder of 64 x 64 images, those of ``galaxy_vae`` in their
+two stages, those of ``psf_vae`` in their last phase, and the flow of ``latent_flow``, in single precision, on
+the CPU. The two loops alternate step by step in one process:
 after each step of training's optimiser its clock stops, and the plain loop makes one step. A step of
 ``astrozoo.train`` is all that happens between two such points: the schedule of the learning rate,
 Lightning's hooks, the next minibatch, the Pyro programs, the backward pass and Adam.
@@ -33,8 +34,11 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import astrozoo
+from astrozoo.data.latents import LatentTable
+from astrozoo.data.noisy_stamps import Stamp
 from astrozoo.data.stamps import Pixels
-from astrozoo.models import galaxy_vae, galaxy_vae_training
+from astrozoo.models import galaxy_population, galaxy_vae, galaxy_vae_training, latent_flow
+from astrozoo.models.galaxy_encoder import moments, render
 from astrozoo.nets.autoencoder import ConvolutionalDecoder, ConvolutionalEncoder
 from astrozoo.nets.galaxy_vae import Nets
 from astrozoo.types import Problem
@@ -138,6 +142,42 @@ def galaxy(second: bool) -> Case:
     return Case(galaxy_vae.training_problem(pixels, nets()), "encoder", tuple(pixels), loss, trained)
 
 
+def psf_galaxy() -> Case:
+    """The networks of ``psf_vae`` in the last phase of their training."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(IMAGES, 32, 32, generator=generator)
+    psf = torch.ones(IMAGES, 15, 15) / 225
+    stamp = Stamp(image, image, psf)
+    plain, ours = galaxy_population.untrained(), galaxy_population.untrained()
+
+    def loss(rows: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
+        image, _, psf = rows
+        mean, sd = moments(plain, image, psf)
+        z = mean + sd * torch.randn(mean.shape, generator=generator)
+        model = render(plain.decoder, z, psf, image.shape[-2:])
+        return negative_elbo(z, mean, sd, normal(model, 1.0).log_prob(image).sum((1, 2)))
+
+    problem = galaxy_population.problem(stamp, ours, robust=False, corrected=True)
+    return Case(problem, "corrected", tuple(stamp), loss, [p for net in plain for p in net.parameters()])
+
+
+def flow() -> Case:
+    """The flow of ``latent_flow`` with three conditions."""
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(IMAGES, 16, generator=generator)
+    sd, conditions = torch.full_like(mean, 0.1), torch.randn(IMAGES, 3, generator=generator)
+    table = LatentTable(mean, sd, conditions, ("redshift", "magnitude", "colour"))
+    plain, ours = latent_flow.fitted_to(table), latent_flow.fitted_to(table)
+
+    def loss(rows: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
+        mean, sd, conditions = rows
+        z = mean + sd * torch.randn(mean.shape, generator=generator)
+        return (normal(mean, sd).log_prob(z).sum(-1) - plain.prior(conditions).log_prob(z)).mean()
+
+    trained = [p for p in plain.prior.parameters() if p.requires_grad]
+    return Case(latent_flow.training_problem(ours, table), "posterior", (mean, sd, conditions), loss, trained)
+
+
 def normal(mean: Tensor | float, sd: Tensor | float) -> Any:
     """Without checks of the arguments."""
     return dist.Normal(mean, sd, validate_args=False)
@@ -152,6 +192,8 @@ NETS: dict[str, Callable[[], Case]] = {
     "convolutional": convolutional,
     "galaxy_vae": lambda: galaxy(False),
     "galaxy_vae-second-stage": lambda: galaxy(True),
+    "psf_vae": psf_galaxy,
+    "latent_flow": flow,
 }
 
 

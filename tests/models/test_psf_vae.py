@@ -13,7 +13,8 @@ from pyro import poutine
 import astrozoo
 from astrozoo.density import elbo, log_density
 from astrozoo.errors import DataError, InputError, UnknownNameError
-from astrozoo.models import galaxy_population, psf_vae
+from astrozoo.galaxies.psf_maps import maps_of
+from astrozoo.models import galaxy_discrepancy, galaxy_population, psf_vae
 from astrozoo.models.galaxy_encoder import encode
 from astrozoo.models.psf_vae import Galaxy, PsfStamp
 from astrozoo.physics.correlated_noise import toeplitz
@@ -178,6 +179,8 @@ def test_data_that_are_no_problem_are_refused(simulated):
         psf_vae.problem([stamp, odd])
     with pytest.raises(InputError, match="another noise correlation"):
         psf_vae.problem([stamp, replace(stamp, correlation=np.ones((1, 1)))])
+    with pytest.raises(InputError, match="discrepancy: got exposures with correlated noise"):
+        psf_vae.problem(replace(stamp, correlation=np.ones((1, 1))), discrepancy=True)
     with pytest.raises(InputError, match="galaxies: got none"):
         psf_vae.problem([])
     for name in ("flux_unit", "length_unit"):
@@ -186,6 +189,54 @@ def test_data_that_are_no_problem_are_refused(simulated):
     for name, value in (("size", 6), ("snr", 0.0), ("fwhm", -1.0), ("pixel_scale", np.nan)):
         with pytest.raises(InputError, match=name):
             psf_vae.simulate(**{name: value})
+
+
+def test_a_discrepancy_widens_the_noise_by_a_fraction_of_the_light(simulated):
+    stamp, _ = simulated
+    problem = psf_vae.problem(stamp, discrepancy=True)
+    (exposure,), start = problem.args
+    z, log_fraction = start.mean[:16], start.mean[16:]
+    (light,) = problem.model.images((exposure,), z)
+    sd = (exposure.sd**2 + (log_fraction.exp() * light) ** 2).sqrt()
+    normal = torch.distributions.Normal
+    want = normal(light, sd).log_prob(exposure.image).sum() + normal(0.0, 1.0).log_prob(z).sum()
+    want = want + normal(*torch.tensor(galaxy_discrepancy.LOG_FRACTION, dtype=F64)).log_prob(log_fraction[0])
+    got = log_density(problem, compile="never").values(start.mean[None])
+    torch.testing.assert_close(got.squeeze(), want, rtol=1e-10, atol=0)
+
+
+def test_the_noiseless_pixel_is_that_of_bayes():
+    """A pixel of light 4 +- 1.2 is seen as 6 +- 0.5: posterior on a grid; a masked pixel has its prior."""
+    image, light = torch.tensor([[6.0, 6.0]], dtype=F64), torch.tensor([[4.0, 4.0]], dtype=F64)
+    fraction = torch.tensor(0.3, dtype=F64).log()
+    used = torch.tensor([[True, False]])
+    mean, sd = galaxy_discrepancy.noiseless(image, torch.full_like(image, 0.5), used, light, fraction)
+    y = torch.linspace(-6, 18, 100_001, dtype=F64)
+    weight = (-0.5 * ((y - 4) / 1.2) ** 2 - 0.5 * ((6 - y) / 0.5) ** 2).softmax(0)
+    centre = (weight * y).sum()
+    spread = (weight * (y - centre) ** 2).sum().sqrt()
+    torch.testing.assert_close(mean[0], torch.stack((centre, torch.tensor(4.0, dtype=F64))))
+    torch.testing.assert_close(sd[0], torch.stack((spread, torch.tensor(1.2, dtype=F64))))
+
+
+def test_a_discrepancy_is_recovered_and_makes_intervals_wider():
+    """A galaxy whose pixels scatter by 30 %, and one that the decoder reproduces."""
+    found = {}
+    for fraction in (0.3, 0.0):
+        stamp, truth = psf_vae.simulate(seed=3, snr=200.0)
+        model = psf_vae.PsfVae()
+        exposures = psf_vae.problem(stamp).args[0]
+        units = exposures[0]._replace(flux=torch.ones((), dtype=F64), length=torch.ones((), dtype=F64))
+        light = model.images((units,), truth["latent"])[0].numpy()
+        scatter = fraction * light * np.random.default_rng(0).standard_normal(light.shape)
+        problem = psf_vae.problem(replace(stamp, image=stamp.image + scatter), discrepancy=True)
+        result = astrozoo.infer(problem, "laplace", draws=64, seed=0, compile="never", progress=False)
+        (maps,) = maps_of(problem, result)
+        found[fraction] = np.exp(result.draws["log_discrepancy"].mean()), maps.model_sd[0]
+    assert 0.15 < found[0.3][0] < 0.6
+    assert found[0.0][0] < 0.1
+    bright = light > light.max() / 4
+    assert np.median((found[0.3][1] / found[0.0][1])[bright]) > 1.3
 
 
 def test_weights_that_are_not_the_models_are_refused(tmp_path, simulated):
@@ -211,11 +262,14 @@ def test_weights_that_are_not_the_models_are_refused(tmp_path, simulated):
         psf_vae.problem(stamp, weights=replace(shipped, weights=smaller))
 
 
+@pytest.mark.parametrize("discrepancy", [False, True])
 @pytest.mark.parametrize("guide", ["encoder", "encoder_iaf"])
-def test_a_guide_begins_as_the_normal_at_the_start(problem, guide):
+def test_a_guide_begins_as_the_normal_at_the_start(simulated, guide, discrepancy):
+    problem = psf_vae.problem(simulated[0], discrepancy=discrepancy)
     target = elbo(problem, problem.factory("guides", guide), compile="never")
     noise = torch.randn(200, target.noise_dim, dtype=F64, generator=torch.Generator().manual_seed(0))
-    z = target.sample(target.initial(None), noise)["latent"][0]
+    drawn = target.sample(target.initial(None), noise)
+    z = torch.cat([drawn[name][0] for name in problem.start], -1)
     _, start = problem.args
     white = torch.linalg.solve_triangular(start.root, (z - start.mean).mT, upper=False)
     assert white.mean(1).abs().max() < 4 / 200**0.5
