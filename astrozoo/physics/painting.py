@@ -28,21 +28,30 @@ class Cloud(NamedTuple):
         cell: index of the cells in the flattened mesh, corner by corner.
         weight: share of the particle in each.
         shape: of the mesh.
+        lattice: shape of the lattice of the particles.
     """
 
     cell: Int[Tensor, "corners_particles"]
     weight: Float[Tensor, "corners_particles"]
     shape: tuple[int, int, int]
+    lattice: tuple[int, int, int]
 
 
-def cloud(displacement: Float[Tensor, "3 x y z"]) -> Cloud:
-    """The cells of particles that are displaced from the cells of a lattice [cells]."""
+def cloud(displacement: Float[Tensor, "3 x y z"], halo: int = 0) -> Cloud:
+    """The cells of particles that are displaced from the cells of a lattice [cells].
+
+    Args:
+        halo: rows that the mesh has before the first row of the lattice and after the last one.
+    """
     nx, ny, nz = (int(n) for n in displacement.shape[1:])
+    rows = nx + 2 * halo
     index, weight = [], []
-    for axis, (n, stride) in enumerate(((nx, ny * nz), (ny, nz), (nz, 1))):
+    for axis, (count, first, n, stride) in enumerate(
+        ((nx, halo, rows, ny * nz), (ny, 0, ny, nz), (nz, 0, nz, 1))
+    ):
         column = [1, 1, 1]
-        column[axis] = n
-        lattice = torch.arange(n, device=displacement.device).view(column)
+        column[axis] = count
+        lattice = torch.arange(first, first + count, device=displacement.device).view(column)
         shift = displacement[axis].floor()
         fraction = displacement[axis] - shift
         left = torch.remainder(lattice + shift.long(), n)
@@ -52,7 +61,7 @@ def cloud(displacement: Float[Tensor, "3 x y z"]) -> Cloud:
     (ix, iy, iz), (wx, wy, wz) = index, weight
     cells = ix[:, None, None] + (iy[:, None] + iz)
     shares = wx[:, None, None] * (wy[:, None] * wz)
-    return Cloud(cells.flatten(), shares.flatten(), (nx, ny, nz))
+    return Cloud(cells.flatten(), shares.flatten(), (rows, ny, nz), (nx, ny, nz))
 
 
 def paint(particles: Cloud) -> Float[Tensor, "x y z"]:
@@ -62,8 +71,8 @@ def paint(particles: Cloud) -> Float[Tensor, "x y z"]:
     return mesh.scatter_add(0, particles.cell, particles.weight).view(nx, ny, nz)
 
 
-def read(fields: Float[Tensor, "m x y z"], particles: Cloud) -> Float[Tensor, "m x y z"]:
-    """Fields at the positions of particles, in the order of the lattice."""
+def read(fields: Float[Tensor, "m x y z"], particles: Cloud) -> Float[Tensor, "m a b c"]:
+    """Fields at the positions of particles, on the lattice."""
     flat = fields.flatten(1)
     values = torch.gather(flat, 1, particles.cell.expand(len(flat), -1))
-    return (values * particles.weight).unflatten(1, (8, -1)).sum(1).view(fields.shape)
+    return (values * particles.weight).unflatten(1, (8, -1)).sum(1).view(-1, *particles.lattice)

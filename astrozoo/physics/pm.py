@@ -28,7 +28,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from astrozoo.errors import InputError
@@ -37,13 +37,16 @@ from astrozoo.physics.cosmology import Cosmology, growth, hubble
 from astrozoo.physics.painting import cloud, paint, read
 
 __all__ = [
+    "Bank",
     "Force",
     "Particles",
     "Schedule",
+    "Waves",
     "checked_displacement",
     "checked_mesh",
     "checked_times",
     "evolve",
+    "force_filters",
     "force_kernels",
     "lpt",
     "mesh_force",
@@ -55,6 +58,12 @@ __all__ = [
 
 Force = Callable[[Float[Tensor, "3 x y z"]], Float[Tensor, "3 x y z"]]
 """From displacements to the force on each particle."""
+
+
+Waves = tuple[Float[Tensor, "x 1 1"], Float[Tensor, "y 1"], Float[Tensor, "h"]]
+"""Wave numbers of modes along each axis [radian / cell]."""
+Bank = Callable[[Float[Tensor, "x y z"], Shaped[Tensor, "m x y h"]], Float[Tensor, "m x y z"]]
+"""From a field and filters in Fourier space to the field under each of them."""
 
 
 class Particles(NamedTuple):
@@ -105,9 +114,7 @@ def checked_displacement(displacement: Float[Tensor, "3 x y z"]) -> Float[Tensor
     return displacement
 
 
-def wave_numbers(
-    shape: tuple[int, int, int], like: Tensor
-) -> tuple[Float[Tensor, "x 1 1"], Float[Tensor, "y 1"], Float[Tensor, "h"]]:
+def wave_numbers(shape: tuple[int, int, int], like: Tensor) -> Waves:
     """Wave numbers of the modes of ``rfftn`` along each axis [radian / cell]."""
     options: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
     nx, ny, nz = shape
@@ -115,18 +122,22 @@ def wave_numbers(
     return kx[:, None, None], ky[:, None], 2 * math.pi * torch.fft.rfftfreq(nz, **options)
 
 
-def _inverse_square(waves: tuple[Tensor, Tensor, Tensor]) -> Float[Tensor, "x y h"]:
+def _inverse_square(waves: Waves) -> Float[Tensor, "x y h"]:
     """1 / k^2, and 0 for the mean."""
     square = waves[0] ** 2 + waves[1] ** 2 + waves[2] ** 2
     return torch.where(square > 0, 1 / square.clamp_min(1e-30), 0.0)
 
 
-def force_kernels(shape: tuple[int, int, int], like: Tensor) -> Float[Tensor, "3 x y h"]:
+def force_filters(waves: Waves) -> Float[Tensor, "3 x y h"]:
     """Imaginary part of the filters from density to force: differences of fourth order of the potential."""
-    waves = wave_numbers(checked_mesh(shape), like)
     inverse = _inverse_square(waves)
     slopes = [(8 * torch.sin(k) - torch.sin(2 * k)) / 6 for k in waves]
     return torch.stack([slope * inverse for slope in slopes])
+
+
+def force_kernels(shape: tuple[int, int, int], like: Tensor) -> Float[Tensor, "3 x y h"]:
+    """:func:`force_filters` of all modes of a mesh."""
+    return force_filters(wave_numbers(checked_mesh(shape), like))
 
 
 def mesh_force(
@@ -137,7 +148,13 @@ def mesh_force(
     return read(fourier.filter_bank(paint(particles), 1j * kernels), particles)
 
 
-def lpt(delta: Float[Tensor, "x y z"], order: int = 2) -> list[Float[Tensor, "3 x y z"]]:
+def lpt(
+    delta: Float[Tensor, "x y z"],
+    order: int = 2,
+    *,
+    waves: Waves | None = None,
+    bank: Bank = fourier.filter_bank,
+) -> list[Float[Tensor, "3 x y z"]]:
     """Displacements of Lagrangian perturbation theory, of first and second order, for growth of 1.
 
     Derivatives are exact in Fourier space.
@@ -145,22 +162,22 @@ def lpt(delta: Float[Tensor, "x y z"], order: int = 2) -> list[Float[Tensor, "3 
     Args:
         delta: the linear density.
         order: 1 or 2.
+        waves, bank: the modes and the filters of a field that is a part of a mesh.
     """
-    shape = checked_mesh(tuple(delta.shape))
-    waves = wave_numbers(shape, delta)
+    waves = wave_numbers(checked_mesh(tuple(delta.shape)), delta) if waves is None else waves
     inverse = _inverse_square(waves)
     odd = [torch.where(k.abs() < math.pi * (1 - 1e-6), k, 0.0) for k in waves]
     gradient = torch.stack([1j * k * inverse for k in odd])
-    first = fourier.filter_bank(delta, gradient)
+    first = bank(delta, gradient)
     if order == 1:
         return [first]
     pairs = [(0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)]
     squares = torch.stack(
         [(waves[i] if i == j else odd[i]) * (waves[j] if i == j else odd[j]) * inverse for i, j in pairs]
     )
-    xx, yy, zz, xy, xz, yz = fourier.filter_bank(delta, squares)
+    xx, yy, zz, xy, xz, yz = bank(delta, squares)
     source = xx * yy + xx * zz + yy * zz - xy**2 - xz**2 - yz**2
-    return [first, fourier.filter_bank(source, -gradient)]
+    return [first, bank(source, -gradient)]
 
 
 def checked_times(a: Float[Tensor, "steps_1"]) -> Float[Tensor, "steps_1"]:
@@ -194,10 +211,16 @@ def schedule(a: Float[Tensor, "steps_1"], cosmology: Cosmology) -> Schedule:
     return Schedule(torch.stack((d[0], g.d2[0], slope[0], (rate * g.f2 * g.d2)[0])), kicks, drifts)
 
 
-def particles_at_start(delta: Float[Tensor, "x y z"], factors: Schedule, order: int = 2) -> Particles:
-    """Particles at the first scale factor, by perturbation theory."""
+def particles_at_start(
+    delta: Float[Tensor, "x y z"], factors: Schedule, order: int = 2, **mesh: Any
+) -> Particles:
+    """Particles at the first scale factor, by perturbation theory.
+
+    Args:
+        mesh: further arguments of :func:`lpt`.
+    """
     d1, d2, g1, g2 = factors.start.to(delta.dtype)
-    parts = lpt(delta, order)
+    parts = lpt(delta, order, **mesh)
     if order == 1:
         return Particles(d1 * parts[0], g1 * parts[0])
     return Particles(d1 * parts[0] + d2 * parts[1], g1 * parts[0] + g2 * parts[1])

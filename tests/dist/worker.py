@@ -23,7 +23,7 @@ from astrozoo.dist import MpiComm, TorchComm
 from astrozoo.guides.auto import mean_field
 
 
-def _distance(a, b):
+def distance(a, b):
     """Largest absolute difference, relative to the largest number."""
     pairs = zip(a, b, strict=True) if isinstance(a, tuple) else ((a, b),)
     return max(float((x - y).abs().max() / (1 + y.abs().max())) for x, y in pairs)
@@ -77,7 +77,7 @@ def evaluations(comm, cases, expected):
     differences = {}
     for name, (problem, kind, rows, capture) in cases.items():
         for entry, got in _evaluations(capture(share(problem, comm, kind)), rows).items():
-            differences[f"{name}, {entry}"] = _distance(got, expected[name][entry])
+            differences[f"{name}, {entry}"] = distance(got, expected[name][entry])
     return differences
 
 
@@ -112,31 +112,46 @@ def groups(kind, sizes):
     return {n: MpiComm(group) for n, group in made.items() if rank < n}
 
 
-def compare(kind, file, sizes, cases, expected):
-    found = {}
-    for n, comm in groups(kind, sizes).items():
-        found[n] = {"operations": operations(comm), "evaluations": evaluations(comm, cases, expected)}
-    if comm.rank == 0:
-        Path(file).write_text(json.dumps(found))
+def differences(comm, whole):
+    cases, expected = whole
+    return {"operations": operations(comm), "evaluations": evaluations(comm, cases, expected)}
 
 
-def main(kind, file, *sizes):
-    sizes, cases = [int(n) for n in sizes], _cases()
-    expected = {name: _evaluations(capture(p), rows) for name, (p, _, rows, capture) in cases.items()}
+def in_groups(kind, file, sizes, whole, differences):
+    """Compute ``differences(comm, whole)`` in groups of each size; the first process writes them.
+
+    ``whole`` is what one process has found. ``mpiexec`` started all processes of MPI; those of torch are
+    forked here.
+    """
+
+    def run():
+        found = {n: differences(comm, whole) for n, comm in groups(kind, sizes).items()}
+        if rank == 0:
+            Path(file).write_text(json.dumps(found))
+
     if kind == "mpi":
-        compare(kind, file, sizes, cases, expected)
+        from mpi4py import MPI
+
+        rank = MPI.COMM_WORLD.Get_rank()
+        run()
         return
     processes = []
     for rank in range(max(sizes)):
         process = os.fork()
         if process == 0:
             torch_dist.init_process_group("gloo", f"file://{file}.store", rank=rank, world_size=max(sizes))
-            compare(kind, file, sizes, cases, expected)
+            run()
             torch_dist.barrier()
             os._exit(0)
         processes.append(process)
     if any(os.waitpid(process, 0)[1] for process in processes):
         sys.exit("a process failed")
+
+
+def main(kind, file, *sizes):
+    cases = _cases()
+    expected = {name: _evaluations(capture(p), rows) for name, (p, _, rows, capture) in cases.items()}
+    in_groups(kind, file, [int(n) for n in sizes], (cases, expected), differences)
 
 
 if __name__ == "__main__":
