@@ -33,6 +33,19 @@ def lines(count=5):
     return stack([line(seed=seed) for seed in range(count)])
 
 
+class Linear:
+    """A line with Gaussian scatter of known size."""
+
+    def __call__(self, x, y):
+        slope = pyro.sample("slope", dist.Normal(x.new_zeros(2), 3.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(slope[0] + slope[1] * x, 0.5), obs=y)
+
+
+def linear(seed=0):
+    return Problem(Linear(), line(7, seed).args, name="linear", data_plates={"data": {"x": 0, "y": 0}})
+
+
 class Stars:
     """Fluxes with a population: latents inside the plate, and a discrete one that is summed out."""
 
