@@ -2,7 +2,7 @@
 
     python -m experiments.massmap_ktng [METHOD ...] --out DIR [--data NAME ...] [--noises N] [--draws N]
 
-Methods: ks, smoothed, wiener, lognormal (by hmc), mclmc (log-normal prior too). Data: ``key0`` and
+Methods: ks, smoothed, wiener, lognormal and hybrid (by hmc), mclmc (log-normal prior too). Data: ``key0`` and
 ``keys42_43`` are the map ``ktng_kappa360v2`` with the noise of COSMOS times the published normals, for which
 figures are published. ``shipped`` is the reduced shear of ``ktng_cosmos_e360`` (another map, constant noise).
 ``--noises N`` adds N fresh noises on ``v2``. The data are the folder ``weak_lensing`` in ASTROZOO_DATA.
@@ -46,7 +46,7 @@ PIXEL = 0.29
 """[arcmin] Side of a pixel of the mock."""
 SHIPPED_NOISE = 0.148
 """Noise SD of the mock that is shipped."""
-METHODS = ("ks", "smoothed", "wiener", "lognormal", "mclmc")
+METHODS = ("ks", "smoothed", "wiener", "lognormal", "hybrid", "mclmc")
 DATA = ("key0", "keys42_43", "shipped")
 
 
@@ -116,7 +116,7 @@ def sampled(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What a posterior gives: the row, and its maps."""
     mask = maps.pixels.mask.numpy()
-    prior = "gaussian" if method == "wiener" else "lognormal"
+    prior = {"wiener": "gaussian", "hybrid": "hybrid"}.get(method, "lognormal")
     problem = mass_map.problem(maps, prior=prior)
     options: dict[str, Any] = {"compile": "never", "keep": ["kappa"], "seed": chosen.seed}
     if method == "wiener":

@@ -4,12 +4,17 @@
     g = the field of that white noise with a given power spectrum
     kappa = g                                (Gaussian prior)
     kappa = k0 (exp(g - s^2 / 2) - 1)        (log-normal prior; s^2 is the variance of g)
+    the same, times exp(-E(g))               (hybrid prior; E is a learned energy)
     shear ~ N(D kappa, noise^2) in each pixel with data
 
 D is the Kaiser-Squires operator (:mod:`astrozoo.physics.shear`). With both priors the power spectrum of
 kappa is that of the theory. For the log-normal, g has the correlation ``log(1 + xi / k0^2)``, where
 ``xi`` is that of kappa; negative power is set to 0. The map is periodic. Pixels without data have no
 likelihood.
+
+The energy of the hybrid prior (:mod:`astrozoo.models.kappa_residual`) is what simulated halo maps have beyond
+a log-normal field. It is a number, so that the prior is a density, and samplers with a Metropolis test are
+exact.
 
 With the Gaussian prior the posterior is exact (method ``wiener``). The log-normal prior describes the tail of
 massive haloes, which is why its mean map has a smaller error.
@@ -36,6 +41,7 @@ from torch import Tensor
 
 from astrozoo.data import shear_files
 from astrozoo.errors import InputError
+from astrozoo.models import kappa_residual
 from astrozoo.models.kappa_spectrum import Spectrum, checked, load_spectrum, mode_power
 from astrozoo.physics import fourier
 from astrozoo.physics.shear import reduced_shear, shear_kernels, shear_of
@@ -55,13 +61,16 @@ __all__ = [
     "simulate",
 ]
 
-Prior = Literal["lognormal", "gaussian"]
+Prior = Literal["lognormal", "gaussian", "hybrid"]
 
 SHIFT = 0.035
 """k0 of the log-normal prior: minus the least convergence. It matches the skewness of simulated halo maps for
 sources at redshift 1; from 0.03 to 0.05 the error of the mean map changes by less than 0.3 per cent."""
 _PIXEL = 0.29
 """[arcmin] Side of a pixel by default: that of published maps of COSMOS."""
+_PIXEL_TOLERANCE = 0.01
+"""Largest relative difference between the side of a pixel and that of the maps that the hybrid prior was
+trained on. Power at a given pixel frequency changes by about as much."""
 _MARGIN = 5.0
 """[arcmin] Width of the empty margin around a catalogue. Without it, opposite edges of the periodic map would
 be neighbours."""
@@ -120,7 +129,7 @@ class MassMap:
 
     Args:
         prior: of the convergence.
-        shift: k0 of the log-normal prior.
+        shift: k0 of the log-normal prior, and of the hybrid one.
         reduced: whether the data are the reduced shear ``gamma / (1 - kappa)``. The likelihood is then not
             linear in the convergence.
     """
@@ -135,9 +144,13 @@ class MassMap:
         if not self.shift > 0:
             raise InputError("shift", self.shift, "a number above 0")
 
-    def __call__(self, pixels: Pixels, filters: Filters) -> None:
+    def __call__(self, pixels: Pixels, filters: Filters, weights: dict[str, Tensor] | None = None) -> None:
+        """The model; ``weights`` are those of the energy, with the hybrid prior."""
         blank = torch.zeros_like(pixels.shear[0])
         white = pyro.sample("white", dist.Normal(blank, 1.0).to_event(2))
+        if weights is not None:
+            field = fourier.filtered(white, filters.root)
+            pyro.factor("residual", -kappa_residual.energy_at(field, weights))
         kappa = pyro.deterministic("kappa", self.convergence(white, filters))
         expected = self.observed(kappa, filters)
         noise = dist.Normal(expected, pixels.noise).mask(pixels.mask).to_event(3)
@@ -172,7 +185,7 @@ def make_filters(
     """
     like = torch.zeros((), dtype=torch.float64)
     power = mode_power(shape, pixel, checked(spectrum or load_spectrum()), like)
-    if model.prior == "lognormal":
+    if model.prior != "gaussian":
         correlation = torch.fft.irfft2(power, s=shape)
         ratio = correlation / model.shift**2
         if ratio.min() <= -1:
@@ -187,32 +200,57 @@ def problem(
     data: ShearMaps,
     *,
     prior: Prior = "lognormal",
-    shift: float = SHIFT,
+    shift: float | None = None,
     reduced: bool = False,
     spectrum: str | Path | None = None,
 ) -> Problem:
     """The inference problem of a shear map.
 
     Args:
-        prior, shift, reduced: of :class:`MassMap`.
+        prior, reduced: of :class:`MassMap`.
+        shift: k0 of the log-normal prior; :data:`SHIFT` if it is not given.
         spectrum: file of the power spectrum of the convergence (:func:`load_spectrum`).
 
     Raises:
-        InputError: as :class:`MassMap`, :func:`load_spectrum` and :func:`make_filters`.
+        InputError: as :class:`MassMap`, :func:`load_spectrum` and :func:`make_filters`; with the hybrid
+            prior, pixels, sides, a shift or a spectrum that its network was not trained for.
         DataError: as :func:`load_spectrum`.
     """
-    model = MassMap(prior, shift, reduced)
+    model = _model(prior, shift, reduced)
     ny, nx = data.pixels.mask.shape
+    weights = (_checked_weights((ny, nx), data.pixel, spectrum),) if prior == "hybrid" else ()
     filters = make_filters((ny, nx), data.pixel, model, load_spectrum(spectrum))
     return Problem(
         model,
-        (data.pixels, filters),
+        (data.pixels, filters, *weights),
         name="mass_map",
         start={"white": torch.zeros(ny, nx, dtype=torch.float64)},
         dims={"white": ("y", "x"), "kappa": ("y", "x"), "shear": ("component", "y", "x")},
         guides={"fourier": "astrozoo.guides.mass_map:fourier"},
         preconditioner={"white": "fourier"},
     )
+
+
+def _model(prior: Prior, shift: float | None, reduced: bool) -> MassMap:
+    """The model with the default shift of its prior."""
+    if prior != "hybrid":
+        return MassMap(prior, SHIFT if shift is None else shift, reduced)
+    if shift is not None:
+        expected = f"none with prior 'hybrid', whose network was trained with {kappa_residual.SHIFT}"
+        raise InputError("shift", shift, expected)
+    return MassMap(prior, kappa_residual.SHIFT, reduced)
+
+
+def _checked_weights(shape: tuple[int, int], pixel: float, spectrum: str | Path | None) -> dict[str, Tensor]:
+    """The weights of the hybrid prior, for maps as its network was trained on."""
+    if abs(pixel / kappa_residual.PIXEL - 1) > _PIXEL_TOLERANCE:
+        raise InputError("pixel", f"{pixel:.4g} arcmin", f"{kappa_residual.PIXEL} with prior 'hybrid'")
+    if any(side % kappa_residual.MULTIPLE for side in shape):
+        expected = f"multiples of {kappa_residual.MULTIPLE} with prior 'hybrid': add empty pixels"
+        raise InputError("sides of the map", shape, expected)
+    if spectrum is not None:
+        raise InputError("spectrum", str(spectrum), "none with prior 'hybrid', whose network has its own")
+    return kappa_residual.weights()
 
 
 def simulate(
@@ -222,7 +260,7 @@ def simulate(
     pixel: float = _PIXEL,
     noise: float = _NOISE,
     prior: Prior = "lognormal",
-    shift: float = SHIFT,
+    shift: float | None = None,
     reduced: bool = False,
     spectrum: str | Path | None = None,
 ) -> tuple[ShearMaps, dict[str, Tensor]]:
@@ -233,8 +271,13 @@ def simulate(
         pixel: side of a pixel [arcmin].
         noise: mean SD of a shear component in a pixel. It varies by a third over the map.
         prior, shift, reduced, spectrum: as :func:`problem`.
+
+    Raises:
+        InputError: the hybrid prior, which has no direct draws; as :func:`problem`.
     """
-    model = MassMap(prior, shift, reduced)
+    if prior == "hybrid":
+        raise InputError("prior", "'hybrid', which has no direct draws", "'lognormal' or 'gaussian'")
+    model = _model(prior, shift, reduced)
     generator = torch.Generator().manual_seed(seed)
     filters = make_filters((size, size), pixel, model, load_spectrum(spectrum))
     white = torch.randn(size, size, generator=generator, dtype=torch.float64)

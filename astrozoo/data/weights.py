@@ -59,6 +59,12 @@ _WEIGHTS = {
         package="astrozoo.models",
         name="galaxy_vae.safetensors",
     ),
+    "kappa_residual": _Weights(
+        "energy of the hybrid prior of mass maps: what halo maps have beyond a log-normal field",
+        "3584487c82d5e6bbc183bdd72666839d48d85d79f407607d8f4deca1a28adb49",
+        package="astrozoo.models",
+        name="kappa_residual.safetensors",
+    ),
     "learned_source": _Weights(
         "decoder of galaxies (64 x 64 pixels, 32 latents) and the flow over its latents",
         "7649ce1732e381364954fede027ee9063e344c0caf5ae1256a10dc1aa2f5a56e",

@@ -49,7 +49,7 @@ _SETTINGS = (
         "prior",
         "Prior of the convergence (default lognormal).",
         metavar="NAME",
-        choices=("lognormal", "gaussian"),
+        choices=("lognormal", "gaussian", "hybrid"),
     ),
     Option(
         "shift",

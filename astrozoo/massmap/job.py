@@ -48,7 +48,8 @@ def run(
 
     Args:
         out: folder, which exists.
-        path: catalogue or map. Without it, the demonstration: a map that the model simulates.
+        path: catalogue or map. Without it, the demonstration: a map that the model simulates, with the
+            log-normal prior if --prior is hybrid, which has no direct draws.
         demo: the demonstration.
         draws, chains: of the method.
         options: those of the entry's ``reading`` and ``settings``.
@@ -69,7 +70,8 @@ def run(
         for option in entry.reading:
             if option.name in reading:
                 raise InputError(option.flag, reading[option.name], f"{option.flag} with --data only")
-        data, truth = entry.simulate(seed, size=DEMO_SIZE, **settings)
+        drawn = {"prior": "lognormal"} if settings.get("prior") == "hybrid" else {}
+        data, truth = entry.simulate(seed, size=DEMO_SIZE, **settings | drawn)
     print(data.origin)
     problem = entry.problem(data, **settings).to(device=device)
     result = _inferred(entry, problem, method, guide, seed, out, draws, chains)

@@ -78,7 +78,7 @@ def checked_rows(
 def tangent_wcs(
     ra: Float[np.ndarray, "n"], dec: Float[np.ndarray, "n"], pixel: float, margin: int = 0
 ) -> tuple[WCS, tuple[int, int]]:
-    """A tangent-plane map with north up that contains all positions, and its shape (even).
+    """A tangent-plane map with north up that contains all positions, and its shape (multiples of 8).
 
     The centre is the middle of the positions on the sky, so that a field may cross RA 0.
 
@@ -105,7 +105,7 @@ def tangent_wcs(
     low = np.array([x.min(), y.min()])
     high = np.array([x.max(), y.max()])
     spans = high - low
-    sides = [2 * math.ceil((span + 1 + 2 * margin) / 2) for span in spans]
+    sides = [8 * math.ceil((span + 1 + 2 * margin) / 8) for span in spans]  # as networks need
     if sides[0] * sides[1] > MOST_PIXELS:
         raise InputError(
             "pixel", f"{pixel:g} arcmin: a map of {sides[1]} x {sides[0]}", f"at most {MOST_PIXELS:,} pixels"

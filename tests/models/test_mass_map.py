@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,10 @@ import astrozoo
 from astrozoo.density import log_density
 from astrozoo.errors import DataError, InputError
 from astrozoo.massmap.maps import posterior_maps
-from astrozoo.models import mass_map
+from astrozoo.models import kappa_residual, mass_map
 from astrozoo.models.kappa_spectrum import Spectrum, load_spectrum
 from astrozoo.models.mass_map import MassMap, make_filters
-from astrozoo.physics.fourier import binned_power
+from astrozoo.physics.fourier import binned_power, filtered
 
 
 def white(*shape, seed=0):
@@ -88,6 +90,50 @@ def test_the_fourier_guide_finds_the_wiener_mean():
     assert np.abs((posterior_maps(problem, fitted)["MEAN"] - mean) / sd).max() < 0.35
 
 
+def test_the_hybrid_density_is_the_log_normal_one_times_that_of_the_energy():
+    maps, _ = mass_map.simulate(3, size=16)
+    problem = mass_map.problem(maps, prior="hybrid")
+    base = mass_map.problem(maps, shift=kappa_residual.SHIFT)
+    z = white(2, 256, seed=1)
+    (value, gradient), (value_0, gradient_0) = (
+        log_density(p, compile="never").value_and_grad(z) for p in (problem, base)
+    )
+    root = base.args[1].root
+    latent = z.clone().requires_grad_()
+    g = filtered(latent.view(2, 1, 16, 16), root)
+    level = torch.full((2,), kappa_residual.LEVELS[0], dtype=torch.float64)
+    energy = kappa_residual.load()(g, level)
+    assert energy.abs().min() > 0.01  # the network does something
+    torch.testing.assert_close(value, value_0 - energy.detach(), rtol=0, atol=1e-3)
+    (slope,) = torch.autograd.grad(energy.sum(), latent)
+    torch.testing.assert_close(gradient, gradient_0 - slope, rtol=1e-4, atol=1e-4)
+
+
+def test_the_hybrid_posterior_is_sampled():
+    maps, truth = mass_map.simulate(1, size=16, noise=0.05)
+    problem = mass_map.problem(maps, prior="hybrid")
+    result = astrozoo.infer(
+        problem, "hmc", chains=4, draws=30, warmup=30, compile="never", progress=False, keep=["kappa"]
+    )
+    found = posterior_maps(problem, result)
+    assert found["MEAN"].min() > -kappa_residual.SHIFT
+    assert np.corrcoef(found["MEAN"].ravel(), truth["kappa"].numpy().ravel())[0, 1] > 0.5
+
+
+def test_maps_that_the_hybrid_prior_was_not_trained_for_are_refused():
+    maps, _ = mass_map.simulate(0)
+    for data, options, message in (
+        (replace(maps, pixel=1.0), {}, r"pixel: got 1 arcmin, expected 0\.29 with prior 'hybrid'"),
+        (mass_map.simulate(0, size=20)[0], {}, r"sides of the map: got \(20, 20\), expected multiples of 8"),
+        (maps, {"shift": 0.05}, "shift: got 0.05, expected none with prior 'hybrid'"),
+        (maps, {"spectrum": "s.txt"}, "spectrum: got s.txt, expected none"),
+    ):
+        with pytest.raises(InputError, match=message):
+            mass_map.problem(data, prior="hybrid", **options)
+    with pytest.raises(InputError, match="has no direct draws"):
+        mass_map.simulate(0, prior="hybrid")
+
+
 def test_latents_in_which_the_mode_misleads_are_not_offered():
     entry = astrozoo.get("mass_map")
     assert {"laplace", "auto"} <= set(entry.unsuited)
@@ -116,7 +162,7 @@ def test_a_catalogue_across_ra_0_is_read_from_any_format(tmp_path, suffix):
     else:
         Table(columns).write(path)
     maps = mass_map.read(path, pixel=1.0, margin=2.0)
-    assert maps.pixels.mask.shape == (18, 24)
+    assert maps.pixels.mask.shape == (24, 24)
     assert not maps.pixels.mask[:2].any()
     assert maps.wcs.wcs.crval[0] == pytest.approx(0, abs=0.01) or maps.wcs.wcs.crval[0] > 359.99
     z = (maps.pixels.shear / maps.pixels.noise)[:, maps.pixels.mask]
@@ -186,6 +232,43 @@ def test_maps_are_read_with_noise_and_mask(tmp_path):
         mass_map.read(tmp_path / "e1.fits", **rest)
     with pytest.raises(InputError, match="e1: got x, expected no e1 with maps"):
         mass_map.read(tmp_path / "both.fits", e1="x")
+
+
+def test_bad_masks_are_refused(tmp_path):
+    maps, _ = mass_map.simulate(0)
+    for name, values in (
+        ("both", maps.pixels.shear.numpy()),
+        ("sd", maps.pixels.noise[0].numpy()),
+        ("small", np.ones((16, 9), np.uint8)),
+        ("empty", np.zeros((16, 16), np.uint8)),
+    ):
+        fits.PrimaryHDU(values).writeto(tmp_path / f"{name}.fits")
+    rest = {"noise_map": tmp_path / "sd.fits", "pixel": 0.29}
+    with pytest.raises(InputError, match=r"mask_map: got \(16, 9\) pixels, expected those of the shear"):
+        mass_map.read(tmp_path / "both.fits", mask_map=tmp_path / "small.fits", **rest)
+    with pytest.raises(InputError, match="maps: got no pixel with data"):
+        mass_map.read(tmp_path / "both.fits", mask_map=tmp_path / "empty.fits", **rest)
+
+
+def test_a_catalogue_with_empty_pixels_on_a_map_that_is_no_square(tmp_path):
+    """Pixels without galaxies have no likelihood: their uncertainty is that of the prior."""
+    columns = catalogue(6000)
+    away = np.hypot((columns["ra"] + 180) % 360 - 180, columns["dec"]) > 0.06
+    assert "z" not in columns  # redshifts are those of the spectrum's sources
+    Table({name: x[away] for name, x in columns.items()}).write(tmp_path / "hole.fits")
+    maps = mass_map.read(tmp_path / "hole.fits", pixel=1.0, margin=2.0)
+    ny, nx = maps.pixels.mask.shape
+    assert ny == nx == 24
+    assert not maps.pixels.mask[10:14, 10:14].any()
+    cut = replace(maps, pixels=mass_map.Pixels(*(x[..., 1:] for x in maps.pixels)))
+    problem = mass_map.problem(cut, prior="gaussian")
+    result = astrozoo.infer(problem, "wiener", draws=200, compile="never", progress=False)
+    sd = posterior_maps(problem, result)["SD"]
+    assert sd.shape == (24, 23)
+    seen = cut.pixels.mask.numpy()
+    prior = float(problem.args[1].variance.sqrt())
+    assert sd[12, 12] < 1.2 * prior
+    assert sd[10:14, 9:13].mean() > sd[seen].mean()
 
 
 def test_bad_settings_are_refused(tmp_path):
