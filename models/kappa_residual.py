@@ -148,8 +148,8 @@ def _structure() -> ResidualUNet:
 
 
 _STRUCTURE = _structure()
-"""The network, all of whose weights are 0. It is made before any model runs: weights that are made inside a run
-would be taken for parameters of the model."""
+"""The network, all of whose weights are 0. It is made before any model runs: weights that are made inside a
+run would be taken for parameters of the model."""
 
 
 def energy_at(field: Float[Tensor, "y x"], weights: dict[str, Tensor]) -> Float[Tensor, ""]:
