@@ -1,8 +1,8 @@
 """The ``astrozoo`` command: a thin layer over the library. Each command imports what it needs when it runs.
 
 Exit codes: 0 done; 1 something unexpected, or a method of ``compare`` failed; 2 bad input or usage; 3 data
-missing or unreadable; 4 output cannot be written; 5 not converged or does not fit, with ``--strict``; 130
-interrupted.
+missing or unreadable; 4 output cannot be written; 5 not converged or does not fit, with ``--strict``; 6 parts
+of a survey failed; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["app", "main"]
 
 _CODES = (
     "Exit codes: 0 done, 1 unexpected, 2 bad input, 3 data missing, 4 cannot write, "
-    "5 not converged or does not fit (with --strict), 130 interrupted."
+    "5 not converged or does not fit (with --strict), 6 parts of a survey failed, 130 interrupted."
 )
 
 app = typer.Typer(
@@ -55,6 +55,9 @@ _Model = Annotated[str, typer.Argument(help="A name that `astrozoo list` shows."
 _Out = Annotated[Path, typer.Option("--out", help="Folder for the results. It is made if it does not exist.")]
 _Data = Annotated[
     Path | None, typer.Option("--data", help="Files to fit. Without them, the demonstration is run.")
+]
+_Fields = Annotated[
+    Path | None, typer.Option("--data", help="A folder with a folder for each field, or a table of fields.")
 ]
 _Method = Annotated[
     str | None, typer.Option("--method", help="Inference method. `astrozoo show MODEL` lists them.")
@@ -330,6 +333,45 @@ def train(
         if kept.is_file():
             say(f"the work so far is kept in {kept}: the same command continues it")
         raise
+
+
+@app.command(
+    cls=ModelCommand,
+    epilog="Example: [bold]astrozoo survey celeste --data FOLDER_OF_FIELDS --workers 8 --out sky[/]; the same "
+    "command continues a survey that was stopped.",
+)
+def survey(
+    context: typer.Context,
+    model: _Model,
+    out: _Out,
+    data: _Fields = None,
+    seed: _Seed = 0,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes on this machine.")] = 2,
+    scheduler: Annotated[
+        str | None, typer.Option("--scheduler", metavar="ADDRESS", help="A running Dask scheduler instead.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option("--memory", metavar="SIZE", help="Of each worker, such as 4GB.")
+    ] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="A small simulated sky.")] = False,
+) -> None:
+    """Run a model over a sky, and write its catalogue, report.html and summary.json."""
+    entry = registry.get(model)
+    _check_data(data)
+    _check_out(out)
+    from astrozoo import _survey_command
+
+    settings: dict[str, Any] = {"workers": workers, "scheduler": scheduler, "memory": memory}
+    try:
+        with _alone(out):
+            summary = _survey_command.survey(
+                entry, out=out, path=data, demo=demo, seed=seed, **settings, **own_options(context)
+            )
+    except KeyboardInterrupt:
+        say(f"the work so far is kept in {out / 'work'}: the same command continues it")
+        raise
+    if summary["failures"]:
+        raise typer.Exit(6)
 
 
 @app.command("report", epilog="Example: [bold]astrozoo report results/posterior.nc --out report.html[/]")

@@ -190,6 +190,7 @@ def simulate_field(
     min_separation: float = 0.0,
     blend_fraction: float = 0.0,
     sources: Table | None = None,
+    centre: tuple[float, float] = _CENTRE,
 ) -> tuple[Field, Table]:
     """A simulated SDSS field (0.396 arcsec per pixel; gain, sky and read noise of a real one) and its truth.
 
@@ -206,7 +207,9 @@ def simulate_field(
         margin: positions keep this far from the r image's edges [px].
         min_separation: positions keep this far from each other [px] (not those of blended pairs).
         blend_fraction: fraction of the sources that are placed 2 to 6 pixels from another source.
-        sources: render these instead of new ones. If they have ``x`` and ``y``, those are their positions.
+        sources: render these instead of new ones. If they have ``x`` and ``y``, those are their positions;
+            else ``ra`` and ``dec`` [deg] are, if they have these.
+        centre: (ra, dec) of the middle of the r image [deg].
 
     Returns:
         The field, and :func:`draw_sources`'s table with ``ra``, ``dec`` [deg] and ``x``, ``y`` [px, 0-based,
@@ -227,11 +230,13 @@ def simulate_field(
     if sources is None:
         sources = draw_sources(n_sources or 0, rng, priors=priors, r_range=r_range)
     truth = sources.copy()
-    if "x" not in truth.colnames:
+    if "x" not in truth.colnames and "ra" in truth.colnames:
+        truth["x"], truth["y"] = _wcs("r", shape, centre).world_to_pixel_values(truth["ra"], truth["dec"])
+    elif "x" not in truth.colnames:
         x, y = _positions(len(truth), rng, shape, margin, min_separation, blend_fraction).T
         truth["x"], truth["y"] = x, y
-    truth["ra"], truth["dec"] = _wcs("r", shape).pixel_to_world_values(truth["x"], truth["y"])
-    images = tuple(_render(band, truth, shape, psf, rng) for band in bands)
+    truth["ra"], truth["dec"] = _wcs("r", shape, centre).pixel_to_world_values(truth["x"], truth["y"])
+    images = tuple(_render(band, truth, shape, psf, rng, centre) for band in bands)
     meta = {"simulator": f"GalSim {galsim.__version__}", "psf": psf, "seed": str(seed)}
     return Field(images, name=f"simulated-{seed}", meta=meta), truth
 
@@ -281,12 +286,12 @@ def _positions(
     return xy
 
 
-def _wcs(band: str, shape: tuple[int, int]) -> WCS:
+def _wcs(band: str, shape: tuple[int, int], centre: tuple[float, float]) -> WCS:
     """A TAN WCS with east to the left when north is up, rotated by the field's and the band's angle."""
     turn = np.deg2rad(_FIELD_ROTATION + _SURVEY[band].rotation)
     wcs = WCS(naxis=2)
     wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
-    wcs.wcs.crval = _CENTRE
+    wcs.wcs.crval = centre
     wcs.wcs.crpix = (np.array(shape[::-1]) + 1) / 2 + _SURVEY[band].shift
     cos, sin = np.cos(turn), np.sin(turn)
     wcs.wcs.cd = _SCALE / 3600 * np.array([[-cos, sin], [sin, cos]])
@@ -335,8 +340,15 @@ def _profile(row: Table.Row, local: galsim.JacobianWCS) -> galsim.GSObject:
     return local.profileToImage(whole.shear(turn)).withFlux(1.0)
 
 
-def _render(band: str, truth: Table, shape: tuple[int, int], psf: str, rng: np.random.Generator) -> Image:
-    survey, wcs, optics = _SURVEY[band], _wcs(band, shape), _optics(band, psf)
+def _render(
+    band: str,
+    truth: Table,
+    shape: tuple[int, int],
+    psf: str,
+    rng: np.random.Generator,
+    centre: tuple[float, float],
+) -> Image:
+    survey, wcs, optics = _SURVEY[band], _wcs(band, shape, centre), _optics(band, psf)
     (a, b), (c, d) = wcs.wcs.cd * 3600
     local = galsim.JacobianWCS(a, b, c, d)
     canvas = galsim.ImageD(shape[1], shape[0], xmin=0, ymin=0, scale=1.0, init_value=0.0)

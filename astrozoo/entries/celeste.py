@@ -76,6 +76,19 @@ _RUN_OPTIONS = (
     ),
 )
 
+_SURVEY_OPTIONS = (
+    _SURVEY,
+    *(option for option in _RUN_OPTIONS if option.name in ("sweeps", "draws")),
+    Option(
+        "box_seconds",
+        "Predicted time of a box, above which it is divided.",
+        type=float,
+        metavar="SECONDS",
+        default=120.0,
+        minimum=1,
+    ),
+)
+
 _TWO_MODES = "the posterior of a source has a mode as a star and one as a galaxy"
 
 ENTRY = Entry(
@@ -117,7 +130,14 @@ ENTRY = Entry(
             method="importance",
             summary="modes of every source as a star and as a galaxy, then importance sampling",
             options=_RUN_OPTIONS,
-        )
+        ),
+        "survey": Job(
+            function="astrozoo.survey.celeste.survey_job:survey",
+            takes=(),
+            method="importance",
+            summary="boxes of two tilings, the second from the first",
+            options=_SURVEY_OPTIONS,
+        ),
     },
     examples={
         "run": (
@@ -128,6 +148,10 @@ ENTRY = Entry(
             "astrozoo run celeste --data FOLDER --catalog mine.csv --out results",
             "astrozoo run celeste --data FOLDER --box 600:760,280:440 --crowded --out cluster",
             "astrozoo run celeste --data FOLDER --crowded --catalog mine.csv --position-error 0.01 --out out",
+        ),
+        "survey": (
+            "astrozoo survey celeste --demo --out sky",
+            "astrozoo survey celeste --data FOLDER_OF_FIELDS --workers 8 --out sky",
         ),
         "compare": (
             "astrozoo compare celeste --methods svi,hmc --out compared",

@@ -126,7 +126,9 @@ def _psf_variance(
     variance, state, image = np.zeros_like(model), job.state, job.images.images[k]
     star = (state.evidence["star"] > state.evidence["galaxy"]).numpy()
     peak = np.array([0.0 if light is None else float(light[k].max()) for light in state.light])
-    bright = np.flatnonzero(star & (peak > _MIN_PEAK_SNR * np.sqrt(np.median(image.sky))))
+    xy, reach = job.sources.xy[k], int(_RINGS[-1])
+    near = ((xy > -reach) & (xy < np.array(image.shape[::-1]) + reach - 1)).all(1)  # not on this image at all
+    bright = np.flatnonzero(near & star & (peak > _MIN_PEAK_SNR * np.sqrt(np.median(image.sky))))
     bright = bright[np.argsort(-peak[bright])][:_MOST_STARS]
     boxes = [_box(job.sources.xy[k, row], image.shape) for row in bright]
     n = len(_RINGS) - 1

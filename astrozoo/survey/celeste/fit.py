@@ -38,11 +38,12 @@ from astrozoo.survey.celeste.population import Fluxes, adopt, learn
 from astrozoo.survey.celeste.posterior import draw_type, mix_types
 from astrozoo.survey.celeste.profile_error import profile_error, sky_error, with_flux_error
 from astrozoo.survey.celeste.response import respond
+from astrozoo.survey.celeste.starts import Starts
 from astrozoo.survey.celeste.sweeps import Sweeps
 from astrozoo.survey.detect import detect
 from astrozoo.survey.fields import check_fraction, fingerprint, usable_field
 
-__all__ = ["FieldFit", "fit_field"]
+__all__ = ["FieldFit", "draw_posteriors", "fit_field", "fit_modes"]
 
 _SEARCHES = (1, 3, 5)
 """Sweeps after which companions are searched for in the residuals, before blends have settled."""
@@ -170,8 +171,51 @@ def fit_field(
     key = fingerprint(images, np.asarray(table["ra"]), np.asarray(table["dec"]), *settings)
     header = {"field, sources, seed and settings": key}
     store = Checkpoint(None if checkpoint is None else checkpoint / "field.npz", header)
+    job = fit_modes(
+        images,
+        table,
+        prior,
+        seed=seed,
+        max_sweeps=max_sweeps,
+        fit_sky=fit_sky,
+        search=catalog is None,
+        progress=progress,
+        checkpoint=store,
+    )
+    fluxes = Fluxes.of(job)
+    adopt(job, learn(prior, fluxes, star_fraction), fluxes)
+    clock["fit"] = job.seconds()
+    fit, clock["draw"] = draw_posteriors(job, draws)
+    fit.stats["seconds"] = {k: round(v, 3) for k, v in clock.items()}
+    return fit
+
+
+def fit_modes(
+    images: Field,
+    table: Table,
+    prior: Prior,
+    *,
+    seed: int = 0,
+    max_sweeps: int = 20,
+    fit_sky: bool = True,
+    search: bool = True,
+    progress: bool = False,
+    checkpoint: Checkpoint | None = None,
+    starts: Starts | None = None,
+) -> Sweeps:
+    """Modes of every source, without draws: what :func:`fit_field` does first.
+
+    Args:
+        images: with usable pixels (:func:`astrozoo.survey.fields.usable_field`).
+        table: the sources, with ``ra`` and ``dec`` [deg].
+        search: look for companions in the residuals.
+        starts: of an earlier fit of the same sources.
+    """
+    store = checkpoint or Checkpoint(None, {})
     job = Sweeps(images, table, prior, seed, progress, store)
-    while catalog is None and job.state.searches < len([at for at in _SEARCHES if at < max_sweeps]):
+    if starts is not None:
+        starts.give(job)
+    while search and job.state.searches < len([at for at in _SEARCHES if at < max_sweeps]):
         # before what is blended settles: a source that stands for two goes astray between them
         job.run(_SEARCHES[job.state.searches], fit_sky)
         # pairs need a corrected PSF
@@ -184,17 +228,22 @@ def fit_field(
             job.state.searches = len(_SEARCHES) if job.state.searches else 1
     job.run(max_sweeps, fit_sky)
     job.state.double[examine_pairs(job)[0]] = True
-    fluxes = Fluxes.of(job)
-    adopt(job, learn(prior, fluxes, star_fraction), fluxes)
-    clock["fit"] = job.seconds()
-    fit, clock["draw"] = _finish(job, draws)
-    fit.stats["seconds"] = {k: round(v, 3) for k, v in clock.items()}
-    return fit
+    return job
 
 
-def _finish(job: Sweeps, draws: int) -> tuple[FieldFit, float]:
-    """The fit with its draws, and the seconds that these took, in whatever processes made them."""
-    n, nb, nc = len(job.sources), len(job.images.bands), len(job.prior.bands)
+def draw_posteriors(
+    job: Sweeps, draws: int, chosen: Int[np.ndarray, "n"] | None = None
+) -> tuple[FieldFit, float]:
+    """The fit with its draws, and the seconds that these took, in whatever processes made them.
+
+    Args:
+        job: modes of all sources.
+        draws: of each source.
+        chosen: rows of the sources that get draws, and that the fit contains; all by default.
+    """
+    chosen = np.arange(len(job.sources)) if chosen is None else chosen
+    n, nb, nc = len(chosen), len(job.images.bands), len(job.prior.bands)
+    half_sizes = job.sources.half[chosen]
     arrays: dict[str, np.ndarray] = {
         "u": np.empty((n, draws, 6 + nc), np.float32), "is_star": np.empty((n, draws), np.float32),
         "k_hat": np.empty(n), "r_hat": np.empty(n), "ess": np.empty(n), "seconds": np.empty(n),
@@ -203,10 +252,11 @@ def _finish(job: Sweeps, draws: int) -> tuple[FieldFit, float]:
     }  # fmt: skip
     done, left = 0, max(round(_MAX_BY_CHAINS[0] * n), _MAX_BY_CHAINS[1])
     with progress_bar("drawing posteriors", n, job.progress) as report:
-        for half in np.unique(job.sources.half):
-            of_size = np.flatnonzero(job.sources.half == half)
+        for half in np.unique(half_sizes):
+            of_size = np.flatnonzero(half_sizes == half)
             for i in range(0, len(of_size), _PART):
-                rows = of_size[i : i + _PART]
+                places = of_size[i : i + _PART]
+                rows = chosen[places]
                 name = f"draws-{job.state.sweep}-{half}-{i}"
                 part = job.checkpoint.load(name)
                 if part is None:
@@ -215,7 +265,7 @@ def _finish(job: Sweeps, draws: int) -> tuple[FieldFit, float]:
                     part["seconds"] = np.asarray((time.perf_counter() - started) / len(rows))
                     job.checkpoint.save(part, name)
                 for key, values in arrays.items():
-                    values[rows] = part[key]
+                    values[places] = part[key]
                 done, left = done + len(rows), left - int(np.isfinite(part["r_hat"]).sum())
                 report(done, "")
     flux_error = np.hypot(arrays["profile_error"], arrays["sky_error"])
@@ -223,7 +273,7 @@ def _finish(job: Sweeps, draws: int) -> tuple[FieldFit, float]:
     left_over, beside = unmodelled(job)
     fit = FieldFit(
         field=job.images,
-        detections=job.table,
+        detections=job.table if n == len(job.table) else job.table[chosen],
         prior=job.prior,
         draws={
             "is_star": arrays["is_star"],
@@ -239,15 +289,15 @@ def _finish(job: Sweeps, draws: int) -> tuple[FieldFit, float]:
         k_hat=arrays["k_hat"],
         r_hat=arrays["r_hat"],
         ess=arrays["ess"],
-        converged=job.state.converged.numpy() & ~job.state.waiting,
+        converged=(job.state.converged.numpy() & ~job.state.waiting)[chosen],
         chi2=arrays["chi2"],
         n_pixels=arrays["n_pixels"],
-        half=job.sources.half,
+        half=half_sizes,
         flags={
-            "outgrows_patch": job.state.outgrown,
-            "maybe_double": job.state.double,
+            "outgrows_patch": job.state.outgrown[chosen],
+            "maybe_double": job.state.double[chosen],
             "poor_profile": arrays["profile_error"].max(1) > 0,
-            "unmodelled_light": beside,
+            "unmodelled_light": beside[chosen],
         },
         left_over=left_over,
         stats={"sources": n, "sweeps": job.state.sweep, "evaluations": dict(job.state.counts)},

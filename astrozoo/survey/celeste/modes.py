@@ -135,6 +135,8 @@ class Modes:
             self.canvas = Canvas(images, self.sources, prior.bands)
         else:
             self.canvas = earlier.canvas.of(self.sources)
+        self.type_known = np.zeros(len(self.sources), bool)
+        """True for sources whose type an earlier fit may have ruled out (:mod:`.starts`)."""
         self.log_least_radius = torch.full((len(self.sources),), -torch.inf, dtype=torch.float64)
         self._resize(self.sources.half)
         self.state = self._start()

@@ -110,7 +110,8 @@ class Sweeps(Modes):
         # once all neighbours have been modelled, a galaxy that is out of the question stays so; a star costs
         # little, and may yet come into question as neighbours change
         lead = state.evidence["star"][rows] - state.evidence["galaxy"][rows]
-        shut = ~self.possible(rows, star=False) & (state.sweep >= 2)
+        known = torch.from_numpy(self.type_known[rows])
+        shut = ~self.possible(rows, star=False) & ((state.sweep >= 2) | known)
         for name, star, _ in KINDS:
             open_ = torch.nonzero(~shut | star)[:, 0]
             if not len(open_):
