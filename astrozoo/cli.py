@@ -337,8 +337,8 @@ def train(
 
 @app.command(
     cls=ModelCommand,
-    epilog="Example: [bold]astrozoo survey celeste --data FOLDER_OF_FIELDS --workers 8 --out sky[/]; the same "
-    "command continues a survey that was stopped.",
+    epilog="Example: [bold]astrozoo survey celeste --data FOLDER_OF_FIELDS --workers 8 --out sky[/]; the "
+    "same command continues a survey that was stopped.",
 )
 def survey(
     context: typer.Context,

@@ -21,6 +21,8 @@ __all__ = ["SimulatedSky"]
 
 _SCALE = 0.396
 """[arcsec/px] Pixel scale, that of SDSS."""
+_SHIFTS = 12
+"""[px] Width of the rim of a field that not all bands show."""
 _ROTATION = 20.0
 """[deg] Position angle of the y axis of every field."""
 
@@ -71,14 +73,19 @@ class SimulatedSky:
         return self.side - self.overlap
 
     def truth(self) -> Table:
-        """All sources in the fields: those of :func:`~.simulate.draw_sources`, with ``ra``, ``dec`` [deg]."""
+        """The sources of the sky: :func:`~.simulate.draw_sources`'s columns, ``ra`` and ``dec`` [deg].
+
+        ``inside`` is True where all bands are seen: images of some bands are shifted by a few pixels, and show
+        sources outside the others.
+        """
         cells = [self._cell(i, j) for i in range(-1, self.rows + 1) for j in range(-1, self.columns + 1)]
         table = vstack(cells, metadata_conflicts="silent")
-        edge = self.side / 2
+        edge = self.side / 2 - _SHIFTS
         x, y = np.asarray(table["sky_x"]), np.asarray(table["sky_y"])
         inside = (x > -edge) & (x < (self.columns - 1) * self._step + edge)
         inside &= (y > -edge) & (y < (self.rows - 1) * self._step + edge)
-        return table[inside]
+        table["inside"] = inside
+        return table
 
     def field(self, row: int, column: int) -> Field:
         """The images of one field."""

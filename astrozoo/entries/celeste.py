@@ -81,10 +81,9 @@ _SURVEY_OPTIONS = (
     *(option for option in _RUN_OPTIONS if option.name in ("sweeps", "draws")),
     Option(
         "box_seconds",
-        "Predicted time of a box, above which it is divided.",
+        "Predicted time of a box, above which it is divided (120 if not given; 12 for the demonstration).",
         type=float,
         metavar="SECONDS",
-        default=120.0,
         minimum=1,
     ),
 )

@@ -68,7 +68,7 @@ def scan(*, spec: Spec, heights: Sequence[float], out: Path) -> dict[str, Any]:
     grid = np.meshgrid(np.arange(_CELL / 2, nx, _CELL), np.arange(_CELL / 2, ny, _CELL))
     area = np.stack(reference.wcs.all_pix2world(*(axis.ravel() for axis in grid), 0))
     sources = np.stack((np.asarray(found["ra"], float), np.asarray(found["dec"], float)))
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     for k, height in enumerate(heights):
         tiling = Tiling(height, shifted=bool(k))
         arrays[f"area_{k}"], arrays[f"sources_{k}"] = tiling.places(*area), tiling.places(*sources)
@@ -134,7 +134,7 @@ def first_fit(
     return _write_first(out, arrays, int(arrays["inside"].sum()), started)
 
 
-def _write_first(out: Path, arrays: Mapping[str, np.ndarray], sources: int, started: float) -> dict:
+def _write_first(out: Path, arrays: Mapping[str, Any], sources: int, started: float) -> dict:
     about = {"sources": sources, "seconds": time.process_time() - started}
     with whole(out) as partial, partial.open("wb") as file:
         np.savez(file, **arrays, about=np.asarray(json.dumps(about)))

@@ -138,7 +138,7 @@ class Modes:
         self.type_known = np.zeros(len(self.sources), bool)
         """True for sources whose type an earlier fit may have ruled out (:mod:`.starts`)."""
         self.log_least_radius = torch.full((len(self.sources),), -torch.inf, dtype=torch.float64)
-        self._resize(self.sources.half)
+        self.resize(self.sources.half)
         self.state = self._start()
         self.psf_planes: Planes | None = None
         if earlier is None:
@@ -158,7 +158,7 @@ class Modes:
             sources, half=np.maximum(sources.half, reach(sources, flux * sources.calibration, noise))
         )
 
-    def _resize(self, half: Int[np.ndarray, "s"]) -> None:
+    def resize(self, half: Int[np.ndarray, "s"]) -> None:
         """Set patch sizes before any light is painted."""
         self.sources = self.canvas.sources = replace(self.sources, half=half)
         self.adjacent = neighbours(self.sources)
@@ -170,7 +170,7 @@ class Modes:
         rows = np.flatnonzero(half > self.sources.half)
         for members in self.sources.batches(rows, BATCH):
             self.canvas.paint(members, -self._painted(members))
-        self._resize(half)
+        self.resize(half)
         for row in rows.tolist():
             state.light[row] = None
             state.whole.pop(row, None)
@@ -188,7 +188,7 @@ class Modes:
         for mark in _MARKS:
             getattr(state, mark)[:n] = getattr(before, mark)
         state.whole = before.whole
-        self._resize(np.concatenate((earlier.sources.half, self.sources.half[n:])))
+        self.resize(np.concatenate((earlier.sources.half, self.sources.half[n:])))
         state.counts, state.sweep, state.searches = before.counts, before.sweep, before.searches + 1
         state.light[:n], state.skies = before.light, before.skies
         state.seconds = earlier.seconds()
@@ -228,7 +228,7 @@ class Modes:
         state.converged, state.waiting = torch.from_numpy(saved["converged"]), saved["waiting"]
         for mark in _MARKS:
             setattr(state, mark, saved[mark])
-        self._resize(saved["half"])
+        self.resize(saved["half"])
         self.repaint(np.flatnonzero(saved["fitted"]))
 
     def repaint(self, fitted: Int[np.ndarray, "n"]) -> None:

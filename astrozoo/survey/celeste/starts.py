@@ -63,6 +63,5 @@ class Starts(NamedTuple):
         for mark in ("outgrown", "double", "examined"):
             getattr(state, mark)[:] = getattr(self, mark)
         job.type_known[:] = True
-        job.enlarge(np.maximum(self.half, job.sources.half))
-        state.unsettled[:] = False
+        job.resize(np.maximum(self.half, job.sources.half))
         job.repaint(np.arange(len(job.sources)))

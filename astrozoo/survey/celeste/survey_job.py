@@ -1,8 +1,8 @@
 """What ``astrozoo survey celeste`` does: many fields in, one catalogue and a report out.
 
-Three stages of tasks: fields are scanned, boxes of the first tiling are fitted, boxes of the second tiling are
-fitted again, from the first fits, with draws. Each task leaves one file, and a run that was stopped continues
-with the tasks that have none.
+There are three stages of tasks: fields are scanned, boxes of the first tiling are fitted, boxes of the second
+tiling are fitted again, from the first fits, with draws. Each task leaves one file. A run that was stopped
+continues with the tasks that have none.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = ["survey"]
 HEIGHT = 0.2
 """[deg] Height of the zones of both tilings: some 1,800 pixels of SDSS, above which no box is needed."""
 _LEVELS = 3
-"""How often a cell may be divided: boxes are at least 90 arcsec wide, several times the margin around them."""
+"""How often a cell may be divided: boxes are at least 90 arcsec wide, several times their margin."""
 BOX_SECONDS = 120.0
 """[s] Predicted time of a box: long against what a task costs the scheduler (a millisecond) and against
 reading a field (seconds), short against what a dead worker loses."""
@@ -77,7 +77,7 @@ def survey(
     survey: str | None = None,
     sweeps: int = 20,
     draws: int | None = None,
-    box_seconds: float = BOX_SECONDS,
+    box_seconds: float | None = None,
     sky: SimulatedSky | None = None,
     say: Callable[[str], None] = print,
     progress: bool = True,
@@ -92,7 +92,8 @@ def survey(
         workers, scheduler, memory: where tasks run (:func:`astrozoo.survey.sky.engine.cluster`).
         survey: name of the ready description of all fields.
         sweeps, draws: as of one field.
-        box_seconds: predicted time of a box, above which it is divided [s].
+        box_seconds: predicted time of a box, above which it is divided [s]; by default :data:`BOX_SECONDS`,
+            or a tenth of it for the small simulated sky.
 
     Returns:
         what ``summary.json`` contains; ``failures`` is a list of the tasks that failed.
@@ -106,8 +107,9 @@ def survey(
         raise InputError("survey", "both --data and --demo" if demo else "neither", "--data or --demo")
     truth = (sky or SimulatedSky(seed=seed)) if demo else None
     specs = simulated_fields(truth) if truth is not None else list_fields(path, survey)  # type: ignore[arg-type]
+    most = box_seconds or (BOX_SECONDS / 10 if demo else BOX_SECONDS)
     settings: dict[str, Any] = {"seed": seed, "sweeps": sweeps, "draws": draws or DRAWS}
-    key = {"model": "celeste", **settings, "box seconds": box_seconds, "height": HEIGHT}
+    key = {"model": "celeste", **settings, "box seconds": most, "height": HEIGHT}
     key["fields"] = {spec["name"]: {k: v for k, v in spec.items() if k != "name"} for spec in specs}
     store = Store(out / "work", key)
     again = store.forgive()
@@ -122,8 +124,8 @@ def survey(
         if not fields:
             reasons = "; ".join(f"{f['name']}: {f['reason']}" for f in store.failures()[:3])
             raise DataError(str(path), f"no field that can be read ({reasons})", "at least one")
-        first = _boxes(fields, store, 0, box_seconds)
-        second = _boxes(fields, store, 1, box_seconds)
+        first = _boxes(fields, store, 0, most)
+        second = _boxes(fields, store, 1, most)
         say(f"{len(first)} boxes, then {len(second)} shifted ones")
         run.first(first, fields)
         learned = _learned(store, fields)
@@ -313,7 +315,8 @@ def read_hats(folder: Path) -> Table:
     table = Table()
     arrow = pq.ParquetDataset(files, partitioning=None).read()
     for field in arrow.schema:
-        table[field.name] = arrow[field.name].to_numpy()
+        values = arrow[field.name].to_numpy()
+        table[field.name] = values.astype(str) if values.dtype == object else values
         about = field.metadata or {}
         if b"unit" in about and about[b"unit"] != b"nmgy":
             table[field.name].unit = about[b"unit"].decode()

@@ -36,10 +36,9 @@ def write_report(
     else:
         pages.append(Page("Sky", ["The catalogue is empty, or too large for a map: see catalog/."]))
     if truth is not None and len(table):
-        rows = completeness(table, truth)
-        matched = sum(row["found"] for row in rows)
-        about["completeness"] = round(matched / max(1, sum(row["sources"] for row in rows)), 4)
-        about["false"] = len(table) - matched
+        rows, about["false"] = completeness(table, truth)
+        found = sum(row["found"] for row in rows)
+        about["completeness"] = round(found / max(1, sum(row["sources"] for row in rows)), 4)
         text = f"{about['false']} sources of the catalogue match no true one within {_MATCH:g} arcsec."
         pages.append(Page("Simulated truth", [rows, (_curve(rows), "Fraction of true sources found."), text]))
     if failures:
@@ -54,16 +53,22 @@ def write_report(
     return about
 
 
-def completeness(table: Table, truth: Table) -> list[dict[str, Any]]:
+def completeness(table: Table, truth: Table) -> tuple[list[dict[str, Any]], int]:
     """Of true sources, by r magnitude: how many there are, and how many the catalogue has.
 
-    A source of the catalogue is matched with the nearest true one, and each true one with one source.
+    A source of the catalogue is matched with the nearest true one, and each true one with one source. True
+    sources whose ``inside`` is False are not counted.
+
+    Returns:
+        a row per magnitude, and the number of sources of the catalogue that match no true one.
     """
     known = SkyCoord(truth["ra"], truth["dec"], unit="deg")
     found = SkyCoord(np.asarray(table["ra"]), np.asarray(table["dec"]), unit="deg")
     nearest, distance, _ = found.match_to_catalog_sky(known)
     matched = np.zeros(len(truth), bool)
     matched[nearest[distance.arcsec < _MATCH]] = True
+    false = len(table) - int(matched.sum())
+    truth, matched = truth[truth["inside"]], matched[truth["inside"]]
     magnitude = 22.5 - 2.5 * np.log10(np.asarray(truth["flux_r"]))
     rows = []
     for low in np.arange(np.floor(magnitude.min()), np.ceil(magnitude.max())):
@@ -73,7 +78,7 @@ def completeness(table: Table, truth: Table) -> list[dict[str, Any]]:
             rows.append(
                 {"r": f"{low:g} to {low + 1:g}", "sources": n, "found": m, "fraction": round(m / n, 3)}
             )
-    return rows
+    return rows, false
 
 
 def _map(table: Table) -> Figure:

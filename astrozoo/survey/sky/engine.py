@@ -27,6 +27,8 @@ __all__ = ["AHEAD", "Ended", "cluster", "run_tasks"]
 AHEAD = 4
 """Tasks per worker that the scheduler has at a time. Workers never wait, and a survey of any size takes no
 more of the scheduler's memory than a small one."""
+_CONNECT = "20s"
+"""Time in which a scheduler must answer. On a busy machine it takes seconds."""
 _COUNT_INTERVAL = 5.0
 """[s] Time between two counts of the workers, which may come and go."""
 _DEATHS = 3
@@ -70,12 +72,12 @@ def cluster(workers: int, scheduler: str | None = None, memory: str | None = Non
     quiet = {
         "distributed.scheduler.allowed-failures": _DEATHS,
         "distributed.admin.tick.limit": "1h",
-        "distributed.comm.timeouts.connect": "20s",
+        "distributed.comm.timeouts.connect": _CONNECT,
     }
     with dask.config.set(quiet):
         if scheduler is not None:
             try:
-                client = Client(scheduler, timeout="20s")
+                client = Client(scheduler, timeout=_CONNECT)
             except (OSError, ValueError) as error:
                 raise InputError(
                     "--scheduler", f"{scheduler} ({error})", "the address of a running one"

@@ -111,10 +111,10 @@ def _write(parts: Sequence[Path], folder: Path, name: str, rows: int) -> int:
             for part, values in zip(parts, columns, strict=True)
             if ((values >= low) & (values < high)).any()
         ]
-        table = pa.concat_tables(
-            [pq.read_table(part, filters=[(HEALPIX, ">=", low), (HEALPIX, "<", high)]) for part in chosen],
-            promote_options="permissive",
-        )
+        chosen_rows = [
+            pq.read_table(part, filters=[(HEALPIX, ">=", low), (HEALPIX, "<", high)]) for part in chosen
+        ]
+        table = pa.concat_tables([schema.empty_table(), *chosen_rows], promote_options="permissive")
         table = table.select(schema.names).cast(schema).sort_by(HEALPIX)
         where = Path("dataset") / f"Norder={order}" / f"Dir={pixel // 10_000 * 10_000}"
         (folder / where).mkdir(parents=True, exist_ok=True)

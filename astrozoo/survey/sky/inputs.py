@@ -18,8 +18,8 @@ from astrozoo.errors import DataError
 __all__ = ["Spec", "list_fields", "read_spec", "simulated_fields"]
 
 Spec = dict[str, Any]
-"""What a field is: ``name``; and ``path`` and ``survey`` of its files, or ``sky``, ``row`` and ``column`` of a
-simulated one. It is sent to workers in place of the images."""
+"""What a field is: ``name``; and ``path`` and ``survey`` of its files, or ``sky``, ``row`` and ``column`` of
+a simulated one. It is sent to workers in place of the images."""
 _TABLES = (".csv", ".ecsv", ".tsv", ".fits", ".parquet", ".vot", ".xml")
 _READ = 3
 """Number of fields that a worker keeps in memory: boxes next to each other need the same few. An SDSS field

@@ -13,8 +13,10 @@ from scipy.spatial import cKDTree
 __all__ = ["SAME", "SEAM", "kept"]
 
 SAME = 1.0
-"""[arcsec] Distance within which sources of two boxes may be one: the scatter of two fits of a faint source is
-a few tenths, and sources of one box closer than this are matched one to one."""
+"""[arcsec] Distance within which sources of two boxes may be one.
+
+The scatter of two fits of a faint source is a few tenths. Sources of one box that are closer than this are
+matched one to one."""
 SEAM = 3.0
 """[arcsec] Width of the strip outside a box whose sources are kept too, until seams are resolved. A source
 moves by less than this between the fits of two boxes."""
