@@ -75,8 +75,8 @@ class SimulatedSky:
     def truth(self) -> Table:
         """The sources of the sky: :func:`~.simulate.draw_sources`'s columns, ``ra`` and ``dec`` [deg].
 
-        ``inside`` is True where all bands are seen: images of some bands are shifted by a few pixels, and show
-        sources outside the others.
+        ``inside`` is True where all bands are seen: images of some bands are shifted by a few pixels, and
+        show sources outside the others.
         """
         cells = [self._cell(i, j) for i in range(-1, self.rows + 1) for j in range(-1, self.columns + 1)]
         table = vstack(cells, metadata_conflicts="silent")
