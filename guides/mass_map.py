@@ -14,7 +14,7 @@ from torch.distributions import constraints
 from astrozoo.density import Layout
 from astrozoo.types import Problem
 
-__all__ = ["fourier"]
+__all__ = ["FourierGuide", "fourier"]
 
 
 class _Hartley(dist.transforms.Transform):
@@ -39,17 +39,16 @@ def _hartley(x: Float[Tensor, "*b y x"]) -> Float[Tensor, "*b y x"]:
     return waves.real - waves.imag
 
 
-class _Fourier(nn.Module):
-    """Independent normals of the Fourier modes of the white noise.
+class FourierGuide(nn.Module):
+    """Independent normals of the Fourier modes of an image of white noise, the site ``white``.
 
     Of a log-normal prior and even noise the posterior is about that. A prior of white noise is where it
     starts: means of 0, or those of the problem's start, and SDs of 1.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, shape: tuple[int, int], dtype: torch.dtype) -> None:
         super().__init__()
-        shape = problem.args[0].mask.shape[-2:]
-        self.loc, self.log_scale = (nn.Parameter(torch.zeros(shape, dtype=problem.dtype)) for _ in range(2))
+        self.loc, self.log_scale = (nn.Parameter(torch.zeros(shape, dtype=dtype)) for _ in range(2))
 
     def forward(self, *args: Any) -> None:
         modes = dist.Normal(self.loc, self.log_scale.exp()).to_event(2)
@@ -60,6 +59,7 @@ class _Fourier(nn.Module):
         return {"loc": _hartley(z0.unflatten(-1, self.loc.shape))}
 
 
-def fourier(problem: Problem) -> _Fourier:
+def fourier(problem: Problem) -> FourierGuide:
     """A mean field over Fourier modes in place of pixels."""
-    return _Fourier(problem)
+    shape = problem.args[0].mask.shape[-2:]
+    return FourierGuide((int(shape[0]), int(shape[1])), problem.dtype)

@@ -65,6 +65,12 @@ _WEIGHTS = {
         package="astrozoo.models",
         name="kappa_residual.safetensors",
     ),
+    "two_moons": _Weights(
+        "energy of points of two interleaved half circles",
+        "dd7109bd8513917249a65d6508c90b6fdbae2d71e16ce11a06ea3fdd86e1288f",
+        package="astrozoo.models",
+        name="two_moons.safetensors",
+    ),
     "learned_source": _Weights(
         "decoder of galaxies (64 x 64 pixels, 32 latents) and the flow over its latents",
         "7649ce1732e381364954fede027ee9063e344c0caf5ae1256a10dc1aa2f5a56e",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from astrozoo.entries import (
     celeste,
     deblend,
+    denoise,
     galaxy_vae,
     latent_flow,
     mass_map,
@@ -20,6 +21,7 @@ __all__ = ["ENTRIES"]
 ENTRIES: tuple[Entry, ...] = (
     celeste.ENTRY,
     deblend.ENTRY,
+    denoise.ENTRY,
     galaxy_vae.ENTRY,
     latent_flow.ENTRY,
     mass_map.ENTRY,

@@ -8,7 +8,8 @@ sigma^2 grad log p(y; sigma)``. A network that removes noise is therefore one of
 * :class:`ScalarEnergy`: an image to a number. The score is minus its gradient. ``exp(-energy)`` is a density
   up to a constant, so that samplers with a Metropolis test may have it as a prior.
 
-Both are built on :class:`ResidualUNet`, whose activations are smooth.
+Both are built on :class:`ResidualUNet`, whose activations are smooth. :class:`PointNetwork` takes its place
+for points, which are images of one pixel with a channel for each coordinate.
 
 References:
     Vincent 2011, Neural Comput. 23, 1661 (denoising score matching); Salimans & Ho 2021 (energies); Karras et
@@ -29,7 +30,7 @@ from torch.nn.functional import avg_pool2d, interpolate, pixel_shuffle, pixel_un
 
 from astrozoo.errors import InputError
 
-__all__ = ["Denoiser", "ResidualUNet", "ScalarEnergy", "denoising_loss"]
+__all__ = ["Denoiser", "PointNetwork", "ResidualUNet", "ScalarEnergy", "denoising_loss"]
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """Called with noisy images ``[b, c, y, x]`` and their noise levels ``[b]``."""
@@ -148,6 +149,37 @@ class ResidualUNet(nn.Module):
         return pixel_shuffle(self.head(silu(h)), self.block)
 
 
+class PointNetwork(nn.Module):
+    """Fully connected layers, which know the noise level, for images of one pixel. Before training it is 0.
+
+    Args:
+        inputs: coordinates of a point.
+        width: features of a layer.
+        layers: residual layers.
+    """
+
+    def __init__(self, inputs: int, *, width: int = 64, layers: int = 3) -> None:
+        super().__init__()
+        self.level = _Level(width)
+        self.stem = nn.Linear(inputs, width)
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+        self.modulate = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(layers))
+        self.head = nn.Linear(width, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(
+        self, points: Float[Tensor, "b i 1 1"], sigma: Float[Tensor, "b"]
+    ) -> Float[Tensor, "b 1 1 1"]:
+        """One number for each point, at noise levels ``sigma``."""
+        level = self.level(sigma)
+        h = self.stem(points[..., 0, 0])
+        for layer, modulate in zip(self.layers, self.modulate, strict=True):
+            scale, shift = modulate(level).chunk(2, -1)
+            h = h + silu((1 + scale) * layer(silu(h)) + shift)
+        return self.head(silu(h))[..., None, None]
+
+
 class Denoiser(nn.Module):
     """The best estimate of images without noise.
 
@@ -182,7 +214,7 @@ class ScalarEnergy(nn.Module):
         sd: of the pixels of images without noise.
     """
 
-    def __init__(self, network: ResidualUNet, sd: float = 1.0) -> None:
+    def __init__(self, network: ResidualUNet | PointNetwork, sd: float = 1.0) -> None:
         super().__init__()
         self.network, self.sd = network, _positive("sd", sd)
 

@@ -1,0 +1,1 @@
+"""What the commands do for posteriors of single images: ``denoise`` and ``mri``."""
