@@ -1,6 +1,8 @@
-"""Train the weights that `lens_finder` ships, as ``astrozoo train lens_finder`` does, and store them in float16.
+"""Train the weights that `lens_finder` ships, as ``astrozoo train lens_finder`` does, and store them in
+float16.
 
-    python -m experiments.train_lens_finder --out runs/lens_finder [--survey ground] [--stamps 24000] [--passes 20]
+    python -m experiments.train_lens_finder --out runs/lens_finder [--survey ground] [--stamps 24000]
+    [--passes 20]
 
 The same command continues a run that was stopped. Files in ``--out``:
 

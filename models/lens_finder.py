@@ -4,9 +4,10 @@
     offset ~ N(0, scale^2)
     label ~ Bernoulli(logit^-1(offset + features . weight))
 
-``features`` are those of a residual network (:mod:`astrozoo.nets.classifier`), frozen, of labelled stamps that
-the network was not trained on, standardised. Half of these are lenses. The posterior odds of a stamp are the
-likelihood ratio ``exp(offset + features . weight)`` times the prior odds, which the user states as a prevalence.
+``features`` are those of a residual network (:mod:`astrozoo.nets.classifier`), frozen, of labelled stamps
+that the network was not trained on, standardised. Half of these are lenses. The posterior odds of a stamp
+are the likelihood ratio ``exp(offset + features . weight)`` times the prior odds, which the user states as a
+prevalence.
 
 The weights' posterior is narrow and does not see that a stamp is unlike all labelled ones. Whether it is says
 the density of statistics of the network's layers (:mod:`astrozoo.models.lens_reference`).

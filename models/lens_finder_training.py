@@ -1,8 +1,8 @@
 """The training of the network of :mod:`astrozoo.models.lens_finder`, in two stages, and its stamps.
 
 The first stage trains the network with a logistic layer of its own. The second computes the features of
-labelled stamps that the network has not seen, which become the :class:`~.lens_reference.Reference`, and trains
-the layer on them that the Bayesian regression starts from.
+labelled stamps that the network has not seen, which become the :class:`~.lens_reference.Reference`, and
+trains the layer on them that the Bayesian regression starts from.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ _FEWEST = 200
 """Fewest stamps to train on: a tenth is held out, and a tenth becomes the reference."""
 _BATCH = 64
 _VERSION = 1
-"""Of the simulated stamps. It changes with the simulator, so that cached stamps of another one are not used."""
+"""Of the simulated stamps. It changes with the simulator, so that cached stamps of another one are not
+used."""
 
 
 class Examples(NamedTuple):
@@ -243,7 +244,9 @@ def prepared_examples(survey: LensSurvey, count: int, seed: int, cache: Path | N
         cache: folder in which they are saved.
     """
     settings = repr((sorted(asdict(survey).items()), count, seed, _VERSION))
-    path = None if cache is None else cache / f"{hashlib.sha256(settings.encode()).hexdigest()[:16]}.safetensors"
+    path = (
+        None if cache is None else cache / f"{hashlib.sha256(settings.encode()).hexdigest()[:16]}.safetensors"
+    )
     if path is not None and path.is_file():
         return Examples(**load_file(path))
     drawn = simulate_lens_stamps(survey, count, seed=seed)

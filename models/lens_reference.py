@@ -22,12 +22,14 @@ from astrozoo.data.weights import load_weights
 from astrozoo.errors import DataError
 from astrozoo.nets.classifier import Classifier, turned_copies
 
-__all__ = ["FALSE_ALARMS", "Described", "Finder", "Reference", "describe", "load"]
+__all__ = ["FALSE_ALARMS", "Described", "Finder", "Reference", "cropped", "describe", "load"]
 
 FALSE_ALARMS = 0.05
 """Fraction of stamps like those of the training that are flagged as unlike them."""
-_AT_ONCE = 256
+_AT_ONCE = 128
 """Stamps that pass through the network at once, which limits memory to some 100 MB."""
+_ORIENTATIONS = 4
+"""Orientations of a stamp that features are the mean of. The network does not see half a turn."""
 _SHRINKAGE = 1e-3
 """Fraction of the mean variance that is added to the diagonal of the covariance of the statistics, whose
 directions of least variance are otherwise rounding errors."""
@@ -37,7 +39,7 @@ class Described(NamedTuple):
     """What the network says of stamps.
 
     Attributes:
-        features: standardised, mean over the eight orientations of a stamp.
+        features: standardised, mean over the orientations of a stamp.
         statistics: of the layers, mean over the orientations.
     """
 
@@ -77,7 +79,8 @@ class Reference(nn.Module):
         return self.head(features)[:, 0]
 
     def shift(self, statistics: Float[Tensor, "n s"]) -> Float[Tensor, "n"]:
-        """Mahalanobis distance from the labelled stamps, over the one that :data:`FALSE_ALARMS` of them exceed."""
+        """Mahalanobis distance from the labelled stamps, over the one that :data:`FALSE_ALARMS` of them
+        exceed."""
         whitened = (statistics - self.centre) @ self.root
         return whitened.square().sum(1).sqrt() / self.distance
 
@@ -139,11 +142,15 @@ class Finder:
         """
         count, got = len(self.bands), stamps.image.shape
         if got[1] != count:
-            expected = f"{count} ({', '.join(self.bands)}), those of the weights; --bands chooses and orders them"
+            expected = (
+                f"{count} ({', '.join(self.bands)}), those of the weights; --bands chooses and orders them"
+            )
             raise DataError("bands of the stamps", f"{got[1]} ({', '.join(stamps.bands)})", expected)
         if min(got[2:]) < self.size:
             raise DataError(
-                "stamps", f"{got[2]} x {got[3]} px", f"{self.size} px or more, the size of the weights' stamps"
+                "stamps",
+                f"{got[2]} x {got[3]} px",
+                f"{self.size} px or more, the size of the weights' stamps",
             )
 
     def describe(self, stamps: LensStamps) -> Described:
@@ -158,7 +165,8 @@ class Finder:
         return Described((features - self.reference.mean) / self.reference.sd, statistics)
 
     def unlike(self, described: Described) -> tuple[Float[Tensor, "n"], Bool[Tensor, "n"]]:
-        """Relative distance from the stamps of the training, and whether it is too large to trust a result."""
+        """Relative distance from the stamps of the training, and whether it is too large to trust a
+        result."""
         distance = self.reference.shift(described.statistics)
         return distance, distance > 1
 
@@ -180,10 +188,10 @@ def cropped(image: Float[Tensor, "n band y x"], size: int) -> Float[Tensor, "n b
 
 @torch.no_grad()
 def describe(network: Classifier, image: Float[Tensor, "n band y x"]) -> Described:
-    """Features and statistics of prepared stamps, each the mean over eight orientations."""
+    """Features and statistics of prepared stamps, each the mean over orientations."""
     rows = []
     for part in image.split(_AT_ONCE):
-        turns = [network.described(turned_copies(part, k)) for k in range(8)]
+        turns = [network.described(turned_copies(part, k)) for k in range(_ORIENTATIONS)]
         rows.append([torch.stack(column).mean(0) for column in zip(*turns, strict=True)])
     return Described(*(torch.cat(column) for column in zip(*rows, strict=True)))
 
@@ -202,12 +210,14 @@ def load(weights: str | Path | Trained = "lens_finder") -> Finder:
     parts = {name: trained.part(f"model.{name}") for name in ("network", "reference")}
     about: Any = trained.settings.get("model", {})
     if not all(parts.values()) or "bands" not in about:
-        raise DataError(f"weights of {trained.model!r}", "no network with a reference", "weights of lens_finder")
+        raise DataError(
+            f"weights of {trained.model!r}", "no network with a reference", "weights of lens_finder"
+        )
     network = Classifier(
         len(about["bands"]), about["channels"], parts["reference"]["mean"].numel(), about["stride"]
     )
-    shapes = parts["reference"]
-    reference = Reference(*shapes["features"].shape, shapes["centre"].numel())
+    stamps, features = parts["reference"]["features"].shape
+    reference = Reference(stamps, features, parts["reference"]["centre"].numel())
     trained.load_into(network, "model.network")
     trained.load_into(reference, "model.reference")
     for module in (network, reference):

@@ -47,10 +47,10 @@ class LensStamps:
 def read_stamps(path: Path, *, bands: str | None = None, missing: float = MISSING) -> LensStamps:
     """Stamps of a file or of a folder.
 
-    A folder has either a FITS file per stamp, with one image HDU or plane per band, or a folder per band, whose
-    files belong to the same stamps in the order of the numbers that end their names. Folders ``lens`` and
-    ``nolens`` label the stamps in them. An NPZ file has ``images`` [n, band, y, x] or [n, y, x], and may have
-    ``names``, ``bands`` and ``label``.
+    A folder has either a FITS file per stamp, with one image HDU or plane per band, or a folder per band,
+    whose files belong to the same stamps in the order of the numbers that end their names. Folders ``lens``
+    and ``nolens`` label the stamps in them. An NPZ file has ``images`` [n, band, y, x] or [n, y, x], and may
+    have ``names``, ``bands`` and ``label``.
 
     Args:
         path: of the file or folder.
@@ -59,8 +59,8 @@ def read_stamps(path: Path, *, bands: str | None = None, missing: float = MISSIN
         missing: value of pixels without data, besides NaN.
 
     Raises:
-        DataError: a file is missing or unreadable; there are no stamps; stamps differ in size or in their number
-            of bands; or bands have different numbers of stamps.
+        DataError: a file is missing or unreadable; there are no stamps; stamps differ in size or in their
+            number of bands; or bands have different numbers of stamps.
         InputError: a band of ``bands`` does not exist.
     """
     if path.is_dir():
@@ -137,7 +137,9 @@ def _same_shape(images: Sequence[np.ndarray], names: Sequence[str]) -> None:
     for image, name in zip(images, names, strict=True):
         if image.shape != images[0].shape:
             got = f"shape {image.shape} (band, y, x)"
-            raise DataError(f"stamp {name}", got, f"{images[0].shape}, that of {names[0]}: stamps of one size")
+            raise DataError(
+                f"stamp {name}", got, f"{images[0].shape}, that of {names[0]}: stamps of one size"
+            )
 
 
 def _npz(path: Path) -> LensStamps:
@@ -156,9 +158,9 @@ def _npz(path: Path) -> LensStamps:
     label = content.get("label")
     counts = {"names": (len(names), len(images)), "bands": (len(bands), images.shape[1])}
     counts["label"] = (len(images) if label is None else len(label), len(images))
-    for name, (got, expected) in counts.items():
-        if got != expected:
-            raise DataError(f"{name} of {path}", got, f"{expected}, as of images")
+    for name, (count, expected) in counts.items():
+        if count != expected:
+            raise DataError(f"{name} of {path}", count, f"{expected}, as of images")
     tensor = torch.from_numpy(images.astype(np.float32))
     return LensStamps(tensor, names, bands, None if label is None else torch.from_numpy(label).float())
 

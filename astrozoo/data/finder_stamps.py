@@ -48,7 +48,9 @@ def prepare(image: Float[Tensor, "n band y x"], names: tuple[str, ...] = ()) -> 
     """
     used = image.isfinite()
     missing = 1 - used.flatten(2).float().mean(2)
-    _check(missing > MOST_MISSING, names, f"more than {MOST_MISSING:.0%} of the pixels of a band without data")
+    _check(
+        missing > MOST_MISSING, names, f"more than {MOST_MISSING:.0%} of the pixels of a band without data"
+    )
     image = torch.where(used, image, torch.nan)
     sky = image.flatten(2).nanmedian(2).values
     differences = torch.cat([image.diff(dim=axis).flatten(2) for axis in (-1, -2)], 2)

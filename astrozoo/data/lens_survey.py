@@ -10,8 +10,9 @@ from astrozoo.errors import InputError
 __all__ = ["KINDS", "SURVEYS", "LensSurvey"]
 
 KINDS = ("lens", "plain", "companions", "spiral", "ring", "merger")
-"""Kinds of stamps. "lens" is a red galaxy with the arcs of a galaxy behind it. The others are no lenses: a red
-galaxy alone, one with blue companions around it, a spiral, a ring galaxy, and a merger with tidal arms."""
+"""Kinds of stamps. "lens" is a red galaxy with the arcs of a galaxy behind it. The others are no lenses: a
+red galaxy alone, one with blue companions around it, a spiral, a ring galaxy, and a merger with tidal
+arms."""
 
 Range = tuple[float, float]
 
@@ -25,7 +26,8 @@ class LensSurvey:
     Args:
         size: side of a stamp [px].
         bands: their names.
-        pixel_scale: range of the side of a pixel [arcsec]. Several values let the weights serve several surveys.
+        pixel_scale: range of the side of a pixel [arcsec]. Several values let the weights serve several
+            surveys.
         fwhm: range of the width of the PSF in each band [arcsec].
         noise: SD of a pixel's noise in each band.
         noise_scatter: SD of ln(noise), of all bands together; a third of it in each band alone.
@@ -34,8 +36,8 @@ class LensSurvey:
         neighbour_magnitude: the same for other galaxies in the stamp.
         radius: range of the half-light radius of the central galaxy [arcsec]; its logarithm is uniform.
         einstein_radius: range [arcsec]; ln(radius) is uniform.
-        snr: range of the signal-to-noise ratio of the arcs, or of the blue part of a galaxy that is no lens, of
-            all bands together; its logarithm is uniform.
+        snr: range of the signal-to-noise ratio of the arcs, or of the blue part of a galaxy that is no lens,
+            of all bands together; its logarithm is uniform.
         gain: range of electrons per unit of flux; its logarithm is uniform.
         missing: fraction of stamps in which a part has no data.
     """

@@ -2,9 +2,9 @@
 
 Galaxies are Sersic profiles with knots, spirals and rings with a closed form. A lens is a singular isothermal
 ellipsoid with external shear. Its image and those of the other kinds consist of the same parts: a central
-galaxy, a bluer part whose signal-to-noise ratio is drawn from one range for all kinds, and neighbours. Light is
-sampled twice per pixel and axis, and convolved with a Moffat PSF of its own in each band. Neighbouring pixels
-have correlated noise, as in co-adds.
+galaxy, a bluer part whose signal-to-noise ratio is drawn from one range for all kinds, and neighbours. Light
+is sampled twice per pixel and axis, and convolved with a Moffat PSF of its own in each band. Neighbouring
+pixels have correlated noise, as in co-adds.
 
 References:
     Kormann, Schneider & Bartelmann 1994, A&A 284, 285 (the deflection); Lanusse et al. 2018, MNRAS 473, 3895
@@ -25,12 +25,13 @@ from torch import Tensor
 from astrozoo.data.lens_survey import KINDS, LensSurvey
 from astrozoo.errors import InputError
 
-__all__ = ["LensTruth", "SimulatedStamps", "simulate_lens_stamps"]
+__all__ = ["LensTruth", "SimulatedStamps", "sie_deflection", "simulate_lens_stamps"]
 
 _SUBSAMPLES = 2
 """Samples per pixel and axis. The PSF, at least 1.5 px wide, smooths what lies between."""
 _MARGIN = 6
-"""[px] Border that is rendered and cut off, so that light which leaves one side does not enter at the other."""
+"""[px] Border that is rendered and cut off, so that light which leaves one side does not enter at the
+other."""
 _CHUNK = 128
 """Stamps that are rendered at once, which limits memory to 0.3 GB."""
 _KNOTS = 5
@@ -113,6 +114,30 @@ def simulate_lens_stamps(
         parts.append((image, *truth))
     image, *columns = (torch.cat(column)[:count] for column in zip(*parts, strict=True))
     return SimulatedStamps(image, LensTruth(*columns))
+
+
+def sie_deflection(
+    x: Float[Tensor, "*n"],
+    y: Float[Tensor, "*n"],
+    einstein_radius: Float[Tensor, "*n"],
+    ratio: Float[Tensor, "*n"],
+    angle: Float[Tensor, "*n"],
+) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]:
+    """Deflection of a singular isothermal ellipsoid at the origin [arcsec].
+
+    Args:
+        x, y: [arcsec].
+        einstein_radius: of the intermediate axis [arcsec].
+        ratio: axis ratio, below 1.
+        angle: of the major axis from +x [rad].
+    """
+    cos, sin = angle.cos(), angle.sin()
+    u, v = cos * x + sin * y, cos * y - sin * x
+    f = (1 - ratio**2).sqrt()
+    psi = (ratio**2 * u**2 + v**2).clamp_min(1e-12).sqrt()
+    strength = einstein_radius * ratio.sqrt() / f
+    au, av = strength * torch.atan(f * u / psi), strength * torch.atanh(f * v / psi)
+    return cos * au - sin * av, sin * au + cos * av
 
 
 class _Drawing:
@@ -251,13 +276,7 @@ class _Drawing:
         """A galaxy behind the lens. The mass follows the light of the lens but for some scatter."""
         q = (ratio + 0.08 * self.normal()).clamp(0.5, 0.98)
         turned = angle + 0.15 * self.normal()
-        cos, sin = turned.cos()[:, None, None], turned.sin()[:, None, None]
-        x, y = cos * self.x + sin * self.y, cos * self.y - sin * self.x
-        f = (1 - q**2).sqrt()[:, None, None]
-        psi = (q[:, None, None] ** 2 * x**2 + y**2 + 1e-8).sqrt()
-        strength = (radius * q.sqrt())[:, None, None] / f
-        ax, ay = strength * torch.atan(f * x / psi), strength * torch.atanh(f * y / psi)
-        ax, ay = cos * ax - sin * ay, sin * ax + cos * ay
+        ax, ay = sie_deflection(self.x, self.y, *(p[:, None, None] for p in (radius, q, turned)))
         g1, g2 = (0.05 * self.normal(2)).clamp(-0.15, 0.15)[:, :, None, None].unbind(1)
         x, y = self.x - ax - g1 * self.x - g2 * self.y, self.y - ay - g2 * self.x + g1 * self.y
         place = self.around(radius * 0.55 * self.uniform((0, 1)).sqrt())
@@ -305,7 +324,9 @@ class _Drawing:
         length = self.log_uniform((0.4, 1.6))[:, None, None]
         arms = torch.randint(2, 5, (self.n,), generator=self.generator)[:, None, None]
         pitch = torch.tan(self.uniform((0.15, 0.6)))[:, None, None]
-        phase = arms * (azimuth - torch.log(r / length) / pitch) + self.uniform((0, 2 * math.pi))[:, None, None]
+        phase = (
+            arms * (azimuth - torch.log(r / length) / pitch) + self.uniform((0, 2 * math.pi))[:, None, None]
+        )
         contrast = self.uniform((0.3, 3.0))[:, None, None]
         wave = torch.exp(contrast * (phase.cos() - 1))
         inner = 1 - torch.exp(-((r / length) ** 2))

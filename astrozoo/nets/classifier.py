@@ -1,9 +1,10 @@
-"""A residual network that classifies stamps of several bands, after CMU DeepLens.
+"""A residual network that classifies stamps of several bands, after CMU DeepLens, in polar coordinates.
 
-Units are pre-activation bottlenecks with ELU, as in CMU DeepLens. Two things differ: normalisation is over
-groups of channels of one stamp and not over a minibatch, so that a stamp has the same features alone, in any
-minibatch and on any number of devices; and the pooled channels are mapped to a few features, on which a
-Bayesian logistic regression is cheap.
+Units are pre-activation bottlenecks with ELU, as in CMU DeepLens. Three things differ. The network sees a stamp
+in polar coordinates around its middle, where a lens is: arcs become horizontal strips, what is round can be
+subtracted, and a rotation is a shift. Normalisation is over groups of channels of one stamp and not over a
+minibatch, so that a stamp has the same features alone, in any minibatch and on any number of devices. The pooled
+channels are mapped to a few features, on which a Bayesian logistic regression is cheap.
 
 References:
     Lanusse et al. 2018, MNRAS 473, 3895; He et al. 2016, arXiv 1603.05027; Wu & He 2018, arXiv 1803.08494.
@@ -11,14 +12,15 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import elu
+from torch.nn.functional import elu, grid_sample, pad
 
-__all__ = ["CHANNELS", "FEATURES", "Classifier", "turned_copies"]
+__all__ = ["CHANNELS", "FEATURES", "Classifier", "polar", "turned_copies"]
 
 CHANNELS = (32, 64, 128)
 """Channels of the stages. Each stage has half the side of the one before."""
@@ -27,10 +29,26 @@ FEATURES = 32
 _UNITS = 2
 """Residual units of a stage. CMU DeepLens has three; the third costs a third of the time."""
 _GROUPS = 8
-"""Groups of channels that are normalised together."""
+"""Most groups of channels, each of which is normalised together."""
 _SOFTENING = 3.0
 """[SD of the noise] Brightness at which the network's input becomes logarithmic: the noise keeps its shape, and
 the centre of a galaxy is about 5."""
+_QUANTILES = (0.001, 0.02, 0.5, 0.9, 0.99, 1.0)
+"""Of the pixels of a band, among the statistics."""
+_LAGS = (1, 2, 4)
+"""[px] Distances of pixels whose differences are among the statistics."""
+
+
+class _Convolution(nn.Module):
+    """A convolution whose image is periodic in the last axis, the azimuth."""
+
+    def __init__(self, before: int, after: int, side: int, stride: int = 1) -> None:
+        super().__init__()
+        self.half = side // 2
+        self.inner = nn.Conv2d(before, after, side, stride, padding=(self.half, 0), bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(pad(x, (self.half, self.half, 0, 0), mode="circular"))
 
 
 class _Unit(nn.Module):
@@ -39,11 +57,11 @@ class _Unit(nn.Module):
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
         middle = after // 2
-        self.norms = nn.ModuleList(nn.GroupNorm(_GROUPS, n) for n in (before, middle, middle))
+        self.norms = nn.ModuleList(nn.GroupNorm(math.gcd(_GROUPS, n), n) for n in (before, middle, middle))
         self.convolutions = nn.ModuleList(
             (
                 nn.Conv2d(before, middle, 1, bias=False),
-                nn.Conv2d(middle, middle, 3, stride=stride, padding=1, bias=False),
+                _Convolution(middle, middle, 3, stride),
                 nn.Conv2d(middle, after, 1, bias=False),
             )
         )
@@ -60,7 +78,7 @@ class _Unit(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Stamps to a few features, and to the logit of one class.
+    """Square stamps to a few features, and to the logit of one class.
 
     Args:
         bands: of a stamp.
@@ -74,7 +92,7 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         self.bands, self.channels, self.stride = bands, tuple(channels), stride
-        self.first = nn.Conv2d(bands, channels[0], 7, stride=stride, padding=3, bias=False)
+        self.first = _Convolution(2 * bands + 1, channels[0], 5, stride)
         stages, before = [], channels[0]
         for i, after in enumerate(channels):
             units: list[nn.Module] = []
@@ -83,8 +101,8 @@ class Classifier(nn.Module):
                 before = after
             stages.append(nn.Sequential(*units))
         self.stages = nn.ModuleList(stages)
-        self.norm = nn.GroupNorm(_GROUPS, before)
-        self.neck = nn.Linear(before, features)
+        self.norm = nn.GroupNorm(math.gcd(_GROUPS, before), before)
+        self.neck = nn.Linear(2 * before, features)
         self.last = nn.Linear(features, 1)
 
     def forward(self, image: Float[Tensor, "b band y x"]) -> Float[Tensor, "b"]:
@@ -97,28 +115,74 @@ class Classifier(nn.Module):
 
     def features(self, image: Float[Tensor, "b band y x"]) -> Float[Tensor, "b f"]:
         """Features, on which the logit is linear."""
-        return self.described(image)[0]
+        x = self.first(_inputs(image))
+        for stage in self.stages:
+            x = stage(x)
+        return self._pooled(x)
 
-    def described(self, image: Float[Tensor, "b band y x"]) -> tuple[Float[Tensor, "b f"], Float[Tensor, "b s"]]:
-        """Features, and statistics of all layers that tell whether a stamp is like those of the training.
+    def described(
+        self, image: Float[Tensor, "b band y x"]
+    ) -> tuple[Float[Tensor, "b f"], Float[Tensor, "b s"]]:
+        """Features, and statistics that tell whether a stamp is like those of the training.
 
-        The statistics are the mean and the log SD of each channel of the first convolution and of each stage
-        over the stamp. The features discard what does not matter to the class, such as the noise's
-        correlation. The first layers still have it.
+        The features discard what does not matter to the class, such as the noise's correlation, so that they
+        do not tell. The statistics are the mean and the log SD of each channel of the first convolution and of
+        each stage over the stamp, quantiles of the pixels of each band, and the spread of their differences.
         """
-        x = self.first((image / _SOFTENING).asinh())
-        statistics = [*_moments(x)]
+        x = self.first(_inputs(image))
+        statistics = [*_moments(x), *_of_pixels(image)]
         for stage in self.stages:
             x = stage(x)
             statistics += _moments(x)
-        pooled = elu(self.norm(x)).mean((2, 3))
-        return elu(self.neck(pooled)), torch.cat(statistics, 1)
+        return self._pooled(x), torch.cat(statistics, 1)
+
+    def _pooled(self, x: Float[Tensor, "b c r a"]) -> Float[Tensor, "b f"]:
+        x = elu(self.norm(x))
+        return elu(self.neck(torch.cat((x.mean((2, 3)), x.amax((2, 3))), 1)))
+
+
+def polar(image: Float[Tensor, "b c size size"]) -> Float[Tensor, "b c r a"]:
+    """Square images on a grid of radius and azimuth, by bilinear interpolation.
+
+    There are as many azimuths as pixels along a side, and half as many radii: 0.5, 1.5 ... pixels.
+    """
+    size = image.shape[-1]
+    like = {"dtype": image.dtype, "device": image.device}
+    radius = (torch.arange(size // 2, **like) + 0.5)[:, None] * 2 / size  # type: ignore[arg-type]
+    angle = torch.arange(size, **like) * (2 * math.pi / size)  # type: ignore[arg-type]
+    grid = torch.stack((radius * angle.cos(), radius * angle.sin()), -1)
+    return grid_sample(
+        image, grid.expand(len(image), -1, -1, -1), padding_mode="border", align_corners=False
+    )
+
+
+def _inputs(image: Float[Tensor, "b band y x"]) -> Float[Tensor, "b c r a"]:
+    """In each band the image, and the image without what is round; and the radius."""
+    whole = polar(image)
+    uneven = whole - whole.median(-1, keepdim=True).values
+    size = whole.shape[-2]
+    radius = torch.linspace(-1, 1, size, dtype=image.dtype, device=image.device)
+    radius = radius[:, None].expand(len(image), 1, -1, whole.shape[-1])
+    return torch.cat(((whole / _SOFTENING).asinh(), (uneven / _SOFTENING).asinh(), radius), 1)
 
 
 def _moments(x: Float[Tensor, "b c y x"]) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b c"]]:
     """Mean and log SD of each channel."""
     variance, mean = torch.var_mean(x, (2, 3))
     return mean, (variance + 1e-8).log() / 2
+
+
+def _of_pixels(image: Float[Tensor, "b band y x"]) -> list[Float[Tensor, "b k"]]:
+    """Quantiles of each band's pixels, and the log median of their differences at some distances."""
+    flat = image.flatten(2)
+    quantiles = flat.sort(-1).values[..., [round(q * (flat.shape[-1] - 1)) for q in _QUANTILES]]
+    found = [quantiles.asinh().flatten(1)]
+    for lag in _LAGS:
+        for axis in (-1, -2):
+            n = image.shape[axis]
+            change = image.narrow(axis, lag, n - lag) - image.narrow(axis, 0, n - lag)
+            found.append((change.abs().flatten(2).median(-1).values + 1e-3).log())
+    return found
 
 
 def turned_copies(image: Float[Tensor, "b band y x"], orientation: int) -> Float[Tensor, "b band y x"]:

@@ -1,0 +1,1 @@
+"""What the command does for the lens finder: ranking, pictures, candidates."""
