@@ -3,9 +3,10 @@
     python -m experiments.deblend_priors --out runs/deblend [--blends 204] [--hmc 0]
 
 Blends of two, three and four galaxies in g, r and i, 3.5 to 8 px from their nearest neighbours, half of them
-smooth. The galaxies have colour gradients, which no prior has. A flux is that of a galaxy inside the image. The
-mode is found for twelve blends at once. Intervals come from the normal at the mode and, for the first ``--hmc``
-blends, from HMC that starts there. The same command continues a run that was stopped. Files in ``--out``:
+smooth. The galaxies have colour gradients, which no prior has. A flux is that of a galaxy inside the image.
+The mode is found for twelve blends at once. Intervals come from the normal at the mode and, for the first
+``--hmc`` blends, from HMC that starts there. The same command continues a run that was stopped. Files in
+``--out``:
 
 - ``PRIOR.npz``: a row for each galaxy and band;
 - ``scores.json``: NMAD of the relative error of the flux, bias, coverage, and CPU seconds per blend, of all
@@ -62,7 +63,8 @@ def fluxes(problem: Problem, values: dict[str, Tensor]) -> Float[np.ndarray, "dr
 def at_mode(
     scenes: Sequence[Scene], prior: str, generator: torch.Generator
 ) -> tuple[Problem, dict[str, Tensor], np.ndarray, np.ndarray, np.ndarray, float]:
-    """Problem, mode, its fluxes, draws of the normal there, whether converged, and CPU seconds to the mode."""
+    """Problem, mode, its fluxes, draws of the normal there, whether converged, and CPU seconds to the
+    mode."""
     problem = deblend.problem(list(scenes), prior=prior, search=False)
     model: Any = problem.model
     began = time.process_time()

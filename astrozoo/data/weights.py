@@ -71,6 +71,12 @@ _WEIGHTS = {
         package="astrozoo.models",
         name="two_moons.safetensors",
     ),
+    "lens_finder": _Weights(
+        "network that tells strong lenses in g, r and i from the ground, and the labelled stamps it rests on",
+        "375a0994106d92bf7cbcc795425e55df3bf2fbcad1b8f1b82b5668729151f6e8",
+        package="astrozoo.models",
+        name="lens_finder.safetensors",
+    ),
     "learned_source": _Weights(
         "decoder of galaxies (64 x 64 pixels, 32 latents) and the flow over its latents",
         "7649ce1732e381364954fede027ee9063e344c0caf5ae1256a10dc1aa2f5a56e",

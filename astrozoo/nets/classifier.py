@@ -1,9 +1,9 @@
 """A residual network that classifies stamps of several bands, after CMU DeepLens, in polar coordinates.
 
-Units are pre-activation bottlenecks with ELU, as in CMU DeepLens. Three things differ. The network sees a stamp
-in polar coordinates around its middle, where a lens is: arcs become horizontal strips, what is round can be
-subtracted, and a rotation is a shift. Normalisation is over groups of channels of one stamp and not over a
-minibatch, so that a stamp has the same features alone, in any minibatch and on any number of devices. The pooled
+Units are pre-activation bottlenecks with ELU, as in CMU DeepLens. Three things differ. The network sees a
+stamp in polar coordinates around its middle, where a lens is: arcs become strips along the azimuth, what is
+round can be subtracted, and a rotation is a shift. Normalisation is over groups of channels of one stamp and
+not over a minibatch, so that a stamp has the same features alone and in any minibatch. The pooled
 channels are mapped to a few features, on which a Bayesian logistic regression is cheap.
 
 References:
@@ -31,8 +31,8 @@ _UNITS = 2
 _GROUPS = 8
 """Most groups of channels, each of which is normalised together."""
 _SOFTENING = 3.0
-"""[SD of the noise] Brightness at which the network's input becomes logarithmic: the noise keeps its shape, and
-the centre of a galaxy is about 5."""
+"""[SD of the noise] Brightness at which the network's input becomes logarithmic: the noise keeps its shape,
+and the centre of a galaxy is about 5."""
 _QUANTILES = (0.001, 0.02, 0.5, 0.9, 0.99, 1.0)
 """Of the pixels of a band, among the statistics."""
 _LAGS = (1, 2, 4)
@@ -125,9 +125,10 @@ class Classifier(nn.Module):
     ) -> tuple[Float[Tensor, "b f"], Float[Tensor, "b s"]]:
         """Features, and statistics that tell whether a stamp is like those of the training.
 
-        The features discard what does not matter to the class, such as the noise's correlation, so that they
-        do not tell. The statistics are the mean and the log SD of each channel of the first convolution and of
-        each stage over the stamp, quantiles of the pixels of each band, and the spread of their differences.
+        The features discard what does not matter to the class, such as the noise's correlation, so that
+        they do not tell. The statistics are the mean and the log SD of each channel of the first convolution
+        and of each stage over the stamp, quantiles of the pixels of each band, and the spread of their
+        differences.
         """
         x = self.first(_inputs(image))
         statistics = [*_moments(x), *_of_pixels(image)]
@@ -151,9 +152,7 @@ def polar(image: Float[Tensor, "b c size size"]) -> Float[Tensor, "b c r a"]:
     radius = (torch.arange(size // 2, **like) + 0.5)[:, None] * 2 / size  # type: ignore[arg-type]
     angle = torch.arange(size, **like) * (2 * math.pi / size)  # type: ignore[arg-type]
     grid = torch.stack((radius * angle.cos(), radius * angle.sin()), -1)
-    return grid_sample(
-        image, grid.expand(len(image), -1, -1, -1), padding_mode="border", align_corners=False
-    )
+    return grid_sample(image, grid.expand(len(image), -1, -1, -1), padding_mode="border", align_corners=False)
 
 
 def _inputs(image: Float[Tensor, "b band y x"]) -> Float[Tensor, "b c r a"]:

@@ -18,7 +18,6 @@ from astrozoo.models import lens_finder, lens_finder_training
 from astrozoo.models.lens_finder import Labelled, log_odds
 from astrozoo.models.lens_finder_training import Examples
 from astrozoo.models.lens_reference import FALSE_ALARMS, Described, Reference, load
-from astrozoo.nets.classifier import Classifier
 
 
 def quadrature(data: Labelled, scale: float):
@@ -159,10 +158,3 @@ def test_training_needs_enough_labelled_stamps(tmp_path):
     for path, stamps, message in ((tmp_path / "a.npz", 400, "without labels"), (None, 50, "200 or more")):
         with pytest.raises(InputError, match=message):
             lens_finder_training.training(out=tmp_path, path=path, seed=0, stamps=stamps)
-
-
-def test_statistics_follow_the_network():
-    network = Classifier(1, (8,), 3)
-    features, statistics = network.described(torch.zeros(1, 1, 16, 16))
-    assert features.shape == (1, 3)
-    torch.testing.assert_close(statistics[:, :8], torch.zeros(1, 8))

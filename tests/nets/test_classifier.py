@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from astrozoo.nets.classifier import Classifier, turned_copies
+from astrozoo.nets.classifier import Classifier, polar, turned_copies
 
 
 def network(bands=3, stride=2):
@@ -17,7 +17,7 @@ def network(bands=3, stride=2):
 def test_features_and_statistics_have_their_shapes(bands, stride, side):
     features, statistics = network(bands, stride).described(torch.randn(6, bands, side, side).double())
     assert features.shape == (6, 5)
-    assert statistics.shape == (6, 2 * (8 + 8 + 16))
+    assert statistics.shape == (6, 2 * (8 + 8 + 16) + 12 * bands)
 
 
 def test_a_stamp_has_the_same_logit_alone_and_in_any_minibatch():
@@ -49,3 +49,30 @@ def test_the_eight_orientations_are_different_and_complete():
     quarter_turns = [image.rot90(k, (-2, -1)) for k in range(4)]
     expected = quarter_turns + [t.flip(-1) for t in quarter_turns]
     assert all(any(torch.equal(t, e) for e in expected) for t in turned)
+
+
+def test_half_a_turn_does_not_matter():
+    net, image = network(), torch.randn(3, 3, 32, 32).double()
+    for ours, theirs in zip(net.described(image), net.described(image.flip(-2, -1)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_polar_coordinates_are_radius_and_azimuth():
+    side = 24
+    offset = torch.arange(side).double() - (side - 1) / 2
+    x, y = offset.expand(side, side), offset[:, None].expand(side, side)
+    both = polar(torch.stack((x, y))[None])[0]  # linear functions are interpolated exactly
+    radius = torch.arange(side // 2).double()[:, None] + 0.5
+    angle = torch.arange(side).double() * (2 * torch.pi / side)
+    inside = slice(0, side // 2 - 1)
+    torch.testing.assert_close(both[0, inside], (radius * angle.cos())[inside], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(both[1, inside], (radius * angle.sin())[inside], rtol=1e-12, atol=1e-12)
+
+
+def test_statistics_of_pixels_are_quantiles_and_differences():
+    net, image = network(1), torch.zeros(1, 1, 16, 16).double()
+    image[0, 0, 3, 4] = 50.0
+    statistics = net.described(image)[1][0, 16:28]  # after two moments of eight channels
+    expected = torch.tensor([0.0] * 5 + [50.0]).double().asinh()
+    torch.testing.assert_close(statistics[:6], expected)
+    torch.testing.assert_close(statistics[6:], torch.full((6,), 1e-3).double().log())
