@@ -117,7 +117,7 @@ def trained(tmp_path_factory):
     survey = LensSurvey(size=16, einstein_radius=(0.8, 1.0), snr=(300.0, 300.0))
     drawn = simulate_lens_stamps(survey, 384, seed=0, kinds=["lens", "plain"])
     examples = Examples(prepare(drawn.image).image.half(), (drawn.truth.kind == 0).float())
-    stages = lens_finder_training.stages(survey, examples, 128, passes=4.0, channels=(8, 16), features=4)
+    stages = lens_finder_training.stages(survey, examples, 128, passes=40.0, channels=(8, 16), features=4)
     return train_stages(stages, tmp_path_factory.mktemp("train"), seed=0, progress=False)
 
 
