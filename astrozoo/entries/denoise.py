@@ -43,6 +43,7 @@ ENTRY = Entry(
     guides=("fourier", "mean_field"),
     methods=("hmc", "mclmc", "wiener", "svi", "trust_region", "nuts", "nutpie"),
     unsuited={
+        "annealed": "it has not been tested on these posteriors",
         "laplace": _ROUTINE,
         "auto": _ROUTINE,
         "el2o": "it needs a matrix of all pairs of pixels",
