@@ -1,6 +1,6 @@
 """Two moons: fit the learned prior of points, and compare its posterior with the exact one on a grid.
 
-    python -m experiments.two_moons train --out DIR [--steps 4000]
+    python -m experiments.two_moons train --out DIR [--steps 12000]
     python -m experiments.two_moons compare --out DIR [--weights DIR/weights.safetensors] [--points 6]
 
 ``train`` fits the energy to points without noise by denoising score matching, and writes
@@ -125,7 +125,7 @@ def main() -> None:
     )
     parser.add_argument("job", choices=("train", "compare"))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=12_000)
     parser.add_argument("--points", type=int, default=6)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--seed", type=int, default=0)

@@ -67,7 +67,7 @@ _WEIGHTS = {
     ),
     "two_moons": _Weights(
         "energy of points of two interleaved half circles",
-        "dd7109bd8513917249a65d6508c90b6fdbae2d71e16ce11a06ea3fdd86e1288f",
+        "fca9d4a35ce5a1c17da3b920e6d2f555f69ddd06214430771216e2e70718f6a1",
         package="astrozoo.models",
         name="two_moons.safetensors",
     ),
