@@ -18,7 +18,7 @@ near no edge in most other sweeps. Each visit to a tile has random numbers of it
 tile, so that a run does not depend on the number of threads.
 
 The moves are compiled by numba on first use, which takes about 45 CPU seconds, and are cached on disk beside
-their source. A move then takes some 12 microseconds with three images, and 25 with five.
+their source. A move then takes some 11 microseconds with three images, and 16 to 29 with five.
 
 References:
     Brewer, Foreman-Mackey & Hogg 2013, AJ 146, 7; Portillo et al. 2017, AJ 154, 132 (PCAT).
@@ -59,10 +59,10 @@ __all__ = ["STEPS", "sample"]
 
 STEPS = 4000
 """Default number of moves per source and chain, with the burn-in. Four chains of this length and their pilot
-runs take about .3 CPU seconds per source with three images and .5 with five. It is a compromise: R-hat of the
-numbers of sources by magnitude is up to 1.2 in the densest fields. On a simulated field of 36 px with
-M2's density and stars to r = 25, 68 % intervals of fluxes in the consensus contain 59 to 71 % of the true
-ones, and 95 % intervals 92 to 95 %."""
+runs take about .25 CPU seconds per source of the catalogues with three images, and .3 to .6 with five. It is
+a compromise: R-hat of the numbers of sources by magnitude is up to 1.2 in simulated clusters, and up to 2.8
+in M2. On a simulated field of 36 px with M2's density and stars to r = 25, 68 % intervals of fluxes in the
+consensus contain 59 to 71 % of the true ones, and 95 % intervals 92 to 95 %."""
 TILE = 30.0
 """[px] Side of a tile, unless cores are so large that tiles of a group would touch."""
 SWEEP_STEPS = 20
