@@ -120,7 +120,7 @@ def test_options_are_parsed_and_checked(tmp_path):
 
 def test_a_command_that_an_entry_does_not_have_is_named():
     with pytest.raises(InputError, match="got survey, expected one of compare, run, sbc"):
-        registry.get("celeste").job("survey")
+        registry.get("strong_lens").job("survey")
 
 
 @pytest.mark.parametrize("name", list(registry.GUIDES))
