@@ -138,7 +138,7 @@ def weights() -> dict[str, Tensor]:
     return load().network.state_dict()
 
 
-def _structure() -> ResidualUNet:
+def _structure() -> torch.nn.Module:
     with torch.device("meta"):  # draws no random numbers
         network = make_energy().network.float().requires_grad_(False)
     network = network.to_empty(device="cpu")

@@ -28,7 +28,10 @@ ENTRY = Entry(
     model="astrozoo.models.lens_finder:LensFinder",
     guides=("full_rank", "mean_field"),
     methods=("laplace", "trust_region", "svi", "hmc", "mclmc", "nuts", "nutpie", "el2o", "auto"),
-    unsuited={"wiener": "labels are not normal"},
+    unsuited={
+        "annealed": "the posterior of a logistic regression has one mode, which hmc samples",
+        "wiener": "labels are not normal",
+    },
     default_guide="full_rank",
     default_method="laplace",
     options={"laplace": {"compile": "never"}},

@@ -44,11 +44,11 @@ class _Convolution(nn.Module):
 
     def __init__(self, before: int, after: int, side: int, stride: int = 1) -> None:
         super().__init__()
-        self.half = side // 2
-        self.inner = nn.Conv2d(before, after, side, stride, padding=(self.half, 0), bias=False)
+        self.margin = side // 2
+        self.inner = nn.Conv2d(before, after, side, stride, padding=(self.margin, 0), bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(pad(x, (self.half, self.half, 0, 0), mode="circular"))
+        return self.inner(pad(x, (self.margin, self.margin, 0, 0), mode="circular"))
 
 
 class _Unit(nn.Module):
@@ -148,9 +148,9 @@ def polar(image: Float[Tensor, "b c size size"]) -> Float[Tensor, "b c r a"]:
     There are as many azimuths as pixels along a side, and half as many radii: 0.5, 1.5 ... pixels.
     """
     size = image.shape[-1]
-    like = {"dtype": image.dtype, "device": image.device}
-    radius = (torch.arange(size // 2, **like) + 0.5)[:, None] * 2 / size  # type: ignore[arg-type]
-    angle = torch.arange(size, **like) * (2 * math.pi / size)  # type: ignore[arg-type]
+    pixels = torch.arange(size, dtype=image.dtype, device=image.device)
+    radius = (pixels[: size // 2] + 0.5)[:, None] * 2 / size
+    angle = pixels * (2 * math.pi / size)
     grid = torch.stack((radius * angle.cos(), radius * angle.sin()), -1)
     return grid_sample(image, grid.expand(len(image), -1, -1, -1), padding_mode="border", align_corners=False)
 
