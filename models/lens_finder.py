@@ -31,7 +31,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from astrozoo._trained import Trained
-from astrozoo.data.finder_files import LensStamps, read_stamps
+from astrozoo.data.finder_files import MISSING, LensStamps, read_stamps
 from astrozoo.errors import InputError
 from astrozoo.models.lens_reference import Finder, load
 from astrozoo.types import Problem
@@ -131,9 +131,9 @@ def simulate(
     return Labelled(drawn, label), {"weight": weight, "offset": offset}
 
 
-def read(path: str | Path, **options: Any) -> LensStamps:
+def read(path: str | Path, bands: str | None = None, missing: float = MISSING) -> LensStamps:
     """Stamps of a file or folder; see :func:`astrozoo.data.finder_files.read_stamps`."""
-    return read_stamps(Path(path), **options)
+    return read_stamps(Path(path), bands=bands, missing=missing)
 
 
 def log_odds(prevalence: float) -> float:

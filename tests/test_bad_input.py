@@ -201,7 +201,7 @@ def test_ctrl_c_keeps_the_work_and_says_how_to_go_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(fit, "_finish", stopped)
+        patch.setattr(fit, "draw_posteriors", stopped)
         code, said = run()
     assert code == 130
     told, last = said.strip().splitlines()[-2:]
