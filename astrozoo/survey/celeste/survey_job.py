@@ -48,10 +48,10 @@ BOX_SECONDS = 120.0
 """[s] Predicted time of a box: long against what a task costs the scheduler (a millisecond) and against
 reading a field (seconds), short against what a dead worker loses."""
 SECONDS_PER_SOURCE = 0.2
-"""[s] Both fits and the draws of a source in five bands: that of a field's fit (docs/celeste.md). In a survey it
-is not measured; it divides the sky into boxes and affects no result."""
+"""[s] Both fits and the draws of a source in five bands: that of a field's fit (docs/celeste.md). It has
+not been measured in a survey."""
 SECONDS_PER_PIXEL = 2e-6
-"""[s] What a box costs for each pixel of its images, in all stages: a guess; no result depends on it."""
+"""[s] What a box costs for each pixel of its images, in all stages: a guess."""
 _FITS_ROWS = 200_000
 """Largest number of sources for which one FITS table is written too."""
 _LEARN_FROM = 20_000
