@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +16,18 @@ __all__ = ["replacing", "write_json"]
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, *, shared: bool = False) -> Iterator[Path]:
     """A temporary name of the same suffix to write to; it becomes ``path`` if all goes well.
+
+    Args:
+        shared: several processes may write the file at the same time, each under a name of its own.
 
     Raises:
         OutputError: if it cannot be written; a file that was at ``path`` before is then unchanged.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    word = uuid.uuid4().hex[:8] if shared else "partial"
+    partial = path.with_name(f".{path.stem}.{word}{path.suffix}")
     try:
         try:
             yield partial

@@ -32,6 +32,7 @@ __all__ = [
     "case_of",
     "compare",
     "fit",
+    "infer_kept",
     "run",
     "sbc",
     "truth_page",
@@ -78,9 +79,7 @@ def case_of(
     if path is not None:
         data = entry.read(path, **reading)
         return Case(entry.problem(data, **settings).to(device=device), {}, str(path))
-    for option in entry.reading:
-        if option.name in reading:
-            raise InputError(option.flag, reading[option.name], f"{option.flag} with --data only")
+    entry.refuse_reading(reading)
     print(f"demonstration: simulating {entry.name} with seed {seed}")
     settings = {**entry.simulated, **entry.demo, **settings}
     data, truth = entry.simulate(seed, **settings, **(drawn or {}))
@@ -125,6 +124,36 @@ def fit(
     result = with_data(case.problem, infer(case.problem, method, guide, seed=seed, **settings))
     pages = [truth_page(result, case)] if case.truth else []
     return Outcome(result, pages, {"data": case.origin})
+
+
+def infer_kept(
+    entry: Entry,
+    problem: Problem,
+    method: str,
+    guide: str,
+    *,
+    seed: int,
+    out: Path,
+    given: Mapping[str, Any],
+    keep: Sequence[str],
+    most: int,
+    **options: Any,
+) -> Result:
+    """Infer large sites with the entry's options, keeping some of the draws, with a checkpoint below ``out``.
+
+    Args:
+        given: options of the method; None where the entry's apply.
+        keep: sites whose draws are kept.
+        most: number of draws of all chains above which chains are thinned.
+        options: further ones, of chains only.
+    """
+    settings = dict(entry.options.get(method, {})) | {k: v for k, v in given.items() if v is not None}
+    if method in ("hmc", "mclmc", "annealed"):
+        settings |= {"thin": -(-settings["draws"] * settings["chains"] // most), **options}
+    if method != "wiener":
+        (out / CHECKPOINT).mkdir(exist_ok=True)
+        settings["checkpoint"] = out / CHECKPOINT / f"{method}.npz"
+    return infer(problem, method, guide, seed=seed, keep=list(keep), **settings)
 
 
 def truth_page(result: Result, case: Case) -> Page:

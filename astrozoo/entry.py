@@ -227,6 +227,16 @@ class Entry:
 
         return of(self.reading), of(self.settings)
 
+    def refuse_reading(self, reading: Mapping[str, Any]) -> None:
+        """Refuse options on how to read data where there are no data to read.
+
+        Raises:
+            InputError: one was given.
+        """
+        for option in self.reading:
+            if option.name in reading:
+                raise InputError(option.flag, reading[option.name], f"{option.flag} with --data only")
+
     def simulate(self, seed: int = 0, **settings: Any) -> tuple[Any, dict[str, Any]]:
         """Data drawn from the model itself, and the truth behind them: site -> tensor."""
         return resolve(f"{self.module}:simulate")(seed=seed, **settings)

@@ -110,7 +110,7 @@ def problem(fields: Any, power: Float[Tensor, "y h"], *, seed: int = 0) -> Probl
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = KappaResidual()
-    guides = {"prior": "astrozoo.guides.kappa_residual:prior"}
+    guides = {"prior": "astrozoo.guides.denoising:prior"}
     plates = {"map": {"fields": 0}}
     return Problem(model, (fields, power), name="kappa_residual", data_plates=plates, guides=guides)
 

@@ -71,20 +71,29 @@ class _Turned(Dataset[Examples]):
 
 
 @dataclass(frozen=True, eq=False)
-class NetworkModel:
-    """Labels given stamps, by the network with its own logistic layer.
+class _Stage:
+    """What is stored with the weights of a stage of training.
 
     Args:
-        network: its weights are parameters.
-        bands, size, pixel_scale, channels, stride: of stamps and network, stored with the weights.
+        bands, size, pixel_scale, channels, stride: of stamps and network.
     """
 
-    network: Classifier
     bands: tuple[str, ...]
     size: int
     pixel_scale: tuple[float, float]
     channels: tuple[int, ...]
     stride: int
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkModel(_Stage):
+    """Labels given stamps, by the network with its own logistic layer.
+
+    Args:
+        network: its weights are parameters.
+    """
+
+    network: Classifier
 
     def __call__(self, data: Examples) -> None:
         network: Any = pyro.module("network", self.network)
@@ -93,20 +102,14 @@ class NetworkModel:
 
 
 @dataclass(frozen=True, eq=False)
-class ReferenceModel:
+class ReferenceModel(_Stage):
     """Labels given features, by a logistic layer with the prior of :class:`~.lens_finder.LensFinder`.
 
     Args:
         reference: its layer is trained.
-        bands, size, pixel_scale, channels, stride: as of :class:`NetworkModel`.
     """
 
     reference: Reference
-    bands: tuple[str, ...]
-    size: int
-    pixel_scale: tuple[float, float]
-    channels: tuple[int, ...]
-    stride: int
 
     def __call__(self, data: Examples) -> None:
         reference: Any = pyro.module("reference", self.reference)
@@ -203,7 +206,7 @@ def stages(
 
     def first(_: Trained | None) -> dict[str, Any]:
         data = _Turned(trained_on, _digest(trained_on))
-        model = NetworkModel(network, **about)
+        model = NetworkModel(**about, network=network)
         return shared | {
             "problem": _problem(model, data),
             "held_out": _problem(model, held_out),
@@ -221,7 +224,7 @@ def stages(
         frozen.eval().requires_grad_(False)
         described, alike = describe(frozen, reference.image), describe(frozen, held_out.image)
         made = Reference.of(described, reference.label, alike.statistics)
-        model = ReferenceModel(made, **about)
+        model = ReferenceModel(**about, reference=made)
         standard = Examples(made.features.clone(), made.label.clone())
         other = Examples((alike.features - made.mean) / made.sd, held_out.label)
         return {

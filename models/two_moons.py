@@ -119,7 +119,7 @@ def problem(points: Float[Tensor, "point 2"], *, seed: int = 0) -> Problem:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LearnedPoints()
-    guides = {"prior": "astrozoo.guides.two_moons:prior"}
+    guides = {"prior": "astrozoo.guides.denoising:prior"}
     return Problem(model, (points,), name="two_moons", data_plates={"point": {"points": 0}}, guides=guides)
 
 

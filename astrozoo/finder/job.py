@@ -80,8 +80,7 @@ def run(
     if path is not None:
         stamps, origin = entry.read(path, **reading), str(path)
     else:
-        if reading:
-            raise InputError(f"--{next(iter(reading))}", next(iter(reading.values())), "it with --data only")
+        entry.refuse_reading(reading)
         stamps, optics, origin = demonstration(finder, seed)
     print(f"{origin}: {len(stamps)} stamps, bands {', '.join(stamps.bands)}")
     described = finder.describe(stamps)

@@ -11,15 +11,19 @@ import torch
 
 from astrozoo import registry
 from astrozoo._files import replacing
+from astrozoo._jobs import infer_kept
+from astrozoo.diagnostics.images import spaced_draws, write_images
 from astrozoo.errors import InputError
 from astrozoo.images.pictures import IMAGES, POINTS, POWER, image_figure, point_figure, power_figure
-from astrozoo.images.posterior import against_truth, chosen_draws, inferred, posterior_images, write_images
+from astrozoo.images.posterior import against_truth, posterior_images
 from astrozoo.types import Outcome, Page, Problem, Result
 
 __all__ = ["DEMO_SIZE", "run"]
 
 DEMO_SIZE = 96
 """Side of the demonstration's image [px]."""
+_KEPT = 1000
+"""Most draws that are kept. A run has converged if 400 of them are effective."""
 _PRIOR_DRAWS = 20
 """Draws of the prior whose mean power the report shows."""
 
@@ -59,14 +63,17 @@ def run(
             settings.setdefault("prior", "two_moons")
     else:
         noise = {"noise": reading.pop("noise")} if "noise" in reading else {}
-        for option in entry.reading:
-            if option.name in reading:
-                raise InputError(option.flag, reading[option.name], f"{option.flag} with --data only")
+        entry.refuse_reading(reading)
         data, truth = entry.simulate(seed, size=DEMO_SIZE, **_as_number(noise), **settings)
     print(data.origin)
     problem = entry.problem(data, **settings).to(device=device)
+    for name, value in entry.required.get(method, {}).items():
+        if settings.get(name, value) != value:
+            raise InputError(f"--method {method}", f"--{name} {settings[name]}", f"it with --{name} {value}")
     given = {"draws": draws, "chains": chains}
-    result = inferred(entry, problem, method, guide, seed, out, given, settings)
+    result = infer_kept(
+        entry, problem, method, guide, seed=seed, out=out, given=given, keep=["image"], most=_KEPT
+    )
     tell = _points if data.points else _image
     pages, summary, files = tell(problem, data, result, truth.get("image"), out, seed)
     result = replace(result, draws={name: x.astype(np.float32) for name, x in result.draws.items()})
@@ -87,7 +94,7 @@ def _image(
     images = {name: data.cropped(x) for name, x in posterior_images(problem, result).items()}
     kept = data.cropped(result.draws["image"])
     kept = kept.reshape(-1, *kept.shape[2:])
-    chosen = chosen_draws(kept)
+    chosen = spaced_draws(kept)
     comment = (
         f"posterior of the image without noise; data: {data.origin}; method {result.method}, seed {seed}"
     )

@@ -119,9 +119,7 @@ def _read(
         for what, where in lens.provenance.items():
             print(f"{what}: {where}")
         return entry.problem(lens, **settings), {}, str(path), lens.provenance
-    for option in entry.reading:
-        if option.name in reading:
-            raise InputError(option.flag, reading[option.name], f"{option.flag} with --data only")
+    entry.refuse_reading(reading)
     print(f"demonstration: simulating {entry.name} with seed {seed}")
     settings = {**entry.simulated, **entry.demo, **settings}
     lens, truth = entry.simulate(seed, **settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ import numpy as np
 import torch
 
 from astrozoo import registry
-from astrozoo._jobs import CHECKPOINT
+from astrozoo._jobs import infer_kept
+from astrozoo.diagnostics.images import coverage, spaced_draws, write_images
 from astrozoo.errors import InputError
-from astrozoo.infer import infer
-from astrozoo.massmap.maps import posterior_maps, write_maps
+from astrozoo.massmap.maps import posterior_maps
 from astrozoo.massmap.pictures import MAPS, POWER, map_figure, mode_rows, peak_rows, power_figure
-from astrozoo.types import Outcome, Page, Problem, Result
+from astrozoo.types import Outcome, Page, Problem
 
 __all__ = ["DEMO_SIZE", "run"]
 
@@ -25,8 +24,6 @@ DEMO_SIZE = 96
 _KEPT = 1000
 """Most draws that are kept. A run has converged if 400 of them are effective. Of a map of 360 x 360 they take
 1 GB in memory and half of that in the file of the results."""
-_WRITTEN = 50
-"""Draws that are written as FITS: 26 MB of a map of 360 x 360."""
 _PRIOR_DRAWS = 20
 """Draws of the prior whose mean power the report shows."""
 
@@ -67,20 +64,22 @@ def run(
     if path is not None:
         data = entry.read(path, **reading)
     else:
-        for option in entry.reading:
-            if option.name in reading:
-                raise InputError(option.flag, reading[option.name], f"{option.flag} with --data only")
+        entry.refuse_reading(reading)
         drawn = {"prior": "lognormal"} if settings.get("prior") == "hybrid" else {}
         data, truth = entry.simulate(seed, size=DEMO_SIZE, **settings | drawn)
     print(data.origin)
     problem = entry.problem(data, **settings).to(device=device)
-    result = _inferred(entry, problem, method, guide, seed, out, draws, chains)
+    given = {"draws": draws, "chains": chains}
+    result = infer_kept(
+        entry, problem, method, guide,
+        seed=seed, out=out, given=given, keep=["kappa"], most=_KEPT, summaries=True,
+    )  # fmt: skip
     maps = posterior_maps(problem, result)
     kept = result.draws["kappa"].reshape(-1, *maps["MEAN"].shape)
-    chosen = kept[np.linspace(0, len(kept) - 1, min(_WRITTEN, len(kept))).round().astype(int)]
+    chosen = spaced_draws(kept)
     comment = f"convergence from {data.origin}; method {method}, seed {seed}"
-    write_maps(out / "kappa.fits", maps, data.wcs, comment)
-    write_maps(out / "kappa_draws.fits", {"DRAWS": chosen}, data.wcs, comment)
+    write_images(out / "kappa.fits", maps, data.wcs, comment)
+    write_images(out / "kappa_draws.fits", {"DRAWS": chosen}, data.wcs, comment)
     pages, summary = _pages(problem, data, maps, chosen, seed)
     if truth:
         row = _against(truth["kappa"].numpy(), maps, kept, data.pixels.mask.numpy())
@@ -92,28 +91,6 @@ def run(
     }
     result = replace(result, draws={name: x.astype(np.float32) for name, x in result.draws.items()})
     return Outcome(result, pages, {"data": data.origin, **summary}, files)
-
-
-def _inferred(
-    entry: registry.Entry,
-    problem: Problem,
-    method: str,
-    guide: str,
-    seed: int,
-    out: Path,
-    draws: int | None,
-    chains: int | None,
-) -> Result:
-    settings = dict(entry.options.get(method, {}))
-    settings |= {name: n for name, n in (("draws", draws), ("chains", chains)) if n is not None}
-    if method in ("hmc", "mclmc", "annealed"):
-        total = settings["draws"] * settings["chains"]
-        settings |= {"thin": max(1, math.ceil(total / _KEPT)), "summaries": True}
-    (out / CHECKPOINT).mkdir(exist_ok=True)
-    kept = out / CHECKPOINT / f"{method}.npz"
-    if method != "wiener":
-        settings["checkpoint"] = kept
-    return infer(problem, method, guide, seed=seed, keep=["kappa"], **settings)
 
 
 def _pages(
@@ -153,7 +130,5 @@ def _against(
         "rmse": float(np.sqrt(np.mean((mean - mean.mean() - true + true.mean()) ** 2))),
         "correlation": float(np.corrcoef(mean, true)[0, 1]),
     }
-    for level, low, high in (("68 %", "Q16", "Q84"), ("95 %", "Q025", "Q975")):
-        inside = (maps[low][mask] < true) & (true < maps[high][mask])
-        row[f"coverage of {level}"] = float(inside.mean())
+    row |= coverage(truth, maps, mask)
     return {name: round(value, 4) for name, value in row.items()}

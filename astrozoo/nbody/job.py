@@ -11,9 +11,8 @@ import torch
 
 from astrozoo import registry
 from astrozoo._files import replacing
-from astrozoo._jobs import CHECKPOINT
+from astrozoo._jobs import infer_kept
 from astrozoo.errors import InputError
-from astrozoo.infer import infer
 from astrozoo.nbody.pictures import SLICES, SPECTRA, cosmology_figure, slice_figure, spectra_figure
 from astrozoo.nbody.spectra import Scales, by_scale, rows
 from astrozoo.physics.modes import make_shells
@@ -70,13 +69,14 @@ def run(
         data = entry.read(path, **reading)
     else:
         drawn = {name: reading.pop(name) for name in ("kind", "box", "mean", "noise") if name in reading}
-        for option in entry.reading:
-            if option.name in reading:
-                raise InputError(option.flag, reading[option.name], f"{option.flag} with --data only")
+        entry.refuse_reading(reading)
         data, truth = entry.simulate(seed, size=size or DEMO_SIZE, **drawn, **settings)
     print(data.origin)
     problem = entry.problem(data, **settings).to(device=device)
-    result = _inferred(entry, problem, method, guide, seed, out, draws, chains, warmup)
+    free = _COSMOLOGY if getattr(problem.model, "free", False) else ()
+    keep = ["white", "linear", "density", *free]
+    given = {"draws": draws, "chains": chains, "warmup": warmup}
+    result = infer_kept(entry, problem, method, guide, seed=seed, out=out, given=given, keep=keep, most=_KEPT)
     pages, summary = _pages(problem, data, result, truth)
     linear = result.draws["linear"].reshape(-1, *data.shape)
     density = result.draws["density"].reshape(-1, *data.shape)
@@ -95,29 +95,6 @@ def run(
     }
     result = replace(result, draws={name: x.astype(np.float32) for name, x in result.draws.items()})
     return Outcome(result, pages, {"data": data.origin, **summary}, files)
-
-
-def _inferred(
-    entry: registry.Entry, problem: Problem, method: str, guide: str, seed: int, out: Path,
-    draws: int | None, chains: int | None, warmup: int | None,
-) -> Result:  # fmt: skip
-    settings = dict(entry.options.get(method, {}))
-    given = {"draws": draws, "chains": chains, "warmup": warmup}
-    settings |= {name: n for name, n in given.items() if n is not None}
-    if method in ("hmc", "mclmc"):
-        settings["thin"] = -(-settings["draws"] * settings["chains"] // _KEPT)
-    (out / CHECKPOINT).mkdir(exist_ok=True)
-    free = [name for name in _COSMOLOGY if getattr(problem.model, "free", False)]
-    keep = ["white", "linear", "density", *free]
-    return infer(
-        problem,
-        method,
-        guide,
-        seed=seed,
-        keep=keep,
-        checkpoint=out / CHECKPOINT / f"{method}.npz",
-        **settings,
-    )
 
 
 def _pages(

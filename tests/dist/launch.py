@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 LAUNCHERS = ("torch", "mpi")
+GROUPS = (("torch", (2, 4)), ("mpi", (2,)))
+"""Launchers and numbers of processes of the fast tests."""
 
 
 def command(launcher, ranks, *program):
@@ -33,3 +36,15 @@ def launched(launcher, ranks, *program, timeout=300, **more):
         capture_output=True,
         text=True,
     )
+
+
+def outcomes(worker, launcher, sizes, folder, timeout):
+    """What groups of processes that run a worker have written, by their number."""
+    file = folder / "found.json"
+    starter = "alone" if launcher == "torch" else launcher
+    program = (str(Path(__file__).parent / worker), launcher, str(file), *map(str, sizes))
+    ended = launched(starter, max(sizes), *program, timeout=timeout)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    found = json.loads(file.read_text())
+    assert sorted(map(int, found)) == list(sizes)
+    return found

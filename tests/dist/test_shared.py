@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -11,27 +10,19 @@ import pytest
 _HERE = Path(__file__).parent
 sys.path.insert(0, str(_HERE))
 
-from launch import LAUNCHERS, launched  # noqa: E402
+from launch import GROUPS, LAUNCHERS, outcomes  # noqa: E402
 
 pytestmark = pytest.mark.mpi
 
 
-_SIZES = (("torch", (2, 4)), ("mpi", (2,)))
 _ALL = [pytest.param((launcher, (1, 2, 3, 4)), marks=pytest.mark.slow) for launcher in LAUNCHERS]
 
 
-@pytest.fixture(scope="module", params=[*_SIZES, *_ALL], ids=str)
+@pytest.fixture(scope="module", params=[*GROUPS, *_ALL], ids=str)
 def found(request, tmp_path_factory):
     """What groups of processes found, by their number."""
     launcher, sizes = request.param
-    file = tmp_path_factory.mktemp("found") / "found.json"
-    starter = "alone" if launcher == "torch" else launcher
-    program = (str(_HERE / "worker.py"), launcher, str(file), *map(str, sizes))
-    ended = launched(starter, max(sizes), *program, timeout=120)
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    results = json.loads(file.read_text())
-    assert sorted(map(int, results)) == list(sizes)
-    return results
+    return outcomes("worker.py", launcher, sizes, tmp_path_factory.mktemp("found"), timeout=120)
 
 
 def test_operations_do_what_they_say(found):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 _HERE = Path(__file__).parent
 sys.path.insert(0, str(_HERE))
 
-from launch import launched  # noqa: E402
+from launch import outcomes  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.mpi]
 
@@ -23,12 +22,7 @@ _OTHERS = ("trust_region", "svi", "laplace", "el2o", "wiener")
 def found(request, tmp_path_factory):
     """Differences by number of processes; for a refused run, the message."""
     launcher, sizes = request.param
-    file = tmp_path_factory.mktemp("found") / "found.json"
-    starter = "alone" if launcher == "torch" else launcher
-    program = (str(_HERE / "zoo_worker.py"), launcher, str(file), *map(str, sizes))
-    ended = launched(starter, max(sizes), *program, timeout=900)
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    return json.loads(file.read_text()).values()
+    return outcomes("zoo_worker.py", launcher, sizes, tmp_path_factory.mktemp("found"), timeout=900).values()
 
 
 def test_evaluations_of_the_zoo(found):

@@ -24,6 +24,7 @@ from astropy.table import Table, vstack
 from astropy.wcs.utils import proj_plane_pixel_scales
 from jaxtyping import Bool, Float
 
+from astrozoo._files import replacing
 from astrozoo.data.images import Field, Image, reference_image
 from astrozoo.data.wcs import tangent_wcs
 from astrozoo.survey.celeste.catalogue import catalogue
@@ -37,7 +38,6 @@ from astrozoo.survey.flags import position_flags
 from astrozoo.survey.sky.hats import HEALPIX, healpix
 from astrozoo.survey.sky.inputs import Spec, read_spec
 from astrozoo.survey.sky.seams import SEAM, kept
-from astrozoo.survey.sky.store import whole
 from astrozoo.survey.sky.tiling import Box, Tiling
 
 __all__ = ["LEARNED", "MARGIN", "first_fit", "scan", "second_fit"]
@@ -86,7 +86,7 @@ def scan(*, spec: Spec, heights: Sequence[float], out: Path) -> dict[str, Any]:
         "cell_pixels": _CELL**2 * len(images.images),
         "notes": images.meta.get("notes", "").splitlines(),
     }
-    with whole(out) as partial, partial.open("wb") as file:
+    with replacing(out, shared=True) as partial, partial.open("wb") as file:
         np.savez(file, **arrays, about=np.asarray(json.dumps(about)))
     return about | {"bounds": arrays["bounds"].tolist()}
 
@@ -136,7 +136,7 @@ def first_fit(
 
 def _write_first(out: Path, arrays: Mapping[str, Any], sources: int, started: float) -> dict:
     about = {"sources": sources, "seconds": time.process_time() - started}
-    with whole(out) as partial, partial.open("wb") as file:
+    with replacing(out, shared=True) as partial, partial.open("wb") as file:
         np.savez(file, **arrays, about=np.asarray(json.dumps(about)))
     return about
 
@@ -169,7 +169,7 @@ def second_fit(
     known = known if images is None else known[_on_images(images, known)]
     own = tiling.contains(cell, known["fitted_ra"], known["fitted_dec"]) if len(known) else np.zeros(0, bool)
     if images is None or not own.any():
-        with whole(out) as partial:
+        with replacing(out, shared=True) as partial:
             pq.write_table(pa.table({}), partial)
         return {"sources": 0, "seconds": time.process_time() - started}
     prior = prior_of_field(images)
@@ -202,7 +202,7 @@ def second_fit(
         "seconds of draws": time.process_time() - middle,
         "not converged": int((~fit.converged).sum()),
     }
-    with whole(out) as partial:
+    with replacing(out, shared=True) as partial:
         pq.write_table(_arrow(rows), partial)
     return about
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from astrozoo._files import write_json
 from astrozoo.errors import DataError, InputError, OutputError
 
-__all__ = ["Store", "whole"]
+__all__ = ["Store"]
 
 _MANIFEST = "manifest.json"
 
@@ -95,24 +93,6 @@ class Store:
     def remove(self) -> None:
         """Remove all work, once the results are written."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A name of this process alone to write to, which becomes ``path`` if all goes well.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
-    try:
-        try:
-            yield partial
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error}") from error
 
 
 def _short(value: Any) -> str:
