@@ -24,7 +24,7 @@ from astrozoo.entry import Entry, resolve
 from astrozoo.errors import AstrozooError, CaptureError, InputError
 from astrozoo.infer import infer
 from astrozoo.infer.progress import progress_bar
-from astrozoo.types import Outcome, Page, Problem, Result, load, stack
+from astrozoo.types import Outcome, Page, Problem, Result, Status, load, stack
 
 __all__ = [
     "CHECKPOINT",
@@ -36,6 +36,7 @@ __all__ = [
     "run",
     "sbc",
     "truth_page",
+    "unless_interrupted",
     "with_data",
     "write",
 ]
@@ -121,7 +122,8 @@ def fit(
     if method != "wiener":  # it is exact, and has no state to continue from
         (out / CHECKPOINT).mkdir(exist_ok=True)
         settings["checkpoint"] = out / CHECKPOINT / f"{method}.npz"
-    result = with_data(case.problem, infer(case.problem, method, guide, seed=seed, **settings))
+    result = unless_interrupted(infer(case.problem, method, guide, seed=seed, **settings))
+    result = with_data(case.problem, result)
     pages = [truth_page(result, case)] if case.truth else []
     return Outcome(result, pages, {"data": case.origin})
 
@@ -153,7 +155,18 @@ def infer_kept(
     if method != "wiener":
         (out / CHECKPOINT).mkdir(exist_ok=True)
         settings["checkpoint"] = out / CHECKPOINT / f"{method}.npz"
-    return infer(problem, method, guide, seed=seed, keep=list(keep), **settings)
+    return unless_interrupted(infer(problem, method, guide, seed=seed, keep=list(keep), **settings))
+
+
+def unless_interrupted(result: Result) -> Result:
+    """The result of a method in a command, which writes results only when they are whole.
+
+    Raises:
+        KeyboardInterrupt: the method was interrupted. Its checkpoint has the work so far.
+    """
+    if result.status is Status.INTERRUPTED:
+        raise KeyboardInterrupt
+    return result
 
 
 def truth_page(result: Result, case: Case) -> Page:

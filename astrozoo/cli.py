@@ -188,8 +188,6 @@ def run(
         try:
             with _alone(folder):
                 outcome = _jobs.run(entry, out=folder, path=data, demo=demo, seed=seed, **settings)
-                if outcome.result.status == "interrupted":
-                    raise KeyboardInterrupt  # results would take the place of the work in progress
                 if first:
                     _jobs.write(outcome, folder)
         except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from astrozoo import data, registry
 from astrozoo._files import replacing
-from astrozoo._jobs import CHECKPOINT, with_data
+from astrozoo._jobs import CHECKPOINT, unless_interrupted, with_data
 from astrozoo.data.scene_files import read_scene
 from astrozoo.data.scenes import Scene
 from astrozoo.data.simulate_blends import simulate_blend
@@ -67,7 +67,7 @@ def run(
         scene, truth, origin = demonstration(seed)
     print(f"{origin}: {len(scene.sources)} sources, bands {', '.join(scene.bands)}")
     problem = entry.problem(scene, **settings).to(device=device)
-    result = _inferred(entry, problem, method, guide, seed, out)
+    result = unless_interrupted(_inferred(entry, problem, method, guide, seed, out))
     parts = deblended(scene, problem, result)
     table = catalogue(scene, problem, result, parts)
     write_scene(out / "scene.fits", scene, parts, table)

@@ -13,6 +13,7 @@ from astropy.table import Table
 
 from astrozoo import registry
 from astrozoo._files import replacing
+from astrozoo._jobs import unless_interrupted
 from astrozoo.data.finder_files import LensStamps
 from astrozoo.data.finder_stamps import prepare
 from astrozoo.data.lens_survey import SURVEYS
@@ -85,7 +86,8 @@ def run(
     print(f"{origin}: {len(stamps)} stamps, bands {', '.join(stamps.bands)}")
     described = finder.describe(stamps)
     problem = entry.problem(stamps, weights=finder).to(device=device)
-    result = infer(problem, method, guide, seed=seed, **entry.options.get(method, {}))
+    settings = entry.options.get(method, {})
+    result = unless_interrupted(infer(problem, method, guide, seed=seed, **settings))
     table = ranking(stamps, finder, described, result, chance)
     with replacing(out / "ranking.parquet") as partial:
         table.write(partial, format="parquet", overwrite=True)

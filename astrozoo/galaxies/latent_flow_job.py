@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from astrozoo import registry
-from astrozoo._jobs import CHECKPOINT
+from astrozoo._jobs import CHECKPOINT, unless_interrupted
 from astrozoo._trained import Trained
 from astrozoo.data.latents import LatentTable
 from astrozoo.errors import InputError
@@ -94,7 +94,8 @@ def run(
     settings = registry.get("latent_flow").options.get(method, {})
     kept = out / CHECKPOINT
     kept.mkdir(exist_ok=True)
-    result = infer(problem, method, guide, seed=seed, checkpoint=kept / f"{method}.npz", **settings)
+    checkpoint = kept / f"{method}.npz"
+    result = unless_interrupted(infer(problem, method, guide, seed=seed, checkpoint=checkpoint, **settings))
     pages = [
         _prior_page(table, held_out, prior, rows, origin, seed),
         _galaxy_page(table, row, result, prior, infer_conditions),

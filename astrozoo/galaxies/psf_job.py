@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from astrozoo import registry
-from astrozoo._jobs import case_of, truth_page, with_data
+from astrozoo._jobs import case_of, truth_page, unless_interrupted, with_data
 from astrozoo.galaxies.psf_maps import maps_of, shapes_of
 from astrozoo.galaxies.psf_pictures import CAPTION, maps_figure
 from astrozoo.infer import infer
@@ -46,7 +46,8 @@ def run(
     """
     entry = registry.get("psf_vae")
     case = case_of(entry, path, seed, device, options)
-    result = infer(case.problem, method, guide, seed=seed, **entry.options.get(method, {}))
+    settings = entry.options.get(method, {})
+    result = unless_interrupted(infer(case.problem, method, guide, seed=seed, **settings))
     galaxies = maps_of(case.problem, result)
     pages = [Page("Galaxies", [(maps_figure(galaxies[:_SHOWN]), CAPTION), *_notes(case.problem)])]
     rows = [

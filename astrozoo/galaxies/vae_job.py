@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from astrozoo import registry
-from astrozoo._jobs import case_of, truth_page, with_data
+from astrozoo._jobs import case_of, truth_page, unless_interrupted, with_data
 from astrozoo.galaxies.pictures import CAPTION, Fitted, galaxy_figure
 from astrozoo.infer import infer
 from astrozoo.types import Outcome, Page, Problem, Result
@@ -50,7 +50,7 @@ def run(
     entry = registry.get("galaxy_vae")
     case = case_of(entry, path, seed, device, options, drawn={"galaxies": _DEMO})
     settings = entry.options.get(method, {})
-    result = infer(case.problem, method, guide, seed=seed, **settings)
+    result = unless_interrupted(infer(case.problem, method, guide, seed=seed, **settings))
     fits = fitted(case.problem, result, _SHOWN)
     pages = [Page("Galaxies", [(galaxy_figure(fits, [str(i) for i in range(len(fits))]), CAPTION)])]
     if case.truth:

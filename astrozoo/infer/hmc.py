@@ -313,8 +313,6 @@ def hmc(
     with progress_bar(name, settings.warmup + run.draws, run.progress) as report:
         early_end = _run(chains, state, plan, run.budget, checkpoint, report)
     checkpoint.save(state.arrays())
-    if early_end is Status.INTERRUPTED and not state.recorder.count:
-        raise KeyboardInterrupt  # there are no draws yet; the checkpoint has the work so far
     return _result(problem, target, state, run, early_end, began, name, plan.energy_error is None)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from astrozoo import registry
 from astrozoo._goodness import goodness_of
-from astrozoo._jobs import CHECKPOINT, with_data
+from astrozoo._jobs import CHECKPOINT, unless_interrupted, with_data
 from astrozoo.diagnostics.metrics import z_scores
 from astrozoo.errors import InputError
 from astrozoo.infer import infer
@@ -79,7 +79,7 @@ def run(
         settings = {**entry.options.get(method, {}), **sampling}
         kept = out / CHECKPOINT / f"{method}.npz"
         result = infer(problem, method, guide, seed=seed, checkpoint=kept, **settings)
-    result = with_data(problem, result)
+    result = with_data(problem, unless_interrupted(result))
     pages = [_lens_page(problem, result, parts)]
     if truth:
         pages.append(_truth_page(result, truth, origin))

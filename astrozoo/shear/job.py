@@ -15,7 +15,7 @@ from torch import Tensor
 from astrozoo import registry
 from astrozoo._console import say
 from astrozoo._files import replacing
-from astrozoo._jobs import CHECKPOINT
+from astrozoo._jobs import CHECKPOINT, unless_interrupted
 from astrozoo.data.galaxy_population import SersicPopulation
 from astrozoo.data.observed_stamps import ObservedStamps, read_observed
 from astrozoo.data.simulate_galaxies import GalaxySurvey, PsfRange, simulate_galaxies
@@ -121,7 +121,8 @@ def run(
     task = problem(fits.draws).to(device=device)
     (out / CHECKPOINT).mkdir(exist_ok=True)
     settings = registry.get("shear").options.get(method, {})
-    result = infer(task, method, guide, seed=seed, checkpoint=out / CHECKPOINT / f"{method}.npz", **settings)
+    kept = out / CHECKPOINT / f"{method}.npz"
+    result = unless_interrupted(infer(task, method, guide, seed=seed, checkpoint=kept, **settings))
     model = render(fits.mode, stamps.psf, sersic, stamps.pixel_scale)
     chi2 = ((stamps.image - model) / stamps.noise_rms[:, None, None]).square().mean((1, 2))
     _write_table(fits, chi2, out / "galaxies.csv")
